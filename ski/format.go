@@ -1,0 +1,211 @@
+package ski
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// Format is how a message is encoded.
+type Format uint8
+
+// The two formats of the draft (Section 5.2). The zero value is CBOR.
+const (
+	CBOR Format = iota
+	JSON
+)
+
+// ContentFormat returns the CoAP Content-Format number (RFC 7252, Section
+// 12.3; RFC 8949, Section 9.4).
+func (f Format) ContentFormat() uint16 {
+	if f == JSON {
+		return 50
+	}
+	return 60
+}
+
+// MediaType returns the media type for HTTP.
+func (f Format) MediaType() string {
+	if f == JSON {
+		return "application/json"
+	}
+	return "application/cbor"
+}
+
+func (f Format) String() string {
+	switch f {
+	case CBOR:
+		return "CBOR"
+	case JSON:
+		return "JSON"
+	}
+	return fmt.Sprintf("Format(%d)", uint8(f))
+}
+
+// The keys of the message's map.
+const (
+	attrProtocol      = "protocol"
+	attrSPKI          = "spki"
+	attrMethod        = "method"
+	attrHash          = "hash"
+	attrInput         = "input"
+	attrScheme        = "scheme"
+	attrClientVersion = "client_version"
+	attrServerName    = "server_name"
+	attrOutput        = "output"
+	attrError         = "error"
+)
+
+// EncodeRequest encodes r, deterministically: equal requests give equal bytes.
+// The error is a *MalformedError.
+func EncodeRequest(f Format, r *Request) ([]byte, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	if f == JSON {
+		return encodeRequestJSON(r)
+	}
+	return encodeRequestCBOR(r)
+}
+
+// DecodeRequest decodes a request of at most MaxMessageSize bytes and checks
+// it with Validate. Keys it does not know are ignored; duplicate keys, wrong
+// types, nesting beyond MaxDepth, more than MaxPairs pairs and bytes after the
+// message are malformed. The error is a *MalformedError.
+func DecodeRequest(f Format, data []byte) (*Request, error) {
+	a, err := decode(f, data)
+	if err != nil {
+		return nil, err
+	}
+	r := &Request{
+		Protocol:      Protocol(a.text(attrProtocol)),
+		Method:        Method(a.text(attrMethod)),
+		Hash:          Hash(a.text(attrHash)),
+		Input:         a.bytes(attrInput),
+		Scheme:        tls.SignatureScheme(a.uint16(attrScheme)),
+		ClientVersion: a.uint16(attrClientVersion),
+		ServerName:    a.text(attrServerName),
+	}
+	spki := a.bytes(attrSPKI)
+	switch {
+	case a.err != nil:
+		return nil, a.err
+	case len(spki) == 0:
+		return nil, malformed(attrSPKI, "is missing or empty")
+	case len(spki) != len(r.SPKI):
+		return nil, malformed(attrSPKI, fmt.Sprintf("does not have %d bytes", len(r.SPKI)))
+	}
+	copy(r.SPKI[:], spki)
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// EncodeResponse encodes r, deterministically. The error is a *MalformedError.
+func EncodeResponse(f Format, r *Response) ([]byte, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	if f == JSON {
+		return encodeResponseJSON(r)
+	}
+	return encodeResponseCBOR(r)
+}
+
+// DecodeResponse decodes a response, with the same strictness as
+// DecodeRequest. The error is a *MalformedError.
+func DecodeResponse(f Format, data []byte) (*Response, error) {
+	a, err := decode(f, data)
+	if err != nil {
+		return nil, err
+	}
+	r := &Response{Output: a.bytes(attrOutput), Error: Error(a.text(attrError))}
+	if a.err != nil {
+		return nil, a.err
+	}
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// attributes is a decoded map whose values are still encoded. The first value
+// that does not have the type it is read as is kept in err.
+type attributes struct {
+	codec
+	err error
+}
+
+// A codec knows the values of one message by their names. The methods return
+// the value, whether it is there, and what is wrong with its type.
+type codec interface {
+	textValue(name string) (string, bool, error)
+	bytesValue(name string) ([]byte, bool, error)
+	uintValue(name string) (uint64, bool, error)
+}
+
+func decode(f Format, data []byte) (*attributes, error) {
+	if len(data) > MaxMessageSize {
+		return nil, malformed("", fmt.Sprintf("it has more than %d bytes", MaxMessageSize))
+	}
+	var c codec
+	var err error
+	switch f {
+	case CBOR:
+		c, err = decodeCBOR(data)
+	case JSON:
+		c, err = decodeJSON(data)
+	default:
+		err = malformed("", "unknown format")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &attributes{codec: c}, nil
+}
+
+func (a *attributes) fail(name string, err error) {
+	if a.err == nil {
+		a.err = malformed(name, err.Error())
+	}
+}
+
+func (a *attributes) text(name string) string {
+	v, ok, err := a.textValue(name)
+	switch {
+	case err != nil:
+		a.fail(name, err)
+	case ok && v == "":
+		a.fail(name, errEmpty) // or it would pass for an absent one
+	}
+	return v
+}
+
+func (a *attributes) bytes(name string) []byte {
+	v, _, err := a.bytesValue(name)
+	if err != nil {
+		a.fail(name, err)
+	}
+	return v
+}
+
+func (a *attributes) uint16(name string) uint16 {
+	v, ok, err := a.uintValue(name)
+	switch {
+	case err != nil:
+		a.fail(name, err)
+	case ok && (v == 0 || v > math.MaxUint16):
+		a.fail(name, errRange) // 0 would pass for an absent one
+	}
+	return uint16(v)
+}
+
+var (
+	errEmpty    = errors.New("is empty")
+	errRange    = errors.New("is not between 1 and 65535")
+	errNotText  = errors.New("is not a text string")
+	errNotBytes = errors.New("is not a byte string")
+	errNotUint  = errors.New("is not an unsigned integer")
+)
