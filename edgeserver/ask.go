@@ -1,0 +1,57 @@
+package edgeserver
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// asking is the ski.Transport that all keys are asked over. It bounds the
+// time, whatever the Transport below does, and leaves the outcome with the
+// connection: crypto/tls keeps only an error's text.
+type asking struct {
+	transport ski.Transport
+	timeout   time.Duration
+}
+
+// RoundTrip asks the Transport below.
+func (a asking) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	start := time.Now()
+	resp, err := a.transport.RoundTrip(ctx, req)
+	if c := connFrom(ctx); c != nil {
+		c.asked = question{method: req.KeyExchange(), took: time.Since(start), err: err}
+		// A PreMasterSecret that the key server calls malformed is no failure:
+		// ski.Key goes on with a random one (RFC 5246, Section 7.4.7.1), and
+		// nothing here may tell the difference.
+		if err == nil && !(req.Method == ski.MethodRSA && resp.Error == ski.MalformedRequest) {
+			c.asked.err = resp.Err()
+		}
+	}
+	return resp, err
+}
+
+// reason names the kind of a failure to have the key server's answer.
+func reason(err error) string {
+	transport := (*ski.TransportError)(nil)
+	switch {
+	case errors.Is(err, ski.RequestDenied):
+		return "denied"
+	case errors.Is(err, ski.SPKINotFound):
+		return "spki not found"
+	case errors.Is(err, ski.MalformedRequest):
+		return "malformed request"
+	case errors.Is(err, ski.UnspecifiedError):
+		return "unspecified error"
+	case errors.As(err, &transport) && !transport.Timeout():
+		return "unreachable" // also when it stayed so until the time was up
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	}
+	return "failed"
+}

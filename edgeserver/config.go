@@ -1,0 +1,199 @@
+package edgeserver
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// Config is what a Server is made from, and the shape of the configuration
+// file. Where a field says nothing of a default, the zero value is it.
+type Config struct {
+	// Listen are the TCP addresses on which ListenAndServe serves HTTPS.
+	// Default: ":8443".
+	Listen []string `yaml:"listen"`
+	// KeyServer is where the sites' private keys are. A Server itself looks
+	// only at its Timeout and DraftOnly; the rest is for whoever makes the
+	// ski.Transport.
+	KeyServer KeyServer `yaml:"keyserver"`
+	// Sites are the web sites served. At least one.
+	Sites []Site `yaml:"sites"`
+	// ShutdownTimeout is how long requests in flight may take to finish once
+	// the server stops. Default: 10s.
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// Log is how the ski-edgeserver command logs.
+	Log Log `yaml:"log"`
+
+	// source is the file that Load read, for the positions in errors. It is
+	// nil in a Config made by a program.
+	source *source
+}
+
+// KeyServer says how to reach the key server, and as whom.
+type KeyServer struct {
+	// URL is the key server's, coaps://HOST[:PORT]/PATH.
+	URL string `yaml:"url"`
+	// Certificate and Key are the PEM files of the edge's own identity on the
+	// SKI channel; they have nothing to do with the sites. Key must be readable
+	// by its owner alone.
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	// CA is the PEM file of the authorities that sign key servers'
+	// certificates.
+	CA string `yaml:"ca"`
+	// ServerName is the name in the key server's certificate. Default: the
+	// URL's host.
+	ServerName string `yaml:"server_name"`
+	// Timeout bounds each question to the key server, with all retries. When
+	// it runs out, the TLS client gets an alert. Default: ski.DefaultTimeout,
+	// 5s.
+	Timeout time.Duration `yaml:"timeout"`
+	// DraftOnly is for a key server that knows only what
+	// draft-cairns-tls-session-key-interface-01 defines: the edge then speaks
+	// TLS 1.2 only and sends no extensions.
+	DraftOnly bool `yaml:"draft_only"`
+}
+
+// Site is one web site: the names it has, the certificates that prove them,
+// and where its content comes from.
+type Site struct {
+	// Names are DNS names, or "*." and a DNS name, which stands for every name
+	// with one more label. Names that are not ASCII are written in their
+	// ASCII form (xn--). Only the default site can be without.
+	Names []string `yaml:"names"`
+	// Certificates are PEM files with one certificate chain each, the site's
+	// own certificate first. Of several, a client gets the first that it
+	// supports. Each must cover all Names. A private key in one of the files
+	// is an error.
+	Certificates []string `yaml:"certificates"`
+	// StaticRSA offers clients that support nothing better the cipher suites
+	// TLS_RSA_WITH_AES_128_GCM_SHA256 and TLS_RSA_WITH_AES_256_GCM_SHA384.
+	// They have no forward secrecy.
+	StaticRSA bool `yaml:"static_rsa"`
+	// Proxy is the URL of the origin server that requests are forwarded to,
+	// http or https. The origin sees the client's Host, and X-Forwarded-For,
+	// X-Forwarded-Host and X-Forwarded-Proto. Exactly one of Proxy and Static
+	// is set.
+	Proxy string `yaml:"proxy"`
+	// Static is the folder that files are served from. Folders are not listed,
+	// and names that begin with a dot are not found.
+	Static string `yaml:"static"`
+	// Default makes this the site for clients that send no server name, or
+	// one that no site has. At most one site is the default; without one, such
+	// clients get the alert unrecognized_name (RFC 6066, Section 3).
+	Default bool `yaml:"default"`
+}
+
+// Log is how a command logs.
+type Log struct {
+	// Level is debug, info, warn or error. Default: info.
+	Level string `yaml:"level"`
+	// Format is text or json. Default: text.
+	Format string `yaml:"format"`
+}
+
+// withDefaults returns c with the defaults of the fields' comments filled in.
+func (c Config) withDefaults() Config {
+	if len(c.Listen) == 0 {
+		c.Listen = []string{":8443"}
+	}
+	if c.KeyServer.Timeout == 0 {
+		c.KeyServer.Timeout = ski.DefaultTimeout
+	}
+	if c.ShutdownTimeout == 0 {
+		c.ShutdownTimeout = 10 * time.Second
+	}
+	if c.Log.Level == "" {
+		c.Log.Level = "info"
+	}
+	if c.Log.Format == "" {
+		c.Log.Format = "text"
+	}
+	return c
+}
+
+// Load reads the configuration file, with defaults filled in. Paths in it are
+// relative to its own folder. It reads no other file: New opens those of the
+// sites, KeyServer.Credentials those of the key server.
+//
+// An error is one line that begins with FILE:LINE:COLUMN.
+func Load(file string) (Config, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return Config{}, err
+	}
+	src, err := parseSource(file, data)
+	if err != nil {
+		return Config{}, err
+	}
+	if err := src.checkDurations("keyserver.timeout", "shutdown_timeout"); err != nil {
+		return Config{}, err
+	}
+	var c Config
+	if err := yaml.NodeToValue(src.body(), &c, yaml.Strict()); err != nil {
+		return Config{}, src.explain(err)
+	}
+	c.source = src
+	c.resolve(filepath.Dir(file))
+	c = c.withDefaults()
+	if err := c.validateKeyServer(); err != nil {
+		return Config{}, err
+	}
+	if err := c.validate(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// resolve makes the paths relative to dir.
+func (c *Config) resolve(dir string) {
+	abs := func(path *string) {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
+	}
+	abs(&c.KeyServer.Certificate)
+	abs(&c.KeyServer.Key)
+	abs(&c.KeyServer.CA)
+	for i := range c.Sites {
+		abs(&c.Sites[i].Static)
+		for j := range c.Sites[i].Certificates {
+			abs(&c.Sites[i].Certificates[j])
+		}
+	}
+}
+
+// errorAt returns err with the name of the field it is about, and the field's
+// position where c was read from a file.
+func (c *Config) errorAt(field string, err error) error {
+	if c.source != nil {
+		return fmt.Errorf("%s: %s: %w", c.source.position(field), field, err)
+	}
+	return fmt.Errorf("edgeserver: %s: %w", field, err)
+}
+
+// errorf is errorAt for an error that has no cause.
+func (c *Config) errorf(field, format string, args ...any) error {
+	return c.errorAt(field, fmt.Errorf(format, args...))
+}
+
+// kindName is what a configuration file calls a Go type.
+func kindName(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a text"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Map, reflect.Struct:
+		return "a map"
+	}
+	return "a number"
+}

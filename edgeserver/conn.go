@@ -1,0 +1,62 @@
+package edgeserver
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// conn is the TCP connection below a TLS connection, and what is known of it.
+// All of it is written during the handshake, by the goroutine that does it.
+type conn struct {
+	net.Conn
+	serverName string // in the ClientHello
+	site       *site  // the site it is bound to
+	asked      question
+}
+
+// question is a connection's question to the key server.
+type question struct {
+	method ski.Method
+	took   time.Duration
+	err    error // why the handshake cannot go on, or nil
+}
+
+type connKey struct{}
+
+// withConn returns a context that belongs to c: of its handshake, of a question
+// to the key server within that, or of a request.
+func withConn(ctx context.Context, c *conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// connFrom returns the conn that ctx belongs to, or nil.
+func connFrom(ctx context.Context) *conn {
+	c, _ := ctx.Value(connKey{}).(*conn)
+	return c
+}
+
+// The ends of the TLS 1.2 records with which crypto/tls closes a handshake in
+// which the key server did not help: a fatal alert (RFC 5246, Sections 6.2.1
+// and 7.2).
+const (
+	alertRecord   = "\x15\x03\x03\x00\x02\x02" // alert, TLS 1.2, length 2, fatal
+	internalError = 80
+)
+
+// Write makes the alert of a handshake that failed for want of the key server
+// an internal_error, as it is in TLS 1.3. In TLS 1.2 crypto/tls takes every
+// failure of the key exchange for the client's and sends handshake_failure or
+// illegal_parameter, for which clients look at their own settings.
+//
+// Once the key server has failed there is nothing left to write but the
+// records that wait in the buffer, with the alert at their end.
+func (c *conn) Write(b []byte) (int, error) {
+	at := len(b) - 1
+	if c.asked.err != nil && at >= len(alertRecord) && string(b[at-len(alertRecord):at]) == alertRecord {
+		b = append(append(make([]byte, 0, len(b)), b[:at]...), internalError)
+	}
+	return c.Conn.Write(b)
+}

@@ -1,0 +1,156 @@
+package edgeserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// clientTime is how long a client may take for its part of the handshake. The
+// key server's part, KeyServer.Timeout, comes on top: were the two one, a
+// connection whose key server does not answer would end without an alert.
+const clientTime = 10 * time.Second
+
+// handshaker is a net.Listener whose connections have their TLS handshake
+// behind them. http.Server would do the handshakes too, but tells neither which
+// failed nor why.
+type handshaker struct {
+	net.Listener
+	config  *tls.Config
+	timeout time.Duration // of a whole handshake
+	log     *slog.Logger
+
+	ctx    context.Context // of all handshakes
+	cancel context.CancelCauseFunc // with why the listener has ended
+	wg     sync.WaitGroup
+	ready  chan *tls.Conn
+}
+
+// newHandshaker returns the handshaker for l and starts it. Close ends it and
+// wait waits for that.
+func newHandshaker(ctx context.Context, l net.Listener, config *tls.Config, timeout time.Duration, log *slog.Logger) *handshaker {
+	h := &handshaker{Listener: l, config: config, timeout: timeout, log: log, ready: make(chan *tls.Conn)}
+	h.ctx, h.cancel = context.WithCancelCause(ctx)
+	h.wg.Go(h.listen)
+	return h
+}
+
+// Accept returns the next connection whose handshake is done, a *tls.Conn.
+func (h *handshaker) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.ready:
+		return c, nil
+	case <-h.ctx.Done():
+		return nil, context.Cause(h.ctx)
+	}
+}
+
+// Close closes the listener and the connections whose handshake is not done.
+func (h *handshaker) Close() error {
+	h.cancel(net.ErrClosed)
+	return h.Listener.Close()
+}
+
+// wait returns when nothing of h is running any more.
+func (h *handshaker) wait() { h.wg.Wait() }
+
+// listen accepts connections until the listener ends.
+func (h *handshaker) listen() {
+	const firstPause, lastPause = 5 * time.Millisecond, time.Second
+	pause := firstPause
+	for {
+		c, err := h.Listener.Accept()
+		if err == nil {
+			pause = firstPause
+			h.wg.Go(func() { h.serve(c) })
+			continue
+		}
+		// What is temporary, above all having no file descriptor left, goes
+		// away when other connections end.
+		if temporary, ok := err.(interface{ Temporary() bool }); !ok || !temporary.Temporary() || h.ctx.Err() != nil {
+			h.cancel(err)
+			return
+		}
+		h.log.Warn("accepting a connection failed", "error", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-h.ctx.Done():
+		}
+		pause = min(2*pause, lastPause)
+	}
+}
+
+// serve does the handshake on raw and hands the connection to Accept.
+func (h *handshaker) serve(raw net.Conn) {
+	c := &conn{Conn: raw}
+	tlsConn := tls.Server(c, h.config)
+	done := false
+	defer func() {
+		// As with http.Server, a panic ends one connection and not the program:
+		// the key server may be in the same process.
+		if p := recover(); p != nil {
+			h.log.Error("panic in a handshake", "remote", raw.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
+		}
+		if !done {
+			raw.Close()
+		}
+	}()
+
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), h.timeout)
+	defer cancel()
+	err := tlsConn.HandshakeContext(ctx)
+	h.report(c, tlsConn, time.Since(start), err)
+	if err != nil {
+		explainHTTPS(err)
+		return
+	}
+	select {
+	case h.ready <- tlsConn:
+		done = true
+	case <-h.ctx.Done():
+	}
+}
+
+// report logs the outcome of a handshake: what went wrong on this side as a
+// warning, clients that come and go only for debugging.
+func (h *handshaker) report(c *conn, tlsConn *tls.Conn, took time.Duration, err error) {
+	attrs := []slog.Attr{slog.Any("remote", c.RemoteAddr()), slog.String("server_name", c.serverName)}
+	if c.site != nil {
+		attrs = append(attrs, slog.String("site", c.site.label))
+	}
+	attrs = append(attrs, slog.Duration("took", took))
+	if c.asked.method != "" {
+		attrs = append(attrs, slog.String("ski_method", string(c.asked.method)), slog.Duration("ski_took", c.asked.took))
+	}
+	switch {
+	case err == nil:
+		attrs = append(attrs, negotiated(tlsConn.ConnectionState())...)
+		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake", attrs...)
+	case c.asked.err != nil:
+		attrs = append(attrs, slog.String("reason", reason(c.asked.err)), slog.Any("error", c.asked.err))
+		h.log.LogAttrs(h.ctx, slog.LevelWarn, "handshake failed: no answer of the key server to go on with", attrs...)
+	default:
+		attrs = append(attrs, slog.Any("error", err))
+		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)
+	}
+}
+
+// explainHTTPS answers a client that speaks HTTP without TLS in its own
+// language.
+func explainHTTPS(err error) {
+	record := tls.RecordHeaderError{}
+	if !errors.As(err, &record) || record.Conn == nil {
+		return
+	}
+	switch string(record.RecordHeader[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
+		io.WriteString(record.Conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nThis is an HTTPS server.\n")
+	}
+}

@@ -1,0 +1,65 @@
+package edgeserver
+
+import (
+	"context"
+	"crypto/x509"
+	"sync"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// SiteInfo describes a site that is ready to serve.
+type SiteInfo struct {
+	Site
+	// Leaves are the first certificates of Site.Certificates, in their order.
+	Leaves []*x509.Certificate
+}
+
+// Sites returns what the Server serves, in the order of the Config.
+func (s *Server) Sites() []SiteInfo {
+	var infos []SiteInfo
+	for _, site := range s.sites.all {
+		info := SiteInfo{Site: site.Site}
+		for _, chain := range site.chains {
+			info.Leaves = append(info.Leaves, chain.Leaf)
+		}
+		infos = append(infos, info)
+	}
+	return infos
+}
+
+// Probe asks the key server for the key of each certificate, and logs a warning
+// for each that it would not use or that it cannot be asked for. It returns
+// when all answers are there, at the latest after KeyServer.Timeout.
+func (s *Server) Probe(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, site := range s.sites.all {
+		for i, chain := range site.chains {
+			wg.Go(func() { s.probe(ctx, site, site.Certificates[i], chain.Key.ID()) })
+		}
+	}
+	wg.Wait()
+}
+
+func (s *Server) probe(ctx context.Context, site *site, file string, key ski.KeyID) {
+	// The input is what no handshake needs signed. That a key server finds
+	// that malformed means that it has the key and would use it for this
+	// edge: it looks for those first.
+	req := &ski.Request{Protocol: ski.TLS12, SPKI: key, Hash: ski.SHA256, Input: []byte{0}}
+	if !s.cfg.KeyServer.DraftOnly && len(site.Names) > 0 && site.Names[0][0] != '*' {
+		req.ServerName = site.Names[0]
+	}
+	resp, err := s.asking.RoundTrip(ctx, req)
+	if err == nil && resp.Error != ski.MalformedRequest {
+		err = resp.Err()
+	}
+	log := s.log.With("site", site.label, "certificate", file, "spki", key)
+	switch {
+	case err == nil:
+		log.Info("the key server has the key")
+	case ctx.Err() != nil: // The edge server stops.
+	default:
+		log.Warn("the key server does not serve the key: handshakes will fail",
+			"reason", reason(err), "error", err)
+	}
+}

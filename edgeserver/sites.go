@@ -1,0 +1,153 @@
+package edgeserver
+
+import (
+	"crypto/rsa"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// site is a Site that is ready to serve.
+type site struct {
+	Site
+	label   string // in the log
+	chains  []*ski.Certificate
+	handler http.Handler
+	content io.Closer // what handler has open
+
+	config    *tls.Config // for its connections
+	staticRSA *tls.Config // for those of clients without forward secrecy; nil where not offered
+}
+
+// sites is the table of all sites. It is not changed once made.
+type sites struct {
+	all      []*site
+	byName   map[string]*site // the names in canonical form, wildcards with their asterisk
+	fallback *site            // the default site, or nil
+}
+
+// newSites opens everything that the sites of cfg consist of. t is what their
+// keys are asked over.
+func newSites(cfg *Config, t ski.Transport, log *slog.Logger) (*sites, error) {
+	table := &sites{byName: map[string]*site{}}
+	for i := range cfg.Sites {
+		s, err := newSite(cfg, i, t, log)
+		if err != nil {
+			table.close()
+			return nil, err
+		}
+		table.all = append(table.all, s)
+		for _, name := range s.Names {
+			table.byName[canonicalName(name)] = s
+		}
+		if s.Default {
+			table.fallback = s
+		}
+	}
+	return table, nil
+}
+
+func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, error) {
+	s := &site{Site: cfg.Sites[i], label: "default"}
+	if len(s.Names) > 0 {
+		s.label = s.Names[0]
+	}
+	log = log.With("site", s.label)
+
+	hasRSA := false
+	for j, file := range s.Certificates {
+		field := fmt.Sprintf("sites[%d].certificates[%d]", i, j)
+		chain, err := loadChain(t, file, s.Names)
+		if err != nil {
+			return nil, cfg.errorAt(field, err)
+		}
+		if now := time.Now(); now.After(chain.Leaf.NotAfter) || now.Before(chain.Leaf.NotBefore) {
+			log.Warn("the certificate is not valid now", "file", file,
+				"not_before", chain.Leaf.NotBefore, "not_after", chain.Leaf.NotAfter)
+		}
+		if cfg.KeyServer.DraftOnly {
+			chain = chain.DraftOnly()
+		}
+		if _, ok := chain.Leaf.PublicKey.(*rsa.PublicKey); ok {
+			hasRSA = true
+		}
+		s.chains = append(s.chains, chain)
+	}
+	if s.StaticRSA {
+		if !hasRSA {
+			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].static_rsa", i), errors.New("needs an RSA certificate"))
+		}
+		log.Warn("static_rsa offers cipher suites without forward secrecy")
+	}
+	if err := s.open(log); err != nil {
+		field := "static"
+		if s.Proxy != "" {
+			field = "proxy"
+		}
+		return nil, cfg.errorAt(fmt.Sprintf("sites[%d].%s", i, field), err)
+	}
+	return s, nil
+}
+
+// open makes the handler.
+func (s *site) open(log *slog.Logger) error {
+	if s.Static != "" {
+		folder, err := openFolder(s.Static)
+		if err != nil {
+			return err
+		}
+		s.handler, s.content = folder, folder
+		return nil
+	}
+	origin, err := parseOrigin(s.Proxy)
+	if err != nil {
+		return err
+	}
+	proxy := newProxy(origin, log)
+	s.handler, s.content = proxy, proxy
+	return nil
+}
+
+func (t *sites) close() {
+	for _, s := range t.all {
+		s.content.Close()
+	}
+}
+
+// find returns the site that has name: as it is, by a wildcard in the place of
+// its first label, or as the default. It is nil where there is no default.
+func (t *sites) find(name string) *site {
+	name = canonicalName(name)
+	if s, ok := t.byName[name]; ok {
+		return s
+	}
+	if i := strings.IndexByte(name, '.'); i > 0 {
+		if s, ok := t.byName["*"+name[i:]]; ok {
+			return s
+		}
+	}
+	return t.fallback
+}
+
+// findHost is find for the value of a Host field or an :authority, which may
+// have a port.
+func (t *sites) findHost(host string) *site {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return t.find(host)
+}
+
+// canonicalName returns a DNS name in the form in which names are compared
+// (RFC 4343).
+func canonicalName(name string) string {
+	return strings.ToLower(strings.TrimSuffix(name, "."))
+}

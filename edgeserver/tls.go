@@ -1,0 +1,131 @@
+package edgeserver
+
+import (
+	"crypto/tls"
+	"log/slog"
+)
+
+// The cipher suites for TLS 1.2. Those for TLS 1.3 cannot be chosen.
+var (
+	// forwardSecret are the suites with an ephemeral key exchange and AEAD
+	// encryption, the only ones that HTTP/2 allows (RFC 9113, Section 9.2.2).
+	forwardSecret = []uint16{
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+	}
+	// staticRSA are the suites of Site.StaticRSA.
+	staticRSA = []uint16{
+		tls.TLS_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+	}
+)
+
+// newTLSConfig returns the configuration that a connection begins with. Once
+// the ClientHello is there, that of its site takes over.
+func newTLSConfig(table *sites, draftOnly bool) *tls.Config {
+	base := &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		CipherSuites: forwardSecret,
+		NextProtos:   []string{"h2", "http/1.1"},
+	}
+	if draftOnly {
+		base.MaxVersion = tls.VersionTLS12
+	}
+	for _, s := range table.all {
+		s.config, s.staticRSA = s.tlsConfigs(base)
+	}
+
+	// A connection for which no site is found goes on with base. It has no
+	// certificate, for which crypto/tls sends the alert unrecognized_name, as
+	// RFC 6066, Section 3 has it; an error returned here would become
+	// internal_error.
+	base.SessionTicketsDisabled = true
+	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		c := connFrom(hello.Context())
+		c.serverName = hello.ServerName
+		if c.site = table.find(hello.ServerName); c.site == nil {
+			return nil, nil
+		}
+		return c.site.configFor(hello), nil
+	}
+	return base
+}
+
+// tlsConfigs returns the configuration of the site's connections, and the one
+// for clients that support only static RSA.
+func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
+	// All configurations that GetConfigForClient returns have the ticket keys
+	// of the configuration it was called on, unless their own are set. This
+	// one is never used but for its ticket keys, which crypto/tls makes and
+	// rotates: a ticket of one site is noise to all others.
+	tickets := new(tls.Config)
+
+	config = base.Clone()
+	config.GetCertificate = s.certificate
+	config.WrapSession = tickets.EncryptTicket
+	config.UnwrapSession = tickets.DecryptTicket
+	if !s.StaticRSA {
+		return config, nil
+	}
+	static = config.Clone()
+	static.MaxVersion = tls.VersionTLS12
+	static.CipherSuites = staticRSA
+	// HTTP/2 forbids these suites (RFC 9113, Section 9.2.2), and a client that
+	// offers it with nothing better would be turned away.
+	static.NextProtos = []string{"http/1.1"}
+	return config, static
+}
+
+// configFor returns the site's configuration for a client. It offers static
+// RSA only to those that support nothing else.
+func (s *site) configFor(hello *tls.ClientHelloInfo) *tls.Config {
+	if s.staticRSA == nil {
+		return s.config
+	}
+	// The question is asked of the base configuration, which differs from
+	// s.config in nothing that matters to it.
+	if cert, _ := s.choose(hello); cert != nil {
+		return s.config
+	}
+	return s.staticRSA
+}
+
+// certificate is tls.Config.GetCertificate. Where the client supports none of
+// the chains it gets the first, and crypto/tls the say on which alert that is.
+func (s *site) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	cert, err := s.choose(hello)
+	if err != nil {
+		cert = s.chains[0].ForClientHello(hello)
+	}
+	return cert, nil
+}
+
+// choose returns the first of the chains that the client supports. The error
+// is that of the last one.
+func (s *site) choose(hello *tls.ClientHelloInfo) (cert *tls.Certificate, err error) {
+	// The name has chosen the site already, and at the default site it is in
+	// no certificate.
+	anonymous := *hello
+	anonymous.ServerName = ""
+	for _, chain := range s.chains {
+		cert := chain.ForClientHello(hello)
+		if err = anonymous.SupportsCertificate(cert); err == nil {
+			return cert, nil
+		}
+	}
+	return nil, err
+}
+
+// negotiated returns what client and edge have agreed on, for the log.
+func negotiated(state tls.ConnectionState) []slog.Attr {
+	return []slog.Attr{
+		slog.String("version", tls.VersionName(state.Version)),
+		slog.String("cipher_suite", tls.CipherSuiteName(state.CipherSuite)),
+		slog.String("protocol", state.NegotiatedProtocol),
+		slog.Bool("resumed", state.DidResume),
+	}
+}

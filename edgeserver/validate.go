@@ -1,0 +1,151 @@
+package edgeserver
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"strings"
+)
+
+// validate checks what needs no other file, in the order of the file, and
+// returns the first error.
+func (c *Config) validate() error {
+	if c.KeyServer.Timeout < 0 {
+		return c.errorf("keyserver.timeout", "is negative")
+	}
+	if len(c.Sites) == 0 {
+		return c.errorf("sites", "there must be at least one site")
+	}
+	owner := map[string]string{} // which field has the name
+	defaultSite := ""
+	for i := range c.Sites {
+		field := fmt.Sprintf("sites[%d]", i)
+		if err := c.validateSite(field, &c.Sites[i], owner); err != nil {
+			return err
+		}
+		if c.Sites[i].Default {
+			if defaultSite != "" {
+				return c.errorf(field+".default", "%s is the default site already", defaultSite)
+			}
+			defaultSite = field
+		}
+	}
+	if c.ShutdownTimeout < 0 {
+		return c.errorf("shutdown_timeout", "is negative")
+	}
+	if _, err := c.Log.level(); err != nil {
+		return c.errorAt("log.level", err)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return c.errorf("log.format", "'%s' is not text or json", c.Log.Format)
+	}
+	return nil
+}
+
+func (c *Config) validateSite(field string, s *Site, owner map[string]string) error {
+	if len(s.Names) == 0 && !s.Default {
+		return c.errorf(field+".names", "a site that is not the default needs a name")
+	}
+	for i, name := range s.Names {
+		at := fmt.Sprintf("%s.names[%d]", field, i)
+		if err := checkName(strings.TrimPrefix(name, "*.")); err != nil {
+			return c.errorf(at, "'%s' %w", name, err)
+		}
+		if other, ok := owner[canonicalName(name)]; ok {
+			return c.errorf(at, "'%s' is already the name at %s", name, other)
+		}
+		owner[canonicalName(name)] = at
+	}
+	if len(s.Certificates) == 0 {
+		return c.errorf(field+".certificates", "there must be at least one certificate chain")
+	}
+	switch {
+	case s.Proxy != "" && s.Static != "":
+		return c.errorf(field+".static", "a site has either proxy or static, not both")
+	case s.Proxy == "" && s.Static == "":
+		return c.errorf(field, "a site needs proxy or static")
+	case s.Proxy != "":
+		if _, err := parseOrigin(s.Proxy); err != nil {
+			return c.errorAt(field+".proxy", err)
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateKeyServer() error {
+	k := &c.KeyServer
+	for _, f := range []struct{ field, value string }{
+		{"keyserver.url", k.URL},
+		{"keyserver.certificate", k.Certificate},
+		{"keyserver.key", k.Key},
+		{"keyserver.ca", k.CA},
+	} {
+		if f.value == "" {
+			return c.errorf(f.field, "is missing")
+		}
+	}
+	u, err := url.Parse(k.URL)
+	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return c.errorf("keyserver.url", "'%s' is not a URL such as coaps://ski.example.com:5684/ski", k.URL)
+	}
+	return nil
+}
+
+// parseOrigin reads the URL of an origin server.
+func parseOrigin(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
+		u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("'%s' is not a URL such as http://127.0.0.1:8080", s)
+	}
+	return u, nil
+}
+
+// checkName checks that name is a DNS name in its ASCII form.
+func checkName(name string) error {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789-_"
+	foreign := func(r rune) bool { return !strings.ContainsRune(letters, r) }
+	name = canonicalName(name)
+	if len(name) > 253 { // RFC 1035, Section 2.3.4, in text form
+		return errors.New("is longer than a DNS name can be")
+	}
+	digits := true
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, foreign) {
+			return errors.New("is not a DNS name in its ASCII form")
+		}
+		digits = strings.Trim(label, "0123456789") == ""
+	}
+	if digits { // of the last label: an IPv4 address, or what clients take for one
+		return errors.New("is an IP address, which no client sends as a server name: " +
+			"the default site serves those")
+	}
+	return nil
+}
+
+// Logger returns a logger that writes to w.
+func (l Log) Logger(w io.Writer) *slog.Logger {
+	level, _ := l.level()
+	opts := &slog.HandlerOptions{Level: level}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// level returns Level as slog knows it.
+func (l Log) level() (slog.Level, error) {
+	switch l.Level {
+	case "debug":
+		return slog.LevelDebug, nil
+	case "info", "":
+		return slog.LevelInfo, nil
+	case "warn":
+		return slog.LevelWarn, nil
+	case "error":
+		return slog.LevelError, nil
+	}
+	return 0, fmt.Errorf("'%s' is not debug, info, warn or error", l.Level)
+}
