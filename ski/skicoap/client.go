@@ -1,0 +1,293 @@
+package skicoap
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	dtlsnet "github.com/pion/dtls/v3/pkg/net"
+	"github.com/plgd-dev/go-coap/v3/message/pool"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// ClientConfig says how to reach a key server. Certificate and RootCAs are
+// required.
+type ClientConfig struct {
+	// Certificate is the edge server's identity on the channel, with its key.
+	Certificate tls.Certificate
+	// RootCAs are the authorities that the key server's certificate comes
+	// from.
+	RootCAs *x509.CertPool
+	// ServerName is the name or address the key server's certificate must
+	// have. Default: the URL's host.
+	ServerName string
+	// Format is the encoding of requests. Default: CBOR.
+	Format ski.Format
+	// MaxInFlight bounds the requests in flight; more wait. It is NSTART of
+	// RFC 7252, Section 4.7. Default: 512.
+	MaxInFlight int
+	// DialTimeout is how long the DTLS handshake may take. Default: 3 s.
+	DialTimeout time.Duration
+	// DeadAfter is how long a key server may be silent, while requests wait
+	// and it is asked for a sign of life, before the session counts as lost.
+	// Default: 1 s.
+	DeadAfter time.Duration
+	// Logger gets a line for each session that begins, ends or fails to begin.
+	// Default: slog.Default().
+	Logger *slog.Logger
+}
+
+// The pause between one failed attempt to make a session and the next. It
+// doubles from the first value to the second.
+const (
+	firstRedial = 50 * time.Millisecond
+	lastRedial  = 500 * time.Millisecond
+)
+
+// Client is a ski.Transport to one key server: one DTLS session, shared by all
+// requests. It makes the session when it is needed, and again after it was
+// lost. A request that finds no session fails as soon as the attempt to make
+// one does.
+type Client struct {
+	cfg      ClientConfig
+	endpoint string // the URL
+	addr     string
+	path     string
+	messages *pool.Pool
+	log      *slog.Logger
+
+	slots chan struct{} // one for each request in flight
+
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu      sync.Mutex
+	current *clientSession
+	dialing *dialing
+	pause   time.Duration // after the next failure
+}
+
+// dialing is an attempt to make a session that requests wait for.
+type dialing struct {
+	done    chan struct{}
+	session *clientSession
+	err     error
+}
+
+// NewClient returns a Client for the key server at coaps://HOST[:PORT][/PATH].
+// The port is 5684 and the path /ski unless the URL says otherwise. Nothing is
+// sent yet.
+func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
+	u, err := url.Parse(rawURL)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("skicoap: %w", err)
+	case u.Scheme != "coaps":
+		return nil, fmt.Errorf("skicoap: %s: the scheme is coaps", rawURL)
+	case u.Hostname() == "":
+		return nil, fmt.Errorf("skicoap: %s: the host is missing", rawURL)
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return nil, fmt.Errorf("skicoap: %s: only host, port and path have a meaning", rawURL)
+	}
+	if cfg.RootCAs == nil {
+		return nil, errors.New("skicoap: a client needs RootCAs")
+	}
+	if err := checkIdentity(cfg.Certificate); err != nil {
+		return nil, err
+	}
+	path, port := u.Path, u.Port()
+	if path == "/" {
+		path = ""
+	}
+	defaults(&path, "/ski")
+	if err := checkPath(path); err != nil {
+		return nil, err
+	}
+	defaults(&port, "5684")
+	defaults(&cfg.ServerName, u.Hostname())
+	defaults(&cfg.MaxInFlight, 512)
+	defaults(&cfg.DialTimeout, 3*time.Second)
+	defaults(&cfg.DeadAfter, time.Second)
+	defaults(&cfg.Logger, slog.Default())
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Client{
+		cfg:      cfg,
+		endpoint: rawURL,
+		addr:     net.JoinHostPort(u.Hostname(), port),
+		path:     path,
+		messages: pool.New(1024, 2048),
+		log:      cfg.Logger.With("keyserver", rawURL),
+		slots:    make(chan struct{}, cfg.MaxInFlight),
+		ctx:      ctx,
+		cancel:   cancel,
+		pause:    firstRedial,
+	}, nil
+}
+
+// RoundTrip asks the key server. See ski.Transport for the errors.
+func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response, error) {
+	body, err := ski.EncodeRequest(c.cfg.Format, req)
+	if err != nil {
+		return nil, err
+	}
+	a, err := c.exchange(ctx, c.cfg.Format, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := a.response()
+	if err != nil {
+		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err}
+	}
+	return resp, nil
+}
+
+// Exchange posts body as it is and returns the answer's payload. It is for
+// those who test key servers; RoundTrip is for everyone else.
+func (c *Client) Exchange(ctx context.Context, f ski.Format, body []byte) ([]byte, error) {
+	a, err := c.exchange(ctx, f, body)
+	if err != nil {
+		return nil, err
+	}
+	if len(a.payload) == 0 || !a.isSKI() {
+		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: a.unexpected()}
+	}
+	return a.payload, nil
+}
+
+func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answer, error) {
+	select {
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
+	case <-ctx.Done():
+		return nil, c.failed(ctx, "request", ctx.Err())
+	case <-c.ctx.Done():
+		return nil, c.failed(ctx, "request", net.ErrClosed)
+	}
+	s, err := c.session(ctx)
+	if err != nil {
+		return nil, c.failed(ctx, "dial", err)
+	}
+	a, err := s.exchange(ctx, c.path, f, body)
+	if err != nil {
+		return nil, c.failed(ctx, "request", err)
+	}
+	return a, nil
+}
+
+func (c *Client) failed(ctx context.Context, op string, err error) error {
+	if cause := ctx.Err(); cause != nil {
+		err = cause
+	}
+	return &ski.TransportError{Endpoint: c.endpoint, Op: op, Err: err}
+}
+
+// session returns the current session, or the one that is made now.
+func (c *Client) session(ctx context.Context) (*clientSession, error) {
+	c.mu.Lock()
+	if s := c.current; s != nil && s.alive() {
+		c.mu.Unlock()
+		return s, nil
+	}
+	if c.ctx.Err() != nil {
+		c.mu.Unlock()
+		return nil, net.ErrClosed
+	}
+	d := c.dialing
+	if d == nil {
+		d = &dialing{done: make(chan struct{})}
+		c.dialing = d
+		c.running.Go(func() { c.dial(d) })
+	}
+	c.mu.Unlock()
+	select {
+	case <-d.done:
+		return d.session, d.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// dial makes a session for all requests that wait for d. After a failure it
+// stays the current attempt for the pause: whoever asks meanwhile gets the
+// same answer without another datagram.
+func (c *Client) dial(d *dialing) {
+	d.session, d.err = c.connect()
+	c.mu.Lock()
+	pause := c.pause
+	if d.err == nil {
+		c.current, c.dialing, c.pause = d.session, nil, firstRedial
+	} else {
+		c.pause = min(2*c.pause, lastRedial)
+	}
+	c.mu.Unlock()
+	close(d.done)
+	if d.err == nil {
+		return
+	}
+	if c.ctx.Err() == nil {
+		c.log.Warn("no session", "err", d.err, "again_in", pause)
+	}
+	select {
+	case <-time.After(pause):
+	case <-c.ctx.Done():
+	}
+	c.mu.Lock()
+	c.dialing = nil
+	c.mu.Unlock()
+}
+
+func (c *Client) connect() (*clientSession, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.DialTimeout)
+	defer cancel()
+	var d net.Dialer
+	// The socket is connected, so that the kernel tells us when nobody listens
+	// at the other end.
+	udp, err := d.DialContext(ctx, "udp", c.addr)
+	if err != nil {
+		return nil, err
+	}
+	v := newVerifier(&c.cfg)
+	conn, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(udp), udp.RemoteAddr(), clientOptions(&c.cfg, v)...)
+	if err != nil {
+		_ = udp.Close()
+		return nil, err
+	}
+	err = handshake(ctx, conn, c.cfg.DialTimeout)
+	if v.err != nil && (err == nil || v.err != errNotVerified) {
+		err = v.err
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	s := newClientSession(conn, c.messages, c.cfg.DeadAfter)
+	c.log.Info("session begins", "local", udp.LocalAddr())
+	stop := context.AfterFunc(c.ctx, func() { s.link.close(net.ErrClosed) })
+	c.running.Go(func() {
+		err := s.run()
+		stop()
+		if c.ctx.Err() == nil {
+			c.log.Info("session ends", "reason", err)
+		}
+	})
+	return s, nil
+}
+
+// Close ends the session and everything that waits for an answer.
+func (c *Client) Close() error {
+	c.mu.Lock() // so that session starts nothing after Wait
+	c.cancel()
+	c.mu.Unlock()
+	c.running.Wait()
+	return nil
+}

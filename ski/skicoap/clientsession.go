@@ -1,0 +1,294 @@
+package skicoap
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/message/pool"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// tick is how often requests that wait are looked at.
+const tick = 10 * time.Millisecond
+
+var (
+	errSilent = errors.New("the key server no longer answers")
+	errReset  = errors.New("the key server reset the request")
+	errEnded  = errors.New("the session ended")
+)
+
+// clientSession is the client's side of one DTLS session.
+type clientSession struct {
+	link      *link
+	deadAfter time.Duration
+	wake      chan struct{} // has a value when calls is no longer empty
+
+	mu        sync.Mutex
+	calls     map[uint32]*call // by token
+	nextToken uint32
+	nextMID   uint16
+	rtt       roundTrips
+	heard     time.Time // when the last message came
+	pinged    time.Time
+}
+
+// call is a request that waits for its answer.
+type call struct {
+	token    uint32
+	mid      uint16
+	datagram []byte
+	began    time.Time
+	next     time.Time     // when to send again
+	interval time.Duration // between the last sending and next
+	repeated bool          // sent more than once
+	accepted bool          // an empty acknowledgement came: a response will
+	done     chan outcome  // of capacity 1
+}
+
+type outcome struct {
+	answer *answer
+	err    error
+}
+
+func newClientSession(conn *dtls.Conn, messages *pool.Pool, deadAfter time.Duration) *clientSession {
+	s := &clientSession{
+		deadAfter: deadAfter,
+		wake:      make(chan struct{}, 1),
+		calls:     make(map[uint32]*call),
+		nextToken: rand.Uint32(),
+		nextMID:   uint16(rand.Uint32()),
+		heard:     time.Now(),
+	}
+	s.link = newLink(conn, messages, s.receive)
+	return s
+}
+
+func (s *clientSession) alive() bool {
+	select {
+	case <-s.link.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// run reads answers until the session ends, fails the requests that still wait
+// and returns the reason.
+func (s *clientSession) run() error {
+	var retransmitting sync.WaitGroup
+	retransmitting.Go(s.retransmit)
+	err := s.link.run()
+	retransmitting.Wait()
+	return err
+}
+
+// exchange sends a request and waits for its answer, the context or the end of
+// the session. Whichever comes, nothing is left behind.
+func (s *clientSession) exchange(ctx context.Context, path string, f ski.Format, body []byte) (*answer, error) {
+	c, err := s.begin(path, f, body)
+	if err != nil {
+		return nil, err
+	}
+	defer s.end(c)
+	if err := s.link.write(c.datagram); err != nil {
+		return nil, err
+	}
+	select {
+	case out := <-c.done:
+		return out.answer, out.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.link.done:
+		return nil, fmt.Errorf("%w: %w", errEnded, s.link.cause)
+	}
+}
+
+// begin registers a request under a token and a message ID of its own.
+func (s *clientSession) begin(path string, f ski.Format, body []byte) (*call, error) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.calls[s.nextToken] != nil {
+		s.nextToken++
+	}
+	c := &call{
+		token:    s.nextToken,
+		mid:      s.nextMID,
+		began:    now,
+		interval: s.rtt.timeout(),
+		done:     make(chan outcome, 1),
+	}
+	c.next = now.Add(c.interval)
+	s.nextToken++
+	s.nextMID++ // MaxInFlight is far below 65,536: the one that comes round is free
+
+	options := make(message.Options, 0, 4)
+	for segment := range bytes.SplitSeq([]byte(path[1:]), []byte("/")) {
+		options = append(options, message.Option{ID: message.URIPath, Value: segment})
+	}
+	options = append(options, contentFormat(f.ContentFormat())...)
+	datagram, err := encode(message.Message{
+		Type: message.Confirmable, Code: codes.POST, MessageID: int32(c.mid),
+		Token: binary.BigEndian.AppendUint32(nil, c.token), Options: options, Payload: body,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.datagram = datagram
+	if len(s.calls) == 0 {
+		s.heard = now // silence counts from here
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+	s.calls[c.token] = c
+	return c, nil
+}
+
+func (s *clientSession) end(c *call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.calls, c.token)
+}
+
+// receive is called by the link's reader.
+func (s *clientSession) receive(m *pool.Message) bool {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = now
+	switch {
+	case m.Code() == codes.Empty:
+		s.receiveEmpty(m)
+		return m.Type() != message.Confirmable // go-coap answers a ping
+	case m.Code() < 64: // a request: an edge has no resources
+		return false
+	}
+	c := s.callOf(m)
+	if m.Type() == message.Confirmable { // a separate response (RFC 7252, Section 5.2.2)
+		t := message.Acknowledgement
+		if c == nil {
+			t = message.Reset
+		}
+		s.link.sendEmpty(t, m.MessageID())
+	}
+	if c == nil {
+		return true // to a request that nobody waits for any more
+	}
+	if !c.repeated {
+		s.rtt.measured(now.Sub(c.began))
+	}
+	a, err := newAnswer(m)
+	s.settle(c, outcome{a, err})
+	return true
+}
+
+// callOf returns the request that m answers, or nil.
+func (s *clientSession) callOf(m *pool.Message) *call {
+	if len(m.Token()) != 4 {
+		return nil
+	}
+	c := s.calls[binary.BigEndian.Uint32(m.Token())]
+	if c != nil && m.Type() == message.Acknowledgement && uint16(m.MessageID()) != c.mid {
+		return nil
+	}
+	return c
+}
+
+// receiveEmpty handles what has only a message ID: an acknowledgement that
+// promises a separate response, a reset, or the answer to our ping.
+func (s *clientSession) receiveEmpty(m *pool.Message) {
+	for _, c := range s.calls {
+		if c.mid != uint16(m.MessageID()) {
+			continue
+		}
+		switch m.Type() {
+		case message.Acknowledgement:
+			c.accepted = true
+		case message.Reset:
+			s.settle(c, outcome{nil, errReset})
+		}
+		return
+	}
+}
+
+func (s *clientSession) settle(c *call, out outcome) {
+	delete(s.calls, c.token)
+	c.done <- out
+}
+
+// retransmit sends overdue requests again while there are any, and ends the
+// session of a key server that is silent.
+func (s *clientSession) retransmit() {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		t.Stop()
+		select {
+		case <-s.wake:
+		case <-s.link.done:
+			return
+		}
+		t.Reset(tick)
+		for waiting := true; waiting; {
+			select {
+			case now := <-t.C:
+				waiting = s.look(now)
+			case <-s.link.done:
+				return
+			}
+		}
+	}
+}
+
+// look does what is due and reports whether requests wait.
+func (s *clientSession) look(now time.Time) bool {
+	var due [][]byte
+	s.mu.Lock()
+	waiting := len(s.calls) > 0
+	silence := now.Sub(s.heard)
+	ping := false
+	if waiting && silence > s.deadAfter/4 && now.Sub(s.pinged) > s.deadAfter/4 {
+		// An operation may take its time, the answer to a ping does not.
+		s.pinged, ping = now, true
+		s.nextMID++
+	}
+	mid := s.nextMID - 1
+	for _, c := range s.calls {
+		if c.accepted || now.Before(c.next) {
+			continue
+		}
+		c.repeated = true
+		c.interval = min(2*c.interval, maxRTO)
+		c.next = now.Add(c.interval)
+		due = append(due, c.datagram)
+	}
+	s.mu.Unlock()
+
+	if waiting && silence > s.deadAfter {
+		s.link.close(errSilent)
+		return false
+	}
+	if ping {
+		s.link.sendEmpty(message.Confirmable, int32(mid))
+	}
+	for _, datagram := range due {
+		if s.link.write(datagram) != nil {
+			break // the link's reader finds out why
+		}
+	}
+	return waiting
+}
+
+func seconds(n uint32) time.Duration { return time.Duration(n) * time.Second }

@@ -1,0 +1,181 @@
+package skicoap
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	"github.com/pion/dtls/v3/pkg/crypto/elliptic"
+	"github.com/pion/logging"
+)
+
+// cipherSuites are forward secret and AEAD only (draft, REQ 4). AES-128-GCM
+// costs least where the processor has AES; CCM_8 is the suite every CoAP
+// client must have (RFC 7252, Section 9.1.3.3).
+var cipherSuites = []dtls.CipherSuiteID{
+	dtls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+	dtls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	dtls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+	dtls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+	dtls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+	dtls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM,
+	dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8,
+}
+
+const (
+	// cidLen is the length of the connection IDs (RFC 9146) the server hands
+	// out: unguessable, and constant so that a datagram can be routed by it.
+	cidLen = 8
+	// replayWindow is how many records a late one may be behind, wide enough
+	// for MaxInFlight requests that a network reorders.
+	replayWindow = 1024
+	// flightInterval is how soon a handshake flight is sent again at first.
+	flightInterval = 250 * time.Millisecond
+)
+
+func commonOptions(cert tls.Certificate, log *slog.Logger) []dtls.Option {
+	return []dtls.Option{
+		dtls.WithCertificates(cert),
+		dtls.WithCipherSuites(cipherSuites...),
+		dtls.WithEllipticCurves(elliptic.X25519, elliptic.P256, elliptic.P384),
+		dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret),
+		dtls.WithReplayProtectionWindow(replayWindow),
+		dtls.WithFlightInterval(flightInterval),
+		dtls.WithLoggerFactory(loggerFactory{log}),
+	}
+}
+
+func serverOptions(cfg *ServerConfig) []dtls.ServerOption {
+	var opts []dtls.ServerOption
+	for _, o := range commonOptions(cfg.Certificate, cfg.Logger) {
+		opts = append(opts, o)
+	}
+	return append(opts,
+		dtls.WithClientAuth(dtls.RequireAndVerifyClientCert),
+		dtls.WithClientCAs(cfg.ClientCAs),
+		dtls.WithConnectionIDGenerator(dtls.RandomCIDGenerator(cidLen)),
+	)
+}
+
+func clientOptions(cfg *ClientConfig, v *verifier) []dtls.ClientOption {
+	var opts []dtls.ClientOption
+	for _, o := range commonOptions(cfg.Certificate, cfg.Logger) {
+		opts = append(opts, o)
+	}
+	return append(opts,
+		dtls.WithServerName(cfg.ServerName),
+		dtls.WithInsecureSkipVerify(true), // verifier does it
+		dtls.WithVerifyPeerCertificate(v.verify),
+		dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()),
+	)
+}
+
+// verifier verifies the key server's certificate in pion's place, as pion
+// would, because what comes back of pion's own verdict is only the alert that
+// the server answers it with: an operator could not tell an expired
+// certificate from a wrong name.
+type verifier struct {
+	roots *x509.CertPool
+	name  string
+	err   error // the verdict; not nil before there is one
+}
+
+func newVerifier(cfg *ClientConfig) *verifier {
+	return &verifier{roots: cfg.RootCAs, name: cfg.ServerName, err: errNotVerified}
+}
+
+var errNotVerified = errors.New("the key server's certificate was not verified")
+
+func (v *verifier) verify(rawCerts [][]byte, _ [][]*x509.Certificate) error {
+	opts := x509.VerifyOptions{
+		Roots:         v.roots,
+		Intermediates: x509.NewCertPool(),
+		DNSName:       v.name,
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, // not an edge's
+	}
+	var certs []*x509.Certificate
+	for _, raw := range rawCerts {
+		cert, err := x509.ParseCertificate(raw)
+		if err != nil {
+			v.err = err
+			return err
+		}
+		if len(certs) > 0 {
+			opts.Intermediates.AddCert(cert)
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return v.err
+	}
+	_, v.err = certs[0].Verify(opts)
+	return v.err
+}
+
+// checkIdentity finds what would otherwise only fail in every handshake.
+func checkIdentity(cert tls.Certificate) error {
+	if len(cert.Certificate) == 0 || cert.PrivateKey == nil {
+		return errors.New("skicoap: the channel is mutually authenticated: a certificate with its key is needed")
+	}
+	return nil
+}
+
+// handshake runs the DTLS handshake and closes conn if it fails.
+func handshake(ctx context.Context, conn *dtls.Conn, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := conn.HandshakeContext(ctx)
+	if err != nil {
+		_ = conn.Close()
+	}
+	return err
+}
+
+// listen opens the UDP socket and the DTLS listener on it.
+func listen(addr string, cfg *ServerConfig) (net.Listener, error) {
+	udp, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("skicoap: listen: %w", err)
+	}
+	l, err := dtls.ListenWithOptions("udp", udp, serverOptions(cfg)...)
+	if err != nil {
+		return nil, fmt.Errorf("skicoap: listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+// loggerFactory gives pion's messages to slog at debug level: what matters of
+// them comes back as an error and is logged where it is handled.
+type loggerFactory struct{ log *slog.Logger }
+
+func (f loggerFactory) NewLogger(scope string) logging.LeveledLogger {
+	return leveledLogger{f.log.With("scope", "pion/"+scope)}
+}
+
+type leveledLogger struct{ log *slog.Logger }
+
+func (l leveledLogger) logf(format string, args ...any) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug(fmt.Sprintf(format, args...))
+	}
+}
+
+// pion's traces quote handshake messages; they are left out.
+func (l leveledLogger) Trace(string)          {}
+func (l leveledLogger) Tracef(string, ...any) {}
+
+func (l leveledLogger) Debug(msg string)                  { l.log.Debug(msg) }
+func (l leveledLogger) Debugf(format string, args ...any) { l.logf(format, args...) }
+func (l leveledLogger) Info(msg string)                   { l.log.Debug(msg) }
+func (l leveledLogger) Infof(format string, args ...any)  { l.logf(format, args...) }
+func (l leveledLogger) Warn(msg string)                   { l.log.Debug(msg) }
+func (l leveledLogger) Warnf(format string, args ...any)  { l.logf(format, args...) }
+func (l leveledLogger) Error(msg string)                  { l.log.Debug(msg) }
+func (l leveledLogger) Errorf(format string, args ...any) { l.logf(format, args...) }

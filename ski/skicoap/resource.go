@@ -1,0 +1,160 @@
+package skicoap
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/message/pool"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+const wellKnownCore = "/.well-known/core"
+
+// resource is the SKI resource and what is said of it.
+type resource struct {
+	path  string
+	links []byte // RFC 6690
+}
+
+func newResource(path string) *resource {
+	return &resource{path: path, links: fmt.Appendf(nil, `<%s>;rt="tls-ski";ct="%d %d"`,
+		path, ski.CBOR.ContentFormat(), ski.JSON.ContentFormat())}
+}
+
+// checkPath accepts what can go into Uri-Path options and back (RFC 7252,
+// Section 6.5) without escapes.
+func checkPath(path string) error {
+	segments := strings.Split(path, "/")
+	if segments[0] != "" || len(segments) < 2 {
+		return fmt.Errorf("skicoap: the path %q does not begin with a slash", path)
+	}
+	for _, s := range segments[1:] {
+		if s == "" || len(s) > 255 || strings.ContainsAny(s, "?#%\"<> ") {
+			return fmt.Errorf("skicoap: the path %q has an unusable segment", path)
+		}
+	}
+	return nil
+}
+
+// refusal is an answer that is not SKI's but CoAP's.
+type refusal struct {
+	code    codes.Code
+	payload string // a diagnostic message (RFC 7252, Section 5.5.2), or content
+	options message.Options
+}
+
+func refuse(code codes.Code, diagnostic string) *refusal {
+	return &refusal{code: code, payload: diagnostic}
+}
+
+// critical are the options a client may rely on. Any other critical option has
+// to be refused (RFC 7252, Section 5.4.1).
+var critical = map[message.OptionID]bool{
+	message.URIHost:  true, // one host is served: whatever its name
+	message.URIPort:  true,
+	message.URIPath:  true,
+	message.URIQuery: true, // no query means anything here
+	message.Accept:   true,
+	message.Block1:   true,
+	message.Block2:   true,
+}
+
+// check finds what CoAP has to say against a request before SKI sees it. It
+// returns the formats of the body and of the answer.
+func (r *resource) check(m *pool.Message) (in, out ski.Format, _ *refusal) {
+	for _, o := range m.Options() {
+		if o.ID&1 == 1 && !critical[o.ID] {
+			return 0, 0, refuse(codes.BadOption, fmt.Sprintf("option %d", o.ID))
+		}
+	}
+	path, err := m.Path()
+	if err != nil && !errors.Is(err, message.ErrOptionNotFound) {
+		return 0, 0, refuse(codes.BadOption, "Uri-Path")
+	}
+	switch {
+	case path == wellKnownCore && m.Code() == codes.GET:
+		return 0, 0, &refusal{codes.Content, string(r.links), contentFormat(uint16(message.AppLinkFormat))}
+	case path == wellKnownCore:
+		return 0, 0, refuse(codes.MethodNotAllowed, "GET only")
+	case path != r.path:
+		return 0, 0, refuse(codes.NotFound, "")
+	case m.Code() != codes.POST && m.Code() != codes.PUT:
+		return 0, 0, refuse(codes.MethodNotAllowed, "POST or PUT")
+	}
+	// A block is a part of a message; only one that is all of it will do
+	// (RFC 7959, Section 2.2: NUM in the upper bits, then M, then SZX).
+	if block, err := m.GetOptionUint32(message.Block1); err == nil && block>>3 != 0 {
+		return 0, 0, refuse(codes.RequestEntityTooLarge, "block-wise transfer is not supported")
+	}
+	if block, err := m.GetOptionUint32(message.Block2); err == nil && block>>4 != 0 {
+		return 0, 0, refuse(codes.BadOption, "block-wise transfer is not supported")
+	}
+	var ok bool
+	if in, ok = format(m.ContentFormat()); !ok {
+		return 0, 0, refuse(codes.UnsupportedMediaType, "Content-Format 60 or 50")
+	}
+	out = in
+	if accept, err := m.Accept(); err == nil {
+		if out, ok = format(accept, nil); !ok {
+			return 0, 0, refuse(codes.NotAcceptable, "Accept 60 or 50")
+		}
+	}
+	if size, err := m.BodySize(); err != nil || size > ski.MaxMessageSize {
+		return 0, 0, refuse(codes.RequestEntityTooLarge, fmt.Sprintf("at most %d bytes", ski.MaxMessageSize))
+	}
+	return in, out, nil
+}
+
+// format returns the Format of a Content-Format. One that is left out is taken
+// for CBOR, the format of CoAP's world.
+func format(mt message.MediaType, err error) (ski.Format, bool) {
+	switch {
+	case errors.Is(err, message.ErrOptionNotFound):
+		return ski.CBOR, true
+	case err != nil:
+		return 0, false
+	case uint16(mt) == ski.CBOR.ContentFormat():
+		return ski.CBOR, true
+	case uint16(mt) == ski.JSON.ContentFormat():
+		return ski.JSON, true
+	}
+	return 0, false
+}
+
+func contentFormat(n uint16) message.Options {
+	return message.Options{{ID: message.ContentFormat, Value: uintValue(uint32(n))}}
+}
+
+// uintValue encodes an option of type uint: big-endian, no leading zeros
+// (RFC 7252, Section 3.2).
+func uintValue(n uint32) []byte {
+	b := []byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
+	for len(b) > 0 && b[0] == 0 {
+		b = b[1:]
+	}
+	return b
+}
+
+// responseCode returns the code that goes with a response, for those who look
+// at nothing else. The message in the payload is what counts.
+func responseCode(r *ski.Response) (codes.Code, message.Options) {
+	switch r.Error {
+	case "":
+		return codes.Changed, nil
+	case ski.MalformedRequest:
+		return codes.BadRequest, nil
+	case ski.RequestDenied:
+		if r.RetryAfter > 0 { // RFC 8516
+			seconds := uint32(r.RetryAfter.Seconds() + 0.999)
+			return codes.TooManyRequests, message.Options{{ID: message.MaxAge, Value: uintValue(seconds)}}
+		}
+		return codes.Forbidden, nil
+	case ski.SPKINotFound:
+		return codes.NotFound, nil
+	}
+	return codes.InternalServerError, nil
+}
