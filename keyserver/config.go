@@ -1,0 +1,206 @@
+package keyserver
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+)
+
+// Config is the configuration file of ski-keyserver, in YAML. Paths in the
+// file are relative to the folder the file is in; LoadConfig has joined them.
+type Config struct {
+	// Listen is the UDP address to listen on, HOST:PORT. Default ":5684", the
+	// port of coaps on all addresses. Port 0 takes a free one.
+	Listen string `yaml:"listen"`
+	// Path is that of the SKI resource. Default "/ski".
+	Path string `yaml:"path"`
+	// Certificate is the PEM file with the key server's own certificate chain.
+	// Required.
+	Certificate string `yaml:"certificate"`
+	// Key is the PEM file with the private key of Certificate, readable by its
+	// owner alone. Required.
+	Key string `yaml:"key"`
+	// ClientCA is the PEM file with the certificates of the authorities that
+	// edges' certificates come from. Required.
+	ClientCA string `yaml:"client_ca"`
+	// Keys is the folder with the private keys of the sites; see LoadFolder.
+	// Required.
+	Keys string `yaml:"keys"`
+	// Policy is the policy file; see LoadPolicy. Required.
+	Policy string `yaml:"policy"`
+	// Audit says where the audit log goes.
+	Audit AuditConfig `yaml:"audit"`
+	// RSAFailure is the answer to a wrong PreMasterSecret. Default "random".
+	RSAFailure RSAFailure `yaml:"rsa_failure"`
+	// RSAFailureSecretFile holds Options.RSAFailureSecret, every byte of it as
+	// it is, readable by its owner alone. Default none: a random secret for each start.
+	RSAFailureSecretFile string `yaml:"rsa_failure_secret_file"`
+	// RSAWorkers is how many RSA operations run at once. Default 0: one less
+	// than the processors, and at least 1.
+	RSAWorkers uint16 `yaml:"rsa_workers"`
+	// MaxInFlight is how many requests are worked on at once. Default 4096.
+	MaxInFlight uint32 `yaml:"max_in_flight"`
+	// ShutdownTimeout is how long a stop waits for requests to be answered.
+	// Default 10s.
+	ShutdownTimeout Duration `yaml:"shutdown_timeout"`
+	// Log is the operator's log, on standard error.
+	Log LogConfig `yaml:"log"`
+}
+
+// AuditConfig says where the audit log goes.
+type AuditConfig struct {
+	// File is the file that records are appended to. Default "-", which is
+	// standard output.
+	File string `yaml:"file"`
+	// Required makes the answer 'unspecified error' where a record cannot be
+	// written. Default false.
+	Required bool `yaml:"required"`
+}
+
+// LogConfig is what the operator's log looks like.
+type LogConfig struct {
+	// Level is the least one logged: debug, info, warn or error. Default info.
+	Level string `yaml:"level"`
+	// Format is text or json. Default text.
+	Format string `yaml:"format"`
+}
+
+// Duration is a time.Duration that stands in YAML as text, "1m30s".
+type Duration time.Duration
+
+// UnmarshalYAML reads what time.ParseDuration reads, above zero.
+func (d *Duration) UnmarshalYAML(node ast.Node) error {
+	text, _ := node.(*ast.StringNode)
+	if text != nil {
+		if v, err := time.ParseDuration(text.Value); err == nil && v > 0 {
+			*d = Duration(v)
+			return nil
+		}
+	}
+	return &yaml.SyntaxError{Message: "it is not a duration above zero, as in 10s or 1m30s", Token: node.GetToken()}
+}
+
+// LoadConfig reads and checks a configuration file, but none of the files it
+// names. The error names file, line and column.
+func LoadConfig(file string) (*Config, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	c := &Config{
+		Listen:          ":5684",
+		Path:            "/ski",
+		Audit:           AuditConfig{File: "-"},
+		RSAFailure:      RSAFailureRandom,
+		MaxInFlight:     DefaultMaxInFlight,
+		ShutdownTimeout: Duration(10 * time.Second),
+		Log:             LogConfig{Level: "info", Format: "text"},
+	}
+	doc, err := decodeYAML(file, data, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.check(doc); err != nil {
+		return nil, err
+	}
+	c.joinPaths(filepath.Dir(file))
+	return c, nil
+}
+
+func (c *Config) check(doc *document) error {
+	for _, required := range []struct{ name, value string }{
+		{"certificate", c.Certificate},
+		{"key", c.Key},
+		{"client_ca", c.ClientCA},
+		{"keys", c.Keys},
+		{"policy", c.Policy},
+	} {
+		if required.value == "" {
+			return doc.errorAt("$."+required.name, "%q is missing", required.name)
+		}
+	}
+	switch {
+	case !isListenAddress(c.Listen):
+		return doc.errorAt("$.listen", "%q is not HOST:PORT", c.Listen)
+	case !strings.HasPrefix(c.Path, "/"):
+		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
+	case c.Audit.File == "":
+		return doc.errorAt("$.audit.file", `the file is empty: "-" is standard output`)
+	case c.RSAFailure != RSAFailureRandom && c.RSAFailure != RSAFailureError:
+		return doc.errorAt("$.rsa_failure", "%q is neither random nor error", c.RSAFailure)
+	case c.MaxInFlight == 0:
+		return doc.errorAt("$.max_in_flight", "with 0, no request is ever answered")
+	case c.Log.Format != "text" && c.Log.Format != "json":
+		return doc.errorAt("$.log.format", "%q is neither text nor json", c.Log.Format)
+	}
+	if _, ok := logLevels[c.Log.Level]; !ok {
+		return doc.errorAt("$.log.level", "%q is not one of debug, info, warn and error", c.Log.Level)
+	}
+	return nil
+}
+
+var logLevels = map[string]slog.Level{
+	"debug": slog.LevelDebug,
+	"info":  slog.LevelInfo,
+	"warn":  slog.LevelWarn,
+	"error": slog.LevelError,
+}
+
+func isListenAddress(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
+
+func (c *Config) joinPaths(dir string) {
+	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.Audit.File, &c.RSAFailureSecretFile} {
+		if *p != "" && *p != "-" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+}
+
+// Logger returns the operator's log on w.
+func (c *Config) Logger(w io.Writer) *slog.Logger {
+	o := &slog.HandlerOptions{Level: logLevels[c.Log.Level]}
+	if c.Log.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// RSAFailureSecret reads RSAFailureSecretFile. It returns nil where there is
+// none.
+func (c *Config) RSAFailureSecret() ([]byte, error) {
+	if c.RSAFailureSecretFile == "" {
+		return nil, nil
+	}
+	secret, err := readPrivateFile(c.RSAFailureSecretFile)
+	if err != nil {
+		return nil, err
+	}
+	if len(secret) < MinRSAFailureSecret {
+		return nil, fmt.Errorf("%s: it has less than %d bytes", c.RSAFailureSecretFile, MinRSAFailureSecret)
+	}
+	return secret, nil
+}
+
+// Warnings returns a line for each choice that is not safe.
+func (c *Config) Warnings() []string {
+	if c.RSAFailure == RSAFailureError {
+		return []string{"rsa_failure: error makes the key server a padding oracle for every edge that may use the RSA method"}
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+package keyserver
+
+import (
+	"context"
+	"crypto"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// KeyStore holds private keys and does the two operations of TLS with them.
+// Its methods are called by many goroutines at once. They use only the
+// standard library's types and ski.KeyID, so that a store can be written
+// without this package.
+//
+// A Server calls Sign and DecryptPreMasterSecret only with an id for which
+// Lookup has said ok, and with an input that it has parsed.
+type KeyStore interface {
+	// IDs returns the fingerprints of all keys, in no particular order.
+	IDs() []ski.KeyID
+
+	// Lookup returns the name that policies and audit logs call the key by and
+	// its public half: an *ecdsa.PublicKey on P-256, P-384 or P-521, an
+	// *rsa.PublicKey of 1024 to 8192 bits or an ed25519.PublicKey. ok is false
+	// where the store has no such key.
+	Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool)
+
+	// Sign signs digest as crypto.Signer does: opts is an *rsa.PSSOptions for
+	// RSA-PSS and otherwise the crypto.Hash that made the digest
+	// (crypto.MD5SHA1 for the RSA signatures before TLS 1.2). With Ed25519,
+	// opts is crypto.Hash(0) and digest the message itself.
+	Sign(ctx context.Context, id ski.KeyID, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+
+	// DecryptPreMasterSecret decrypts an EncryptedPreMasterSecret, which is as
+	// long as the modulus and below it, with RSAES-PKCS1-v1_5 (RFC 8017,
+	// Section 7.2.2) into secret, which has ski.PreMasterSecretLen bytes. The
+	// caller has filled secret with what is to be there otherwise: it is
+	// overwritten only where the padding is right and the plaintext as long as
+	// secret. Neither time nor error tells whether it was.
+	DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, ciphertext, secret []byte) error
+}
+
+// key is what the Server knows of the key that a request names.
+type key struct {
+	id     ski.KeyID
+	name   string
+	public crypto.PublicKey
+}
+
+func lookup(store KeyStore, id ski.KeyID) (key, bool) {
+	name, public, ok := store.Lookup(id)
+	return key{id: id, name: name, public: public}, ok
+}

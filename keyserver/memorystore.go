@@ -1,0 +1,141 @@
+package keyserver
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// The lengths of an RSA modulus in bits. Below the first a key can be factored;
+// above the second one operation takes long enough to serve as an attack.
+// Keys under modernRSABits need a legacy switch in the policy.
+const (
+	minRSABits    = 1024
+	modernRSABits = 2048
+	maxRSABits    = 8192
+)
+
+// MemoryStore is a KeyStore whose keys are in the process's memory. The zero
+// value is empty and ready for use. Add must not be called once a Server uses
+// the store.
+type MemoryStore struct {
+	keys map[ski.KeyID]memoryKey
+}
+
+type memoryKey struct {
+	name    string
+	private crypto.Signer
+}
+
+// Add adds a private key under a name that is not yet taken: an
+// *ecdsa.PrivateKey on P-256, P-384 or P-521, an *rsa.PrivateKey of 1024 to
+// 8192 bits or an ed25519.PrivateKey. The error says why the key is refused.
+func (s *MemoryStore) Add(name string, private crypto.Signer) error {
+	if err := checkKeyName(name); err != nil {
+		return err
+	}
+	if err := checkKeyType(private); err != nil {
+		return err
+	}
+	id, err := ski.PublicKeyID(private.Public())
+	if err != nil {
+		return err
+	}
+	if other, ok := s.keys[id]; ok {
+		return fmt.Errorf("it is the same key as %q", other.name)
+	}
+	for _, other := range s.keys {
+		if other.name == name {
+			return fmt.Errorf("another key has the name %q", name)
+		}
+	}
+	if s.keys == nil {
+		s.keys = make(map[ski.KeyID]memoryKey)
+	}
+	s.keys[id] = memoryKey{name: name, private: private}
+	return nil
+}
+
+// checkKeyName keeps names apart from the other two ways in which a policy
+// speaks of keys.
+func checkKeyName(name string) error {
+	switch _, err := ski.ParseKeyID(name); {
+	case err == nil:
+		return fmt.Errorf("the name %q looks like a fingerprint", name)
+	case name == "", strings.Contains(name, "*"):
+		return fmt.Errorf("a key cannot have the name %q", name)
+	}
+	return nil
+}
+
+func checkKeyType(private crypto.PrivateKey) error {
+	switch private := private.(type) {
+	case *ecdsa.PrivateKey:
+		switch private.Curve {
+		case elliptic.P256(), elliptic.P384(), elliptic.P521():
+			return nil
+		}
+		return fmt.Errorf("an ECDSA key on %s is not supported: use P-256, P-384 or P-521", private.Curve.Params().Name)
+	case *rsa.PrivateKey:
+		bits := private.N.BitLen()
+		if bits < minRSABits || bits > maxRSABits {
+			return fmt.Errorf("an RSA key of %d bits is not supported: use %d to %d bits", bits, modernRSABits, maxRSABits)
+		}
+		return private.Validate()
+	case ed25519.PrivateKey:
+		return nil
+	}
+	return fmt.Errorf("a key of type %T is not supported: use ECDSA, RSA or Ed25519", private)
+}
+
+// IDs implements KeyStore.
+func (s *MemoryStore) IDs() []ski.KeyID {
+	ids := make([]ski.KeyID, 0, len(s.keys))
+	for id := range s.keys {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Lookup implements KeyStore.
+func (s *MemoryStore) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool) {
+	k, ok := s.keys[id]
+	if !ok {
+		return "", nil, false
+	}
+	return k.name, k.private.Public(), true
+}
+
+var errNotInStore = errors.New("the key store has no such key")
+
+// Sign implements KeyStore. ECDSA is deterministic (RFC 6979): it is faster,
+// and a weak random number generator cannot give the key away.
+func (s *MemoryStore) Sign(_ context.Context, id ski.KeyID, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	k, ok := s.keys[id]
+	if !ok {
+		return nil, errNotInStore
+	}
+	if _, isECDSA := k.private.(*ecdsa.PrivateKey); isECDSA {
+		return k.private.Sign(nil, digest, opts)
+	}
+	return k.private.Sign(rand.Reader, digest, opts)
+}
+
+// DecryptPreMasterSecret implements KeyStore.
+func (s *MemoryStore) DecryptPreMasterSecret(_ context.Context, id ski.KeyID, ciphertext, secret []byte) error {
+	private, ok := s.keys[id].private.(*rsa.PrivateKey)
+	if !ok {
+		return errNotInStore
+	}
+	//lint:ignore SA1019 The RSA key exchange of TLS is PKCS #1 v1.5; the caller does what the deprecation asks for.
+	return rsa.DecryptPKCS1v15SessionKey(nil, private, ciphertext, secret)
+}

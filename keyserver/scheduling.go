@@ -1,0 +1,67 @@
+package keyserver
+
+import (
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"runtime"
+	"sync/atomic"
+)
+
+// DefaultMaxInFlight is how many requests a Server works on at once by
+// default: what it can sign in a fraction of the second for which clients
+// wait.
+const DefaultMaxInFlight = 4096
+
+// scheduler bounds the work that is done at once. Operations have two classes
+// of cost. The cheap ones, on elliptic curves, take less time than it takes to
+// hand them over, and run where they are. RSA operations take thirty times as
+// long, and run on a bounded number of goroutines, so that they leave a
+// processor for the others.
+type scheduler struct {
+	maxInFlight int64
+	inFlight    atomic.Int64
+	rsa         chan struct{} // holds one element for each RSA operation at work
+}
+
+// newScheduler takes 0 for the default.
+func newScheduler(maxInFlight, rsaWorkers int) *scheduler {
+	if maxInFlight == 0 {
+		maxInFlight = DefaultMaxInFlight
+	}
+	if rsaWorkers == 0 {
+		rsaWorkers = max(1, runtime.GOMAXPROCS(0)-1)
+	}
+	return &scheduler{maxInFlight: int64(maxInFlight), rsa: make(chan struct{}, rsaWorkers)}
+}
+
+// enter reports whether one more request can be worked on; if so, leave has to
+// be called when it is done. It never waits: a queue that is too long is of no
+// use to the clients at its end.
+func (s *scheduler) enter() bool {
+	if s.inFlight.Add(1) > s.maxInFlight {
+		s.leave()
+		return false
+	}
+	return true
+}
+
+func (s *scheduler) leave() { s.inFlight.Add(-1) }
+
+// private runs an operation with the private half of pub. The RSA ones wait
+// for their turn, first come, first served. Where ctx ends before that, the
+// operation is not done, and the error is that of ctx.
+func (s *scheduler) private(ctx context.Context, pub crypto.PublicKey, operation func() error) error {
+	if _, slow := pub.(*rsa.PublicKey); slow {
+		select {
+		case s.rsa <- struct{}{}:
+			defer func() { <-s.rsa }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := ctx.Err(); err != nil { // select picks either where both are ready
+		return err
+	}
+	return operation()
+}

@@ -1,0 +1,264 @@
+package keyserver
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// Options is what a Server is made of. Keys, Policy and Audit are required.
+type Options struct {
+	// Keys holds the private keys.
+	Keys KeyStore
+	// Policy says who may use them.
+	Policy *Policy
+	// Audit gets a Record of every request, before its answer goes out.
+	Audit Auditor
+	// AuditRequired makes the answer 'unspecified error' where Audit fails.
+	// Otherwise the failure is logged and the answer goes out.
+	AuditRequired bool
+	// RSAFailure is the answer to a wrong PreMasterSecret. The zero value means
+	// RSAFailureRandom.
+	RSAFailure RSAFailure
+	// RSAFailureSecret is what the answers of RSAFailureRandom are derived
+	// from: at least MinRSAFailureSecret bytes, the same on all key servers
+	// that an edge may ask for the same key. nil means a random one of this
+	// Server's own.
+	RSAFailureSecret []byte
+	// RSAWorkers is how many RSA operations run at once. 0 means GOMAXPROCS-1,
+	// and at least 1.
+	RSAWorkers int
+	// MaxInFlight is how many requests are worked on at once. More are answered
+	// with 'unspecified error'. 0 means DefaultMaxInFlight.
+	MaxInFlight int
+	// Logger gets what is of interest to the operator and is not a request's
+	// outcome: failures of keys and of the audit log. nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// Server is a key server. It is a ski.Handler and a ski.MalformedHandler.
+type Server struct {
+	keys             KeyStore
+	policy           *Policy
+	audit            Auditor
+	auditRequired    bool
+	auditFailing     atomic.Bool
+	rsaFailure       RSAFailure
+	rsaFailureSecret []byte
+	schedule         *scheduler
+	log              *slog.Logger
+}
+
+var (
+	_ ski.Handler          = (*Server)(nil)
+	_ ski.MalformedHandler = (*Server)(nil)
+)
+
+// New returns a Server. The error says which of the options is at fault.
+func New(o Options) (*Server, error) {
+	s := &Server{
+		keys:             o.Keys,
+		policy:           o.Policy,
+		audit:            o.Audit,
+		auditRequired:    o.AuditRequired,
+		rsaFailure:       o.RSAFailure,
+		rsaFailureSecret: o.RSAFailureSecret,
+		log:              o.Logger,
+	}
+	switch {
+	case o.Keys == nil || o.Policy == nil || o.Audit == nil:
+		return nil, errors.New("keyserver: Options needs Keys, Policy and Audit")
+	case o.RSAWorkers < 0 || o.MaxInFlight < 0:
+		return nil, errors.New("keyserver: Options has a negative limit")
+	}
+	switch o.RSAFailure {
+	case "":
+		s.rsaFailure = RSAFailureRandom
+	case RSAFailureRandom, RSAFailureError:
+	default:
+		return nil, fmt.Errorf("keyserver: unknown RSAFailure %q", o.RSAFailure)
+	}
+	switch {
+	case o.RSAFailureSecret == nil:
+		s.rsaFailureSecret = make([]byte, MinRSAFailureSecret)
+		rand.Read(s.rsaFailureSecret)
+	case len(o.RSAFailureSecret) < MinRSAFailureSecret:
+		return nil, fmt.Errorf("keyserver: RSAFailureSecret has less than %d bytes", MinRSAFailureSecret)
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	s.schedule = newScheduler(o.MaxInFlight, o.RSAWorkers)
+	return s, nil
+}
+
+// outcome is how a request ends: what the peer is told, output or wire, and
+// what only the audit log is.
+type outcome struct {
+	output          []byte
+	wire            ski.Error
+	preMasterSecret string
+	reason          string
+}
+
+func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire, reason: reason} }
+
+// ServeSKI answers one request. See docs/protocol.md, section 3, for the order
+// of what it does.
+func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
+	rec, edges := s.begin(peer)
+	var out outcome
+	if s.schedule.enter() {
+		out = s.answer(ctx, edges, req, rec)
+		s.schedule.leave()
+	} else {
+		out = refused(ski.UnspecifiedError, "overloaded")
+	}
+	return s.finish(ctx, rec, out)
+}
+
+// ServeMalformed answers a message that could not be parsed.
+func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *ski.Response {
+	rec, _ := s.begin(peer)
+	return s.finish(ctx, rec, refused(ski.MalformedRequest, malformedReason(err)))
+}
+
+// answer takes a request through the steps of docs/protocol.md, section 3. The
+// first, that the peer is authenticated, is the binding's: it has no Peer to
+// hand over otherwise.
+func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("panic while answering a request", "panic", p, "stack", string(debug.Stack()))
+			out = refused(ski.UnspecifiedError, "panic, see the log")
+		}
+	}()
+
+	// 2. Parse. The binding has done so, but an embedding program need not have.
+	if err := req.Validate(); err != nil {
+		return refused(ski.MalformedRequest, malformedReason(err))
+	}
+	rec.describe(req)
+
+	// 3. The key by its fingerprint.
+	k, ok := lookup(s.keys, req.SPKI)
+	if !ok {
+		return refused(ski.SPKINotFound, "no key with this fingerprint")
+	}
+	rec.KeyName = k.name
+
+	// 4. Policy. The algorithm is part of it; that there is none that fits is
+	// only told to a peer that may use the key.
+	alg, algErr := chooseAlgorithm(req, k.public)
+	rec.describeAlgorithm(req, alg)
+	if reason, ok := s.policy.decide(edges, newAccess(req, k, alg)); !ok {
+		return refused(ski.RequestDenied, reason)
+	}
+
+	// 5. The structure of the input.
+	op, err := parseOperation(req, k, alg, algErr)
+	if err != nil {
+		return refused(ski.MalformedRequest, err.Error())
+	}
+
+	// 6. and 7. The operation.
+	out, err = op.do(ctx, s)
+
+	// 8. Anything else that goes wrong.
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return refused(ski.UnspecifiedError, "the caller has gone")
+	case err != nil:
+		s.log.Error("operation failed", "key", k.name, "method", req.KeyExchange(), "error", err)
+		return refused(ski.UnspecifiedError, "operation failed, see the log")
+	}
+	return out
+}
+
+// begin opens the record of a request and finds the policy's edges that the
+// peer is.
+func (s *Server) begin(peer ski.Peer) (*Record, []*edge) {
+	edges := s.policy.match(peer)
+	names := make([]string, len(edges))
+	for i, e := range edges {
+		names[i] = e.name
+	}
+	return &Record{
+		Time:    time.Now(),
+		Edge:    strings.Join(names, ","),
+		Peer:    peer.SPKI,
+		Address: peer.Addr,
+	}, edges
+}
+
+// finish writes the audit record and only then (9.) hands out the answer.
+func (s *Server) finish(ctx context.Context, rec *Record, out outcome) *ski.Response {
+	rec.PreMasterSecret = out.preMasterSecret
+	rec.Reason = out.reason
+	rec.Outcome = outcomeOutput
+	if out.wire != "" {
+		rec.Outcome = string(out.wire)
+	}
+	rec.Duration = time.Since(rec.Time)
+
+	// The record is written even if the caller has gone meanwhile.
+	err := s.audit.Audit(context.WithoutCancel(ctx), rec)
+	s.noteAudit(err)
+	switch {
+	case err != nil && s.auditRequired:
+		clear(out.output)
+		return ski.Failed(ski.UnspecifiedError)
+	case out.wire != "":
+		return ski.Failed(out.wire)
+	}
+	return &ski.Response{Output: out.output}
+}
+
+// noteAudit logs when the audit log begins to fail and when it works again,
+// rather than each of the many requests between.
+func (s *Server) noteAudit(err error) {
+	failing := err != nil
+	if s.auditFailing.Load() == failing || !s.auditFailing.CompareAndSwap(!failing, failing) {
+		return
+	}
+	if failing {
+		s.log.Error("audit log fails", "error", err, "required", s.auditRequired)
+	} else {
+		s.log.Info("audit log works again")
+	}
+}
+
+// describe records what a valid request asks for.
+func (r *Record) describe(req *ski.Request) {
+	r.Key = req.SPKI
+	r.Protocol = req.Protocol
+	r.Method = req.KeyExchange()
+	r.ServerName = req.ServerName
+}
+
+func (r *Record) describeAlgorithm(req *ski.Request, alg algorithm) {
+	switch {
+	case req.KeyExchange() == ski.MethodRSA: // Nothing is signed.
+	case req.Scheme != 0:
+		r.Scheme = schemeName(req.Scheme)
+	default:
+		r.Hash = hashName(alg.hash)
+	}
+}
+
+// malformedReason returns the text of a *ski.MalformedError, which holds
+// nothing of the message; any other error might.
+func malformedReason(err error) string {
+	if m := (*ski.MalformedError)(nil); errors.As(err, &m) {
+		return m.Error()
+	}
+	return "the message could not be parsed"
+}
