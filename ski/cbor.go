@@ -3,6 +3,7 @@ package ski
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -65,7 +66,17 @@ func encodeResponseCBOR(r *Response) ([]byte, error) {
 	return cborEnc.Marshal(&responseMap{Output: r.Output, Error: string(r.Error)})
 }
 
-type cborMap map[string]cbor.RawMessage
+type cborMap map[cborKey]cbor.RawMessage
+
+// cborKey is a key of the map. The library would take null for an empty text.
+type cborKey string
+
+func (k *cborKey) UnmarshalCBOR(data []byte) error {
+	if major(data) != majorText {
+		return errNotText
+	}
+	return cborDec.Unmarshal(data, (*string)(k))
+}
 
 // The major types of RFC 8949, Section 3.1.
 const (
@@ -136,7 +147,6 @@ func cborReason(err error) string {
 		pairs    *cbor.MaxMapPairsError
 		elements *cbor.MaxArrayElementsError
 		levels   *cbor.MaxNestedLevelError
-		kind     *cbor.UnmarshalTypeError
 	)
 	switch {
 	case errors.As(err, &dup):
@@ -149,8 +159,10 @@ func cborReason(err error) string {
 		return "it has an array that is too long"
 	case errors.As(err, &levels):
 		return fmt.Sprintf("it is nested more than %d levels deep", MaxDepth)
-	case errors.As(err, &kind):
+	case errors.Is(err, errNotText):
 		return "it has a key that is not text"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "it ends too early"
 	case errors.As(err, &syntax), errors.As(err, &semantic):
 		return "it is not well-formed CBOR"
 	}
@@ -163,21 +175,21 @@ func cborReason(err error) string {
 
 func (m cborMap) textValue(name string) (v string, ok bool, err error) {
 	err = m.value(name, majorText, errNotText, &v)
-	return v, m[name] != nil, err
+	return v, m[cborKey(name)] != nil, err
 }
 
 func (m cborMap) bytesValue(name string) (v []byte, ok bool, err error) {
 	err = m.value(name, majorBytes, errNotBytes, &v)
-	return v, m[name] != nil, err
+	return v, m[cborKey(name)] != nil, err
 }
 
 func (m cborMap) uintValue(name string) (v uint64, ok bool, err error) {
 	err = m.value(name, majorUint, errNotUint, &v)
-	return v, m[name] != nil, err
+	return v, m[cborKey(name)] != nil, err
 }
 
 func (m cborMap) value(name string, want byte, wrongType error, v any) error {
-	raw, ok := m[name]
+	raw, ok := m[cborKey(name)]
 	if !ok {
 		return nil
 	}

@@ -64,9 +64,9 @@ func EncodeRequest(f Format, r *Request) ([]byte, error) {
 		return nil, err
 	}
 	if f == JSON {
-		return encodeRequestJSON(r)
+		return limited(encodeRequestJSON(r))
 	}
-	return encodeRequestCBOR(r)
+	return limited(encodeRequestCBOR(r))
 }
 
 // DecodeRequest decodes a request of at most MaxMessageSize bytes and checks
@@ -92,7 +92,7 @@ func DecodeRequest(f Format, data []byte) (*Request, error) {
 	case a.err != nil:
 		return nil, a.err
 	case len(spki) == 0:
-		return nil, malformed(attrSPKI, "is missing or empty")
+		return nil, malformed(attrSPKI, "is missing")
 	case len(spki) != len(r.SPKI):
 		return nil, malformed(attrSPKI, fmt.Sprintf("does not have %d bytes", len(r.SPKI)))
 	}
@@ -109,9 +109,18 @@ func EncodeResponse(f Format, r *Response) ([]byte, error) {
 		return nil, err
 	}
 	if f == JSON {
-		return encodeResponseJSON(r)
+		return limited(encodeResponseJSON(r))
 	}
-	return encodeResponseCBOR(r)
+	return limited(encodeResponseCBOR(r))
+}
+
+// limited refuses what the peer would refuse.
+func limited(data []byte, err error) ([]byte, error) {
+	if len(data) > MaxMessageSize {
+		clear(data)
+		return nil, malformed("", tooLarge)
+	}
+	return data, err
 }
 
 // DecodeResponse decodes a response, with the same strictness as
@@ -148,7 +157,7 @@ type codec interface {
 
 func decode(f Format, data []byte) (*attributes, error) {
 	if len(data) > MaxMessageSize {
-		return nil, malformed("", fmt.Sprintf("it has more than %d bytes", MaxMessageSize))
+		return nil, malformed("", tooLarge)
 	}
 	var c codec
 	var err error
@@ -184,9 +193,12 @@ func (a *attributes) text(name string) string {
 }
 
 func (a *attributes) bytes(name string) []byte {
-	v, _, err := a.bytesValue(name)
-	if err != nil {
+	v, ok, err := a.bytesValue(name)
+	switch {
+	case err != nil:
 		a.fail(name, err)
+	case ok && len(v) == 0:
+		a.fail(name, errEmpty) // or it would pass for an absent one
 	}
 	return v
 }
@@ -201,6 +213,8 @@ func (a *attributes) uint16(name string) uint16 {
 	}
 	return uint16(v)
 }
+
+var tooLarge = fmt.Sprintf("it has more than %d bytes", MaxMessageSize)
 
 var (
 	errEmpty    = errors.New("is empty")
