@@ -1,0 +1,58 @@
+# make build   the three commands, in bin/
+# make demo    real TLS handshakes through a key server, in one minute
+# make test    every test; installs what the tests need on Debian, as root
+# make check   gofmt, go vet, staticcheck
+# make race    the tests under the race detector
+# make fuzz    each fuzz target for FUZZTIME
+
+GO       ?= go
+FUZZTIME ?= 5s
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+.PHONY: all build demo test test-tools check race fuzz clean
+
+all: build
+
+build:
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+demo: build
+	bin/skictl demo
+
+test: test-tools
+	$(GO) test -timeout 10m ./...
+
+race: test-tools
+	$(GO) test -race -timeout 15m ./...
+
+# The programs that the tests run against: nothing here stands in for them.
+TOOLS    := openssl curl
+PACKAGES := openssl curl ca-certificates
+
+test-tools:
+	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "the tests need:$$missing"; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(PACKAGES); \
+		else \
+			echo "install them, on Debian: apt-get install $(PACKAGES)"; exit 1; \
+		fi; \
+	fi
+
+check:
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt-ed: $$unformatted"; exit 1; fi
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+fuzz:
+	@set -e; for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | cut -c6- | sort -u); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+clean:
+	rm -rf bin
