@@ -26,7 +26,7 @@ type handshaker struct {
 	timeout time.Duration // of a whole handshake
 	log     *slog.Logger
 
-	ctx    context.Context // of all handshakes
+	ctx    context.Context         // of all handshakes
 	cancel context.CancelCauseFunc // with why the listener has ended
 	wg     sync.WaitGroup
 	ready  chan *tls.Conn
@@ -133,7 +133,7 @@ func (h *handshaker) report(c *conn, tlsConn *tls.Conn, took time.Duration, err 
 	case err == nil:
 		attrs = append(attrs, negotiated(tlsConn.ConnectionState())...)
 		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake", attrs...)
-	case c.asked.err != nil:
+	case c.asked.err != nil && h.ctx.Err() == nil: // not because the server stops
 		attrs = append(attrs, slog.String("reason", reason(c.asked.err)), slog.Any("error", c.asked.err))
 		h.log.LogAttrs(h.ctx, slog.LevelWarn, "handshake failed: no answer of the key server to go on with", attrs...)
 	default:

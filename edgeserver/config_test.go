@@ -1,0 +1,217 @@
+package edgeserver
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const keyserverYAML = `keyserver:
+  url: coaps://127.0.0.1:5684/ski
+  certificate: edge.pem
+  key: edge.key
+  ca: ca.pem
+`
+
+const siteYAML = `sites:
+  - names: [a.test]
+    certificates: [a.pem]
+    proxy: http://127.0.0.1:8080
+`
+
+func load(t *testing.T, text string) (Config, string, error) {
+	file := filepath.Join(t.TempDir(), "edge.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	cfg, err := Load(file)
+	return cfg, file, err
+}
+
+func TestLoadDefaults(t *testing.T) {
+	cfg, file, err := load(t, keyserverYAML+siteYAML)
+	require.NoError(t, err)
+	dir := filepath.Dir(file)
+	assert.Equal(t, []string{":8443"}, cfg.Listen)
+	assert.Equal(t, 5*time.Second, cfg.KeyServer.Timeout)
+	assert.Equal(t, 10*time.Second, cfg.ShutdownTimeout)
+	assert.Equal(t, Log{Level: "info", Format: "text"}, cfg.Log)
+	assert.Equal(t, filepath.Join(dir, "edge.key"), cfg.KeyServer.Key)
+	assert.Equal(t, []string{filepath.Join(dir, "a.pem")}, cfg.Sites[0].Certificates)
+}
+
+func TestLoadAll(t *testing.T) {
+	cfg, _, err := load(t, `listen: ["127.0.0.1:0", "[::1]:0"]
+keyserver:
+  url: coaps://ski.test/ski
+  certificate: /etc/edge.pem
+  key: /etc/edge.key
+  ca: /etc/ca.pem
+  server_name: keys.test
+  timeout: 750ms
+  draft_only: true
+sites:
+  - names: [a.test, "*.a.test"]
+    certificates: [/etc/a.pem, /etc/b.pem]
+    static_rsa: true
+    static: /srv/a
+  - default: true
+    certificates: [/etc/c.pem]
+    proxy: https://origin.test/base
+shutdown_timeout: 1m
+log: {level: debug, format: json}
+`)
+	require.NoError(t, err)
+	cfg.source = nil
+	assert.Equal(t, Config{
+		Listen: []string{"127.0.0.1:0", "[::1]:0"},
+		KeyServer: KeyServer{URL: "coaps://ski.test/ski", Certificate: "/etc/edge.pem", Key: "/etc/edge.key", CA: "/etc/ca.pem",
+			ServerName: "keys.test", Timeout: 750 * time.Millisecond, DraftOnly: true},
+		Sites: []Site{
+			{Names: []string{"a.test", "*.a.test"}, Certificates: []string{"/etc/a.pem", "/etc/b.pem"}, StaticRSA: true, Static: "/srv/a"},
+			{Certificates: []string{"/etc/c.pem"}, Proxy: "https://origin.test/base", Default: true},
+		},
+		ShutdownTimeout: time.Minute,
+		Log:             Log{Level: "debug", Format: "json"},
+	}, cfg)
+}
+
+func TestLoadErrors(t *testing.T) {
+	site := func(lines ...string) string {
+		return keyserverYAML + "sites:\n  - " + strings.Join(lines, "\n    ") + "\n"
+	}
+	const certs, proxy = "certificates: [a.pem]", "proxy: http://127.0.0.1:8080"
+	tests := map[string]struct{ yaml, want string }{
+		"empty":            {"", ":1:1: the file is empty"},
+		"syntax":           {"listen: [a\nsites: []\n", ":2:"},
+		"two documents":    {siteYAML + "---\n" + siteYAML, ": the file has more than one document"},
+		"a list":           {"- a\n", ":1:1: "},
+		"unknown key":      {keyserverYAML + siteYAML + "sitse: []\n", `:10:1: unknown field "sitse"`},
+		"unknown site key": {site("names: [a.test]", "port: 1", certs, proxy), `:8:5: unknown field "port"`},
+		"duplicate key":    {"listen: []\nlisten: []\n", `:2:1: mapping key "listen" already defined`},
+		"wrong type":       {site("names: [a.test]", "default: maybe", certs, proxy), ":8:14: found a text where true or false belongs"},
+		"not a list":       {site("names: a.test", certs, proxy), ":7:12: "},
+		"wrong time":       {keyserverYAML + "  timeout: 5\n" + siteYAML, ":6:12: keyserver.timeout: '5' is not a time"},
+		"negative time":    {keyserverYAML + siteYAML + "shutdown_timeout: -1s\n", ":10:19: shutdown_timeout: '-1s' is not a time"},
+		"no key server":    {siteYAML, ":1:1: keyserver.url: is missing"},
+		"no ca":            {strings.Replace(keyserverYAML, "  ca: ca.pem\n", "", 1) + siteYAML, ":2:3: keyserver.ca: is missing"},
+		"wrong url":        {strings.Replace(keyserverYAML, "coaps://", "", 1) + siteYAML, ":2:8: keyserver.url: '127.0.0.1:5684/ski' is not a URL"},
+		"no sites":         {keyserverYAML, ":1:1: sites: there must be at least one site"},
+		"no name":          {site(certs, proxy), ":7:5: sites[0].names: a site that is not the default needs a name"},
+		"name twice":       {site("names: [a.test, A.test.]", certs, proxy), ":7:21: sites[0].names[1]: 'A.test.' is already the name at sites[0].names[0]"},
+		"not a name":       {site("names: [münchen.test]", certs, proxy), ":7:13: sites[0].names[0]: 'münchen.test' is not a DNS name in its ASCII form"},
+		"inner wildcard":   {site(`names: ["a.*.test"]`, certs, proxy), "is not a DNS name"},
+		"bare wildcard":    {site(`names: ["*."]`, certs, proxy), "is not a DNS name"},
+		"address":          {site("names: [192.0.2.1]", certs, proxy), "'192.0.2.1' is an IP address"},
+		"long label":       {site("names: ["+strings.Repeat("a", 64)+".test]", certs, proxy), "is not a DNS name"},
+		"long name":        {site("names: ["+strings.Repeat("a.", 127)+"test]", certs, proxy), "is longer than a DNS name can be"},
+		"no certificate":   {site("names: [a.test]", proxy), ":7:5: sites[0].certificates: there must be at least one"},
+		"no content":       {site("names: [a.test]", certs), ":7:5: sites[0]: a site needs proxy or static"},
+		"both contents":    {site("names: [a.test]", certs, proxy, "static: ."), ":10:13: sites[0].static: a site has either proxy or static, not both"},
+		"wrong proxy":      {site("names: [a.test]", certs, "proxy: ftp://a.test"), ":9:12: sites[0].proxy: 'ftp://a.test' is not a URL such as"},
+		"two defaults": {site("default: true", certs, proxy) + "  - {default: true, certificates: [b.pem], static: .}\n",
+			":10:15: sites[1].default: sites[0] is the default site already"},
+		"level":  {keyserverYAML + siteYAML + "log: {level: loud}\n", ":10:14: log.level: 'loud' is not debug, info, warn or error"},
+		"format": {keyserverYAML + siteYAML + "log: {format: xml}\n", ":10:15: log.format: 'xml' is not text or json"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, file, err := load(t, tt.yaml)
+			require.Error(t, err)
+			assert.True(t, strings.HasPrefix(err.Error(), file+":"), err.Error())
+			assert.Contains(t, err.Error(), tt.want)
+			assert.NotContains(t, err.Error(), "\n")
+		})
+	}
+}
+
+func TestNewErrors(t *testing.T) {
+	p := newPKI(t)
+	good := p.ecdsa(t, "a.test")
+	data, err := os.ReadFile(good)
+	require.NoError(t, err)
+	write := func(name string, data []byte) string {
+		file := filepath.Join(p.dir, name)
+		require.NoError(t, os.WriteFile(file, data, 0o600))
+		return file
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	withKey := write("with-key.pem", append(data, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...))
+	withParams := write("with-parameters.pem", append(data, pem.EncodeToMemory(&pem.Block{Type: "EC PARAMETERS", Bytes: []byte{5, 0}})...))
+	broken := write("broken.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("no")}))
+
+	for name, tt := range map[string]struct {
+		site Site
+		want string
+	}{
+		"private key":    {Site{Names: []string{"a.test"}, Certificates: []string{good, withKey}, Static: p.dir}, "edgeserver: sites[0].certificates[1]: " + withKey + " contains a private key"},
+		"parameters":     {Site{Names: []string{"a.test"}, Certificates: []string{withParams}, Static: p.dir}, "has a PEM block of type EC PARAMETERS"},
+		"no certificate": {Site{Names: []string{"a.test"}, Certificates: []string{write("empty.pem", nil)}, Static: p.dir}, "has no PEM block of type CERTIFICATE"},
+		"broken":         {Site{Names: []string{"a.test"}, Certificates: []string{broken}, Static: p.dir}, broken + ": x509: "},
+		"missing file":   {Site{Names: []string{"a.test"}, Certificates: []string{p.dir + "/none"}, Static: p.dir}, "no such file"},
+		"missing folder": {Site{Names: []string{"a.test"}, Certificates: []string{good}, Static: p.dir + "/none"}, "sites[0].static: "},
+		"not covered":    {Site{Names: []string{"a.test", "b.test"}, Certificates: []string{good}, Static: p.dir}, "whose names are 'a.test', does not cover 'b.test'"},
+		"wildcard":       {Site{Names: []string{"*.test"}, Certificates: []string{good}, Static: p.dir}, "does not cover '*.test'"},
+		"static RSA":     {Site{Names: []string{"a.test"}, Certificates: []string{good}, StaticRSA: true, Static: p.dir}, "sites[0].static_rsa: needs an RSA certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := New(Config{Sites: []Site{tt.site}}, p.transport(), slog.New(slog.DiscardHandler))
+			assert.ErrorContains(t, err, tt.want)
+		})
+	}
+
+	t.Run("position", func(t *testing.T) {
+		cfg, file, err := load(t, keyserverYAML+"sites:\n  - names: [a.test]\n    certificates:\n      - "+withKey+"\n    static: .\n")
+		require.NoError(t, err)
+		_, err = New(cfg, p.transport(), slog.New(slog.DiscardHandler))
+		assert.ErrorContains(t, err, file+":9:9: sites[0].certificates[0]: ")
+	})
+}
+
+func TestExpiredCertificate(t *testing.T) {
+	p := newPKI(t)
+	e := start(t, Config{Sites: []Site{
+		{Names: []string{"a.test"}, Certificates: []string{p.issue(t, sharedRSA(), -time.Hour, "a.test")}, StaticRSA: true, Static: p.dir},
+	}}, p.transport())
+	assert.Contains(t, e.log.String(), `level=WARN msg="the certificate is not valid now" site=a.test`)
+	assert.Contains(t, e.log.String(), `level=WARN msg="static_rsa offers cipher suites without forward secrecy" site=a.test`)
+}
+
+func TestCredentials(t *testing.T) {
+	p := newPKI(t)
+	cert := p.ecdsa(t, "edge.test")
+	var der []byte
+	for _, key := range p.keys.keys {
+		var err error
+		der, err = x509.MarshalPKCS8PrivateKey(key)
+		require.NoError(t, err)
+	}
+	k := KeyServer{Certificate: cert, Key: filepath.Join(p.dir, "edge.key"), CA: cert}
+	require.NoError(t, os.WriteFile(k.Key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	identity, roots, err := k.Credentials()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"edge.test"}, identity.Leaf.DNSNames)
+	assert.NotNil(t, roots)
+
+	for _, mode := range []os.FileMode{0o640, 0o604, 0o620} {
+		require.NoError(t, os.Chmod(k.Key, mode))
+		_, _, err = k.Credentials()
+		assert.ErrorContains(t, err, "edge.key can be used by others than its owner")
+	}
+	require.NoError(t, os.Chmod(k.Key, 0o400))
+	k.CA = k.Key
+	_, _, err = k.Credentials()
+	assert.ErrorContains(t, err, "has no certificate")
+}
