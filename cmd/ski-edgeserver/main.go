@@ -1,0 +1,207 @@
+// The ski-edgeserver command terminates TLS for web sites whose private keys
+// stay on a key server.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
+)
+
+const usage = `Usage: ski-edgeserver -config FILE [-check]
+
+Serves HTTPS for one or more sites without having their private keys. For each
+full handshake it asks a key server, over CoAP and mutually authenticated DTLS,
+to do the one operation that needs the private key. Requests go on to the site's
+origin server, or are answered from a folder of files.
+
+  -config FILE  the configuration, YAML
+  -check        check the configuration and the files it names, print a summary
+                of the sites, and exit: 0 if all is well, 1 if not
+  -version      print the version and exit
+  -h            print this text and exit
+
+A configuration. Paths are relative to its folder; what is commented out shows
+the default, or what else could be there.
+
+  # listen: [":8443"]
+  keyserver:
+    url: coaps://ski.example.com:5684/ski
+    certificate: edge.pem    # who this edge server is to the key server
+    key: edge.key            # readable by its owner only (chmod 600)
+    ca: ca.pem               # who signs the key server's certificate
+    # server_name:           # the name in it, if not the one in url
+    # timeout: 5s            # for an answer; then the client gets a TLS alert
+    # draft_only: false      # the key server knows no extensions of the draft
+  sites:
+    - names: [www.example.com, "*.example.com"]
+      certificates: [ecdsa.pem, rsa.pem]    # chains, without private keys
+      proxy: http://127.0.0.1:8080
+      # static: ./htdocs     # instead of proxy
+      # static_rsa: false    # cipher suites without forward secrecy
+      # default: false       # also for unknown names and clients without SNI
+  # shutdown_timeout: 10s    # for requests in flight
+  # log: {level: info, format: text}    # debug, warn, error; json
+
+On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A
+second signal ends it at once.
+`
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main with its surroundings as arguments. It returns the exit status.
+func run(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("ski-edgeserver", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	file := flags.String("config", "", "")
+	check := flags.Bool("check", false, "")
+	version := flags.Bool("version", false, "")
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
+		return 0
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument '%s'", flags.Arg(0))
+	case err == nil && *version:
+		fmt.Fprintln(stdout, versionLine())
+		return 0
+	case err == nil && *file == "":
+		err = errors.New("-config FILE is missing")
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "ski-edgeserver: %v\nsee ski-edgeserver -h\n", err)
+		return 2
+	}
+
+	cfg, err := edgeserver.Load(*file)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	log := cfg.Log.Logger(stderr)
+	srv, client, err := newServer(cfg, log)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	defer client.Close()
+	if *check {
+		defer srv.Close()
+		summary(stdout, *file, cfg, srv.Sites())
+		return 0
+	}
+	log.Info("starting", "version", buildVersion(), "keyserver", cfg.KeyServer.URL, "sites", len(cfg.Sites))
+	if err := serve(srv, cfg, log); err != nil {
+		log.Error("the edge server has ended", "error", err)
+		return 1
+	}
+	log.Info("stopped")
+	return 0
+}
+
+func fail(stderr io.Writer, err error) int {
+	fmt.Fprintf(stderr, "ski-edgeserver: %v\n", err)
+	return 1
+}
+
+// newServer makes the edge server and its client of the key server.
+func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, *skicoap.Client, error) {
+	identity, roots, err := cfg.KeyServer.Credentials()
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := skicoap.NewClient(cfg.KeyServer.URL, skicoap.ClientConfig{
+		Certificate: identity,
+		RootCAs:     roots,
+		ServerName:  cfg.KeyServer.ServerName,
+		Logger:      log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	srv, err := edgeserver.New(cfg, &ski.Client{
+		Transports: []ski.Transport{client},
+		Timeout:    cfg.KeyServer.Timeout,
+	}, log)
+	if err == nil {
+		err = notASiteKey(identity, srv.Sites())
+	}
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	return srv, client, nil
+}
+
+// notASiteKey refuses an identity on the SKI channel whose key is also that of
+// a site: the edge server would then have what it must not have.
+func notASiteKey(identity tls.Certificate, sites []edgeserver.SiteInfo) error {
+	id := ski.CertificateKeyID(identity.Leaf)
+	for _, site := range sites {
+		for i, leaf := range site.Leaves {
+			if ski.CertificateKeyID(leaf) == id {
+				return fmt.Errorf("keyserver.key is the private key of the site certificate %s: "+
+					"an edge server must not have it, give the edge a key of its own", site.Certificates[i])
+			}
+		}
+	}
+	return nil
+}
+
+// serve runs the server until a signal ends it.
+func serve(srv *edgeserver.Server, cfg edgeserver.Config, log *slog.Logger) error {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	probed := make(chan struct{})
+	go func() {
+		srv.Probe(ctx)
+		close(probed)
+	}()
+	defer func() { cancel(); <-probed }()
+
+	ended := make(chan error, 1)
+	go func() { ended <- srv.ListenAndServe() }()
+	select {
+	case err := <-ended:
+		return err
+	case sig := <-signals:
+		log.Info("stopping", "signal", sig.String(), "timeout", cfg.ShutdownTimeout)
+	}
+
+	grace, stop := context.WithTimeout(context.Background(), cfg.ShutdownTimeout)
+	defer stop()
+	go func() {
+		<-signals
+		stop()
+	}()
+	if err := srv.Shutdown(grace); err != nil {
+		<-ended
+		return fmt.Errorf("requests were cut short: %w", err)
+	}
+	return <-ended
+}
+
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+func versionLine() string { return "ski-edgeserver " + buildVersion() }

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/ski"
+)
+
+// summary prints what -check has found.
+func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver.SiteInfo) {
+	fmt.Fprintf(w, "%s is valid\n", file)
+	fmt.Fprintf(w, "listen     %s\n", strings.Join(cfg.Listen, ", "))
+	fmt.Fprintf(w, "keyserver  %s\n", cfg.KeyServer.URL)
+	for _, site := range sites {
+		names := site.Names
+		if site.Default {
+			names = append(names[:len(names):len(names)], "(default)")
+		}
+		target := "proxy " + site.Proxy
+		if site.Static != "" {
+			target = "static " + site.Static
+		}
+		fmt.Fprintf(w, "site       %s: %s\n", strings.Join(names, ", "), target)
+		for i, leaf := range site.Leaves {
+			fmt.Fprintf(w, "           %s: %s, spki %v, %s\n", site.Certificates[i], keyType(leaf),
+				ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
+		}
+		if site.StaticRSA {
+			fmt.Fprintln(w, "           warning: static_rsa offers cipher suites without forward secrecy")
+		}
+	}
+}
+
+func keyType(cert *x509.Certificate) string {
+	switch pub := cert.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+		return "ECDSA " + pub.Params().Name
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA %d", pub.N.BitLen())
+	}
+	return cert.PublicKeyAlgorithm.String()
+}
+
+func validity(cert *x509.Certificate, now time.Time) string {
+	switch {
+	case now.Before(cert.NotBefore):
+		return "warning: not valid before " + cert.NotBefore.Format(time.DateOnly)
+	case now.After(cert.NotAfter):
+		return "warning: expired " + cert.NotAfter.Format(time.DateOnly)
+	}
+	return "valid until " + cert.NotAfter.Format(time.DateOnly)
+}
