@@ -21,22 +21,14 @@ type operation interface {
 	do(ctx context.Context, s *Server) (outcome, error)
 }
 
-var errMethod = errors.New("the method is not served")
+// servedMethods are those there is an operation for. To a key server that does
+// not know a method, a request for it is malformed.
+var servedMethods = []ski.Method{ski.MethodECDHE, ski.MethodRSA}
 
 // parseOperation checks the structure of the request's input and that it fits
 // the key. The error is a fixed text without any of the input.
 func parseOperation(req *ski.Request, k key, alg algorithm, algErr error) (operation, error) {
-	switch req.KeyExchange() {
-	case ski.MethodECDHE:
-		if algErr != nil {
-			return nil, algErr
-		}
-		tbs, err := parseToBeSigned(req)
-		if err != nil {
-			return nil, err
-		}
-		return &signing{key: k, alg: alg, tbs: tbs}, nil
-	case ski.MethodRSA:
+	if req.KeyExchange() == ski.MethodRSA {
 		pub, ok := k.public.(*rsa.PublicKey)
 		if !ok {
 			return nil, errors.New("the key is not an RSA key")
@@ -47,7 +39,14 @@ func parseOperation(req *ski.Request, k key, alg algorithm, algErr error) (opera
 		}
 		return &decryption{key: k, epms: epms}, nil
 	}
-	return nil, errMethod
+	if algErr != nil {
+		return nil, algErr
+	}
+	tbs, err := parseToBeSigned(req)
+	if err != nil {
+		return nil, err
+	}
+	return &signing{key: k, alg: alg, tbs: tbs}, nil
 }
 
 // signing makes the signature of a ServerKeyExchange (RFC 8422, Section 5.4)

@@ -200,7 +200,7 @@ func (b *policyBuilder) ruleKeys(path string, entry ruleEntry, r *rule) error {
 
 func (b *policyBuilder) ruleMethods(path string, entry ruleEntry, r *rule) error {
 	for i, m := range entry.Methods {
-		if m != ski.MethodECDHE && m != ski.MethodRSA {
+		if !slices.Contains(servedMethods, m) {
 			return b.errorAt(fmt.Sprintf("%s.methods[%d]", path, i), "%q is not a method that is served: use ECDHE or RSA", m)
 		}
 		r.methods[m] = true

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -147,6 +148,9 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 		return refused(ski.MalformedRequest, malformedReason(err))
 	}
 	rec.describe(req)
+	if !slices.Contains(servedMethods, req.KeyExchange()) {
+		return refused(ski.MalformedRequest, "the method is not served")
+	}
 
 	// 3. The key by its fingerprint.
 	k, ok := lookup(s.keys, req.SPKI)

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/tlsski/tlsski/keyserver"
+)
+
+// tryOut finds what only putting the parts together shows: it makes the
+// server, on a free loopback port, and closes it without having served.
+func (p *parts) tryOut() error {
+	if err := keyserver.CheckAuditLog(p.cfg.Audit.File); err != nil {
+		return err
+	}
+	log := slog.New(slog.DiscardHandler)
+	server, err := p.newServer(keyserver.NewAuditLog(io.Discard), log)
+	if err != nil {
+		return err
+	}
+	coap, err := p.listen("127.0.0.1:0", server, log)
+	if err != nil {
+		return err
+	}
+	return coap.Close()
+}
+
+// summary prints what -check has found.
+func (p *parts) summary(w io.Writer, file string) {
+	fmt.Fprintf(w, "%s is valid\n", file)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
+	row("listen", fmt.Sprintf("%s, path %s", p.cfg.Listen, p.cfg.Path))
+	row("certificate", fmt.Sprintf("%s, valid until %s", p.cfg.Certificate, p.certificate.Leaf.NotAfter.Format(time.DateOnly)))
+	row("audit", p.cfg.Audit.File)
+	for _, warning := range p.warnings() {
+		row("warning", warning)
+	}
+	table.Flush()
+
+	fmt.Fprintln(w)
+	row("EDGE", "KEY", "TYPE", "METHODS", "PROTOCOLS", "SERVER NAMES", "LEGACY")
+	rights := p.policy.Rights()
+	for _, r := range rights {
+		_, pub, _ := p.keys.Lookup(r.Key)
+		row(r.Edge, r.KeyName, keyType(pub), list(r.Methods, ""), list(r.Protocols, ""),
+			list(r.ServerNames, "any"), list(r.Legacy, "-"))
+	}
+	table.Flush()
+	if len(rights) == 0 {
+		fmt.Fprintln(w, "the policy grants nothing")
+	}
+}
+
+func list[T ~string](values []T, none string) string {
+	if len(values) == 0 {
+		return none
+	}
+	texts := make([]string, len(values))
+	for i, v := range values {
+		texts[i] = string(v)
+	}
+	return strings.Join(texts, ", ")
+}
+
+func keyType(pub crypto.PublicKey) string {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		return "ECDSA " + pub.Params().Name
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA %d", pub.N.BitLen())
+	}
+	return "Ed25519"
+}

@@ -1,0 +1,124 @@
+// The ski-keyserver command holds the private keys of web sites and does, for
+// edge servers, the operations that TLS handshakes need.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"github.com/tlsski/tlsski/keyserver"
+)
+
+const usage = `Usage: ski-keyserver -config FILE [-check]
+
+Holds the private keys of web sites. Edge servers ask it, over CoAP and mutually
+authenticated DTLS, to sign or to decrypt what a TLS handshake needs; the keys
+never leave it.
+
+  -config FILE  the configuration, YAML
+  -check        check the configuration and all files it names, print a summary
+                and who may use which key, and exit: 0 if all is well, 1 if not
+  -version      print the version and exit
+  -h            print this text and exit
+
+A configuration. Paths are relative to its folder; what is commented out shows
+the default.
+
+  # listen: ":5684"          # UDP; port 0 takes a free one, see the log
+  # path: /ski
+  certificate: keyserver.pem # who this key server is to edge servers
+  key: keyserver.key         # readable by its owner only (chmod 600)
+  client_ca: ca.pem          # who signs the edge servers' certificates
+  keys: keys                 # folder of *.pem and *.key, each with one private
+                             # key: PKCS#8, PKCS#1 or SEC 1, chmod 600
+  policy: policy.yaml
+  # audit: {file: "-", required: false}  # JSON lines; "-" is standard output
+  # rsa_failure: random      # error is the draft's letter, and a padding oracle
+  # rsa_failure_secret_file: # 32 bytes or more, the same on a whole fleet
+  # rsa_workers: 0           # RSA operations at once; 0: processors less one
+  # max_in_flight: 4096
+  # shutdown_timeout: 10s    # for requests in flight
+  # log: {level: info, format: text}     # debug, warn, error; json
+
+A policy. What no rule grants is denied.
+
+  edges:
+    - name: edge-1           # a peer whose certificate has one of these is edge-1
+      dns: [edge-1.example.net]
+      # uri: [spiffe://example.net/edge-1]
+      # spki: [SHA-256 of its public key, 64 hexadecimal digits]
+  rules:
+    - edges: [edge-1]
+      keys: [www.example.com]            # names of files, fingerprints or "*"
+      methods: [ECDHE]                   # RSA has no forward secrecy
+      # protocols: [TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3]
+      # server_names: [www.example.com, "*.example.com"]      # default: any
+      # legacy: []   # sha-1, md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0
+
+On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
+second signal ends it at once.
+`
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main with its surroundings as arguments. It returns the exit status:
+// 0, 1 for a failure, 2 for wrong usage.
+func run(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("ski-keyserver", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	file := flags.String("config", "", "")
+	check := flags.Bool("check", false, "")
+	version := flags.Bool("version", false, "")
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
+		return 0
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument '%s'", flags.Arg(0))
+	case err == nil && *version:
+		fmt.Fprintln(stdout, "ski-keyserver", buildVersion())
+		return 0
+	case err == nil && *file == "":
+		err = errors.New("-config FILE is missing")
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "ski-keyserver: %v\nsee ski-keyserver -h\n", err)
+		return 2
+	}
+
+	cfg, err := keyserver.LoadConfig(*file)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	p, err := load(cfg)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	if *check {
+		if err := p.tryOut(); err != nil {
+			return fail(stderr, err)
+		}
+		p.summary(stdout, *file)
+		return 0
+	}
+	return serve(p, stderr)
+}
+
+func fail(stderr io.Writer, err error) int {
+	fmt.Fprintf(stderr, "ski-keyserver: %v\n", err)
+	return 1
+}
+
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

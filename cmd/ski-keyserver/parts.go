@@ -1,0 +1,78 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
+)
+
+// parts is what the configuration names, read and checked.
+type parts struct {
+	cfg         *keyserver.Config
+	certificate tls.Certificate
+	clientCAs   *x509.CertPool
+	keys        *keyserver.MemoryStore
+	policy      *keyserver.Policy
+	secret      []byte
+}
+
+// load reads all files that the configuration names. It creates none.
+func load(cfg *keyserver.Config) (*parts, error) {
+	p := &parts{cfg: cfg}
+	var err error
+	if p.certificate, p.clientCAs, err = cfg.Identity(time.Now()); err != nil {
+		return nil, err
+	}
+	if p.keys, err = keyserver.LoadFolder(cfg.Keys); err != nil {
+		return nil, err
+	}
+	if name, _, ok := p.keys.Lookup(ski.CertificateKeyID(p.certificate.Leaf)); ok {
+		return nil, fmt.Errorf("%s is the private key %q of a site too: an edge could sign as this key server, "+
+			"give the key server a key of its own", cfg.Key, name)
+	}
+	if p.policy, err = keyserver.LoadPolicy(cfg.Policy, p.keys); err != nil {
+		return nil, err
+	}
+	p.secret, err = cfg.RSAFailureSecret()
+	return p, err
+}
+
+// newServer makes the key server.
+func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver.Server, error) {
+	return keyserver.New(keyserver.Options{
+		Keys:             p.keys,
+		Policy:           p.policy,
+		Audit:            audit,
+		AuditRequired:    p.cfg.Audit.Required,
+		RSAFailure:       p.cfg.RSAFailure,
+		RSAFailureSecret: p.secret,
+		RSAWorkers:       int(p.cfg.RSAWorkers),
+		MaxInFlight:      int(p.cfg.MaxInFlight),
+		Logger:           log,
+	})
+}
+
+// listen binds the key server to an address.
+func (p *parts) listen(addr string, h ski.Handler, log *slog.Logger) (*skicoap.Server, error) {
+	return skicoap.Listen(addr, skicoap.ServerConfig{
+		Handler:     h,
+		Path:        p.cfg.Path,
+		Certificate: p.certificate,
+		ClientCAs:   p.clientCAs,
+		// Beyond its own limit the key server answers, and audits, that it is
+		// overloaded; the binding only drops what is far beyond.
+		MaxInFlight: 2 * int(p.cfg.MaxInFlight),
+		Logger:      log,
+	})
+}
+
+// warnings returns what the operator should know of.
+func (p *parts) warnings() []string {
+	return append(p.cfg.Warnings(), p.policy.Warnings()...)
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski/skicoap"
+)
+
+// serve runs the key server until a signal ends it. It returns the exit
+// status.
+func serve(p *parts, stderr io.Writer) int {
+	// Before anything can be heard of the server, so that a signal is never
+	// met unprepared.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+
+	log := p.cfg.Logger(stderr)
+	audit, err := keyserver.OpenAuditLog(p.cfg.Audit.File)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	defer audit.Close()
+	server, err := p.newServer(audit, log)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	coap, err := p.listen(p.cfg.Listen, server, log)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	for _, warning := range p.warnings() {
+		log.Warn("unsafe choice", "what", warning)
+	}
+	log.Info("listening", "addr", coap.Addr(), "path", p.cfg.Path, "keys", len(p.keys.IDs()),
+		"edges", p.policy.EdgeCount(), "version", buildVersion())
+
+	ended := make(chan error, 1)
+	go func() { ended <- coap.Serve() }()
+	select {
+	case err := <-ended:
+		log.Error("the key server has ended", "error", err)
+		return 1
+	case sig := <-signals:
+		log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
+	}
+	return stop(coap, time.Duration(p.cfg.ShutdownTimeout), signals, log)
+}
+
+// stop answers what is in flight, until the time is up or another signal comes.
+func stop(coap *skicoap.Server, timeout time.Duration, signals <-chan os.Signal, log *slog.Logger) int {
+	grace, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-grace.Done():
+		}
+	}()
+	if err := coap.Shutdown(grace); err != nil {
+		log.Error("requests were cut short", "error", err)
+		return 1
+	}
+	log.Info("stopped")
+	return 0
+}

@@ -1,0 +1,257 @@
+package keyserver
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+var update = flag.Bool("update", false, "write testdata/vectors/input-*.json, and the test keys if there are none")
+
+// vector is one file of testdata/vectors: a request of a peer that may use all
+// keys with all methods, but nothing legacy.
+type vector struct {
+	Name    string        `json:"name"`
+	Class   string        `json:"class"` // "output", or the error with hyphens
+	Request vectorRequest `json:"request"`
+	Want    vectorWant    `json:"want"`
+}
+
+type vectorRequest struct {
+	Protocol      ski.Protocol        `json:"protocol"`
+	SPKI          ski.KeyID           `json:"spki"`
+	Method        ski.Method          `json:"method,omitempty"`
+	Hash          ski.Hash            `json:"hash,omitempty"`
+	Scheme        tls.SignatureScheme `json:"scheme,omitempty"`
+	ClientVersion uint16              `json:"client_version,omitempty"`
+	ServerName    string              `json:"server_name,omitempty"`
+	Input         hexBytes            `json:"input"`
+}
+
+// vectorWant is the error, or the output where it is always the same; an
+// RSA-PSS signature is random, and checked by its public key.
+type vectorWant struct {
+	Output    hexBytes  `json:"output,omitempty"`
+	Signature bool      `json:"signature,omitempty"`
+	Error     ski.Error `json:"error,omitempty"`
+	Reason    string    `json:"reason,omitempty"` // in the audit record
+}
+
+func (r *vectorRequest) request() *ski.Request {
+	return &ski.Request{
+		Protocol: r.Protocol, SPKI: r.SPKI, Method: r.Method, Hash: r.Hash, Scheme: r.Scheme,
+		ClientVersion: r.ClientVersion, ServerName: r.ServerName, Input: r.Input,
+	}
+}
+
+type hexBytes []byte
+
+func (h hexBytes) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(h)), nil }
+
+func (h *hexBytes) UnmarshalText(text []byte) (err error) {
+	*h, err = hex.DecodeString(string(text))
+	return err
+}
+
+func readVectors(t testing.TB) []vector {
+	files, err := filepath.Glob(vectors + "/input-*.json")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	var all []vector
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		require.NoError(t, err)
+		var v vector
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.DisallowUnknownFields()
+		require.NoError(t, d.Decode(&v), f)
+		require.Equal(t, "input-"+v.Name+".json", filepath.Base(f))
+		all = append(all, v)
+	}
+	return all
+}
+
+func TestVectors(t *testing.T) {
+	if *update {
+		writeKeys(t)
+		writeVectors(t)
+	}
+	keys := testKeys()
+	for _, v := range readVectors(t) {
+		t.Run(v.Name, func(t *testing.T) {
+			s := newTestServer(t, keys)
+			resp, rec := s.ask(edgePeer, v.Request.request())
+			require.Equal(t, v.Want.Error, resp.Error, rec.Reason)
+			require.Equal(t, v.Want.Reason, rec.Reason)
+			switch {
+			case v.Want.Signature:
+				verify(t, keys, v.Request.request(), resp.Output)
+			case v.Want.Error == "":
+				require.Equal(t, []byte(v.Want.Output), resp.Output)
+			}
+			if v.Want.Error == "" && v.Request.Method != ski.MethodRSA {
+				verify(t, keys, v.Request.request(), resp.Output)
+			}
+		})
+	}
+}
+
+// verify checks a signature with the standard library, by the request alone.
+func verify(t testing.TB, keys KeyStore, req *ski.Request, signature []byte) {
+	t.Helper()
+	_, pub, ok := keys.Lookup(req.SPKI)
+	require.True(t, ok)
+	hash := req.Hash.Func()
+	switch req.Scheme {
+	case tls.ECDSAWithP256AndSHA256, tls.PSSWithSHA256, tls.PKCS1WithSHA256:
+		hash = crypto.SHA256
+	case tls.ECDSAWithP384AndSHA384, tls.PSSWithSHA384, tls.PKCS1WithSHA384:
+		hash = crypto.SHA384
+	case tls.ECDSAWithP521AndSHA512, tls.PSSWithSHA512, tls.PKCS1WithSHA512:
+		hash = crypto.SHA512
+	}
+	if hash == 0 && req.Scheme != tls.Ed25519 {
+		hash = crypto.SHA1
+	}
+	var digest []byte
+	if hash != 0 {
+		h := hash.New()
+		h.Write(req.Input)
+		digest = h.Sum(nil)
+	}
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		require.True(t, ecdsa.VerifyASN1(pub, digest, signature))
+	case ed25519.PublicKey:
+		require.True(t, ed25519.Verify(pub, req.Input, signature))
+	case *rsa.PublicKey:
+		require.Len(t, signature, pub.Size())
+		if req.Scheme>>8 == 8 {
+			require.NoError(t, rsa.VerifyPSS(pub, hash, digest, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}))
+		} else {
+			require.NoError(t, rsa.VerifyPKCS1v15(pub, hash, digest, signature))
+		}
+	}
+}
+
+// writeKeys makes the test keys, once: a new key would change all vectors.
+func writeKeys(t *testing.T) {
+	dir := filepath.Join(vectors, "input-keys")
+	if _, err := os.Stat(dir); err == nil {
+		return
+	}
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	write := func(name string, key any, err error) {
+		require.NoError(t, err)
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		require.NoError(t, err)
+		text := []byte("TEST KEY. It is public: never use it outside of tests.\n\n")
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name+".pem"), text, 0o600))
+	}
+	for name, curve := range map[string]elliptic.Curve{p256: elliptic.P256(), p384: elliptic.P384(), p521: elliptic.P521()} {
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
+		write(name, key, err)
+	}
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	write(rsa2048, rsaKey, err)
+	_, edKey, err := ed25519.GenerateKey(rand.Reader)
+	write(ed, edKey, err)
+}
+
+// writeVectors writes what the server answers now: look at the difference
+// before committing it.
+func writeVectors(t *testing.T) {
+	keys := testKeys()
+	old, err := filepath.Glob(vectors + "/input-*.json")
+	require.NoError(t, err)
+	for _, f := range old {
+		require.NoError(t, os.Remove(f))
+	}
+	s := newTestServer(t, keys)
+	for name, r := range vectorRequests(keys) {
+		resp, rec := s.ask(edgePeer, r.request())
+		v := vector{Name: name, Class: "output", Request: r}
+		switch {
+		case resp.Error != "":
+			v.Class = string(bytes.ReplaceAll([]byte(resp.Error), []byte(" "), []byte("-")))
+			v.Want = vectorWant{Error: resp.Error, Reason: rec.Reason}
+		case r.Scheme>>8 == 8 && r.Scheme != tls.Ed25519:
+			v.Want.Signature = true
+		default:
+			v.Want.Output = resp.Output
+		}
+		data, err := json.MarshalIndent(v, "", "  ")
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(vectors, "input-"+name+".json"), append(data, '\n'), 0o644))
+	}
+}
+
+func vectorRequests(keys testStore) map[string]vectorRequest {
+	id := keys.id
+	pub := keys.public(rsa2048).(*rsa.PublicKey)
+	g256 := basePoint(secp256r1)
+	offCurve := bytes.Clone(g256)
+	offCurve[64] ^= 1
+	compressed := append([]byte{2 + g256[64]&1}, g256[1:33]...)
+	explicit := ecdhe(secp256r1, g256)
+	explicit[64] = 1
+	lowOrder := make([]byte, 32)
+	lowOrder[0] = 1
+	client := bytes.Replace(certificateVerify(32), []byte("server"), []byte("client"), 1)
+	epms := func(version uint16) []byte {
+		return rawEncrypt(pub, encodedMessage(pub, preMasterSecret(version)))
+	}
+
+	return map[string]vectorRequest{
+		"ecdhe-p256":         {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: ecdhe(secp256r1, g256)},
+		"ecdhe-p384":         {Protocol: ski.TLS12, SPKI: id(p384), Hash: ski.SHA384, Input: ecdhe(secp384r1, basePoint(secp384r1))},
+		"ecdhe-p521":         {Protocol: ski.DTLS12, SPKI: id(p521), Hash: ski.SHA512, Input: ecdhe(secp521r1, basePoint(secp521r1))},
+		"ecdhe-rsa-x25519":   {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodECDHE, Hash: ski.SHA256, Input: ecdhe(x25519, basePoint(x25519))},
+		"ecdhe-rsa-pss":      {Protocol: ski.TLS12, SPKI: id(rsa2048), Scheme: tls.PSSWithSHA256, Input: ecdhe(x25519, basePoint(x25519))},
+		"ecdhe-ed25519":      {Protocol: ski.TLS12, SPKI: id(ed), Scheme: tls.Ed25519, Input: ecdhe(x25519, basePoint(x25519))},
+		"tls13-p256-sha256":  {Protocol: ski.TLS13, SPKI: id(p256), Scheme: tls.ECDSAWithP256AndSHA256, Input: certificateVerify(32)},
+		"tls13-p256-sha384":  {Protocol: ski.TLS13, SPKI: id(p256), Scheme: tls.ECDSAWithP256AndSHA256, Input: certificateVerify(48)},
+		"tls13-rsa-pss":      {Protocol: ski.DTLS13, SPKI: id(rsa2048), Scheme: tls.PSSWithSHA512, Input: certificateVerify(32)},
+		"rsa-premaster":      {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodRSA, Input: epms(0x0303)},
+		"rsa-premaster-dtls": {Protocol: ski.DTLS12, SPKI: id(rsa2048), Method: ski.MethodRSA, ClientVersion: 0xFEFD, Input: epms(0xFEFD)},
+
+		"bad-no-such-key":        {Protocol: ski.TLS12, SPKI: ski.KeyID{1}, Hash: ski.SHA256, Input: ecdhe(secp256r1, g256)},
+		"bad-sha1-not-granted":   {Protocol: ski.TLS12, SPKI: id(p256), Input: ecdhe(secp256r1, g256)},
+		"bad-tls10-not-granted":  {Protocol: ski.TLS10, SPKI: id(p256), Input: ecdhe(secp256r1, g256)},
+		"bad-dhe-not-served":     {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: randoms()},
+		"bad-explicit-curve":     {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: explicit},
+		"bad-group":              {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: ecdhe(30, make([]byte, 56))},
+		"bad-point-off-curve":    {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: ecdhe(secp256r1, offCurve)},
+		"bad-point-compressed":   {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: ecdhe(secp256r1, compressed)},
+		"bad-x25519-low-order":   {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: ecdhe(x25519, lowOrder)},
+		"bad-bytes-after-point":  {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: append(ecdhe(secp256r1, g256), 0)},
+		"bad-tls13-as-tls12":     {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: certificateVerify(32)},
+		"bad-tls12-as-tls13":     {Protocol: ski.TLS13, SPKI: id(p256), Scheme: tls.ECDSAWithP256AndSHA256, Input: ecdhe(secp256r1, g256)},
+		"bad-tls13-client":       {Protocol: ski.TLS13, SPKI: id(p256), Scheme: tls.ECDSAWithP256AndSHA256, Input: client},
+		"bad-tls13-no-scheme":    {Protocol: ski.TLS13, SPKI: id(p256), Hash: ski.SHA256, Input: certificateVerify(32)},
+		"bad-tls13-curve":        {Protocol: ski.TLS13, SPKI: id(p384), Scheme: tls.ECDSAWithP256AndSHA256, Input: certificateVerify(32)},
+		"bad-scheme-of-rsa":      {Protocol: ski.TLS12, SPKI: id(p256), Scheme: tls.PSSWithSHA256, Input: ecdhe(secp256r1, g256)},
+		"bad-rsa-short":          {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodRSA, Input: epms(0x0303)[1:]},
+		"bad-rsa-not-below":      {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodRSA, Input: pub.N.Bytes()},
+		"bad-rsa-of-ecdsa-key":   {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodRSA, Input: make([]byte, 256)},
+		"bad-rsa-client-version": {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodRSA, ClientVersion: 0x0302, Input: epms(0x0302)},
+	}
+}
