@@ -1,0 +1,188 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
+)
+
+// process is the command as a process of its own.
+type process struct {
+	*exec.Cmd
+	stderr *bufio.Reader
+	seen   strings.Builder
+}
+
+// startProcess starts the command in a folder that writePKI has filled, on a
+// free port. lines are the rest of the configuration.
+func startProcess(t *testing.T, dir, keyserver, lines string) *process {
+	file := filepath.Join(dir, "edge.yaml")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `listen: ["127.0.0.1:0"]
+keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.pem, server_name: edge.test, timeout: 2s}
+%s`, keyserver, lines), 0o600))
+	command, err := exec.LookPath("ski-edgeserver") // put there by testscript.Main
+	require.NoError(t, err)
+	p := &process{Cmd: exec.Command(command, "-config", file)}
+	stderr, err := p.StderrPipe()
+	require.NoError(t, err)
+	p.stderr = bufio.NewReader(stderr)
+	require.NoError(t, p.Start())
+	t.Cleanup(func() { p.Process.Kill() })
+	return p
+}
+
+// until reads the log up to a line that matches, and returns the line's
+// submatches.
+func (p *process) until(t *testing.T, pattern string) []string {
+	t.Helper()
+	expression := regexp.MustCompile(pattern)
+	for {
+		line, err := p.stderr.ReadString('\n')
+		require.NoError(t, err, "no line matches %s:\n%s", pattern, &p.seen)
+		p.seen.WriteString(line)
+		if match := expression.FindStringSubmatch(line); match != nil {
+			return match
+		}
+	}
+}
+
+// end reads the rest of the log and returns the exit status.
+func (p *process) end() int {
+	io.Copy(&p.seen, p.stderr)
+	p.Wait()
+	return p.ProcessState.ExitCode()
+}
+
+// startKeyServer serves the key of site.test, to everyone that ca.pem vouches
+// for, and returns its address.
+func startKeyServer(t *testing.T, dir string) string {
+	site, err := tls.LoadX509KeyPair(filepath.Join(dir, "site.pem"), filepath.Join(dir, "site.key"))
+	require.NoError(t, err)
+	identity, err := tls.LoadX509KeyPair(filepath.Join(dir, "edge.pem"), filepath.Join(dir, "edge.key"))
+	require.NoError(t, err)
+	clients := x509.NewCertPool()
+	clients.AddCert(identity.Leaf)
+	srv, err := skicoap.Listen("127.0.0.1:0", skicoap.ServerConfig{
+		Handler: ski.HandlerFunc(func(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
+			if req.SPKI != ski.CertificateKeyID(site.Leaf) {
+				return ski.Failed(ski.SPKINotFound)
+			}
+			output, err := crypto.SignMessage(site.PrivateKey.(crypto.Signer), rand.Reader, req.Input, crypto.SHA256)
+			if err != nil {
+				return ski.Failed(ski.UnspecifiedError)
+			}
+			return &ski.Response{Output: output}
+		}),
+		Certificate: identity,
+		ClientCAs:   clients,
+		Logger:      slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	go srv.Serve()
+	t.Cleanup(func() { srv.Close() })
+	return srv.Addr().String()
+}
+
+const staticSite = "sites: [{names: [site.test], certificates: [site.pem], static: .}]\n"
+
+func TestStartsWithoutKeyServer(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	p := startProcess(t, dir, "127.0.0.1:1", staticSite)
+	addr := p.until(t, `msg=listening addr=(127\.0\.0\.1:\d+) url=https://site\.test:\d+\n`)[1]
+	assert.Contains(t, p.seen.String(), "keyserver=coaps://127.0.0.1:1/ski")
+	p.until(t, `level=WARN msg="the key server does not serve the key.*reason=(unreachable|timeout)`)
+
+	begin := time.Now()
+	_, err := tls.Dial("tcp", addr, &tls.Config{ServerName: "site.test", InsecureSkipVerify: true})
+	assert.EqualError(t, err, "remote error: tls: internal error")
+	assert.Less(t, time.Since(begin), 5*time.Second)
+	p.until(t, `level=WARN msg="handshake failed.*reason=(unreachable|timeout)`)
+
+	require.NoError(t, p.Process.Signal(os.Interrupt))
+	assert.Equal(t, 0, p.end())
+	assert.Contains(t, p.seen.String(), "msg=stopping signal=interrupt")
+	assert.Contains(t, p.seen.String(), "msg=stopped")
+}
+
+// TestSignals has a request in flight when the first signal comes, which
+// finishes or, with a second signal, does not.
+func TestSignals(t *testing.T) {
+	for _, second := range []bool{false, true} {
+		t.Run(fmt.Sprintf("second=%v", second), func(t *testing.T) {
+			entered, proceed := make(chan struct{}), make(chan struct{})
+			origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(entered)
+				select {
+				case <-proceed:
+				case <-r.Context().Done():
+				}
+				io.WriteString(w, "hello")
+			}))
+			defer origin.Close()
+			dir := t.TempDir()
+			require.NoError(t, writePKI(dir))
+			p := startProcess(t, dir, startKeyServer(t, dir),
+				"sites: [{names: [site.test], certificates: [site.pem], proxy: \""+origin.URL+"\"}]\n")
+			addr := p.until(t, `msg=listening addr=(127\.0\.0\.1:\d+)`)[1]
+			p.until(t, `msg="the key server has the key" site=site.test`)
+
+			c, err := tls.Dial("tcp", addr, &tls.Config{ServerName: "site.test", InsecureSkipVerify: true})
+			require.NoError(t, err)
+			defer c.Close()
+			fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n")
+			<-entered
+			require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+			p.until(t, "msg=stopping signal=terminated")
+			if second {
+				require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+				assert.Equal(t, 1, p.end())
+				assert.Contains(t, p.seen.String(), "requests were cut short")
+				return
+			}
+			close(proceed)
+			answer, err := io.ReadAll(c)
+			require.NoError(t, err)
+			assert.Contains(t, string(answer), "hello")
+			assert.Equal(t, 0, p.end())
+		})
+	}
+}
+
+func TestAddressInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	file := filepath.Join(dir, "edge.yaml")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `listen: [%q]
+keyserver: {url: "coaps://127.0.0.1:1/ski", certificate: edge.pem, key: edge.key, ca: ca.pem}
+`+staticSite, l.Addr()), 0o600))
+	var stdout, stderr strings.Builder
+	assert.Equal(t, 1, run([]string{"-config", file}, &stdout, &stderr))
+	assert.Contains(t, stderr.String(), "address already in use")
+}
