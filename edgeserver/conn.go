@@ -14,6 +14,7 @@ type conn struct {
 	net.Conn
 	serverName string // in the ClientHello
 	site       *site  // the site it is bound to
+	unknown    bool   // no site has serverName
 	asked      question
 }
 

@@ -136,6 +136,8 @@ func (h *handshaker) report(c *conn, tlsConn *tls.Conn, took time.Duration, err 
 	case c.asked.err != nil && h.ctx.Err() == nil: // not because the server stops
 		attrs = append(attrs, slog.String("reason", reason(c.asked.err)), slog.Any("error", c.asked.err))
 		h.log.LogAttrs(h.ctx, slog.LevelWarn, "handshake failed: no answer of the key server to go on with", attrs...)
+	case c.unknown:
+		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake refused: no site has the server name", attrs...)
 	default:
 		attrs = append(attrs, slog.Any("error", err))
 		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)

@@ -52,6 +52,7 @@ func newTLSConfig(table *sites, draftOnly bool) *tls.Config {
 		c := connFrom(hello.Context())
 		c.serverName = hello.ServerName
 		if c.site = table.find(hello.ServerName); c.site == nil {
+			c.unknown = true
 			return nil, nil
 		}
 		return c.site.configFor(hello), nil

@@ -112,6 +112,7 @@ func TestUnknownName(t *testing.T) {
 	}
 	assert.Empty(t, p.keys.asked())
 	assert.NotContains(t, e.log.String(), "level=WARN")
+	assert.Contains(t, e.log.String(), `msg="handshake refused: no site has the server name"`)
 }
 
 func TestDraftOnly(t *testing.T) {
