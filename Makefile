@@ -7,14 +7,13 @@
 
 GO       ?= go
 FUZZTIME ?= 5s
-VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 .PHONY: all build demo test test-tools check race fuzz clean
 
 all: build
 
 build:
-	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
+	$(GO) build -trimpath -o bin/ ./cmd/...
 
 demo: build
 	bin/skictl demo

@@ -1,12 +1,8 @@
 package edgeserver
 
 import (
-	"crypto"
-	"crypto/rsa"
 	"crypto/tls"
 	"log/slog"
-
-	"github.com/tlsski/tlsski/ski"
 )
 
 // The cipher suites for TLS 1.2. Those for TLS 1.3 cannot be chosen.
@@ -104,7 +100,7 @@ func (s *site) configFor(hello *tls.ClientHelloInfo) *tls.Config {
 func (s *site) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	cert, err := s.choose(hello)
 	if err != nil {
-		cert = forClientHello(s.chains[0], hello)
+		cert = s.chains[0].ForClientHello(hello)
 	}
 	return cert, nil
 }
@@ -117,25 +113,12 @@ func (s *site) choose(hello *tls.ClientHelloInfo) (cert *tls.Certificate, err er
 	anonymous := *hello
 	anonymous.ServerName = ""
 	for _, chain := range s.chains {
-		cert := forClientHello(chain, hello)
+		cert := chain.ForClientHello(hello)
 		if err = anonymous.SupportsCertificate(cert); err == nil {
 			return cert, nil
 		}
 	}
 	return nil, err
-}
-
-// forClientHello returns the certificate for the connection that begins with
-// hello. crypto/tls refuses TLS 1.2 with a key that has a Decrypt method and is
-// not RSA, and a ski.Key has one whatever it is: the others go without.
-func forClientHello(chain *ski.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
-	cert := chain.ForClientHello(hello)
-	if _, ok := chain.Leaf.PublicKey.(*rsa.PublicKey); !ok {
-		if key, ok := cert.PrivateKey.(crypto.MessageSigner); ok {
-			cert.PrivateKey = struct{ crypto.MessageSigner }{key}
-		}
-	}
-	return cert
 }
 
 // negotiated returns what client and edge have agreed on, for the log.

@@ -78,7 +78,7 @@ func (c *Certificate) DraftOnly() *Certificate {
 func (c *Certificate) ForClientHello(h *tls.ClientHelloInfo) *tls.Certificate {
 	cert := &tls.Certificate{
 		Certificate: c.chain,
-		PrivateKey:  c.Key.ForClientHello(h),
+		PrivateKey:  c.Key.ForClientHello(h).PrivateKey(),
 		Leaf:        c.Leaf,
 	}
 	if _, ok := c.Leaf.PublicKey.(*rsa.PublicKey); ok && c.draftOnly {

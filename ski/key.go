@@ -15,16 +15,17 @@ import (
 )
 
 // Key is a private key that a key server holds: it knows the public half and
-// has the operations done over a Transport. It stands in for the private key
-// of a tls.Certificate:
+// has the operations done over a Transport. PrivateKey returns it in the form
+// that goes into a tls.Certificate:
 //
 //   - crypto.MessageSigner: SignMessage is the one crypto/tls calls in TLS 1.2
 //     and TLS 1.3; it gets the whole to-be-signed structure, which becomes the
 //     request's input.
 //   - crypto.Signer: Sign refuses, with ErrBareDigest. TLS 1.0 and 1.1 of
 //     crypto/tls need it and so do not work with a Key.
-//   - crypto.Decrypter: with an RSA key, Decrypt returns the PreMasterSecret
-//     of the static RSA key exchange.
+//   - crypto.Decrypter, but only with an RSA key, and only what PrivateKey
+//     returns: Decrypt is for the PreMasterSecret of the static RSA key
+//     exchange. crypto/tls refuses TLS 1.2 to other keys with such a method.
 //
 // A Key is immutable and safe for concurrent use. One made by NewKey knows
 // nothing of the connection it is used for; ForClientHello and ForConnection
@@ -42,8 +43,11 @@ type Key struct {
 
 var (
 	_ crypto.MessageSigner = (*Key)(nil)
-	_ crypto.Decrypter     = (*Key)(nil)
+	_ crypto.Decrypter     = rsaKey{}
 )
+
+// rsaKey is a Key that decrypts.
+type rsaKey struct{ *Key }
 
 // Connection is what a Key may know of the connection it works for. Any field
 // can be left zero.
@@ -100,6 +104,15 @@ func (k *Key) ForClientHello(h *tls.ClientHelloInfo) *Key {
 		}
 	}
 	return k.ForConnection(h.Context(), c)
+}
+
+// PrivateKey returns what belongs into tls.Certificate.PrivateKey: the Key
+// itself or, if it is an RSA key, one that is a crypto.Decrypter too.
+func (k *Key) PrivateKey() crypto.MessageSigner {
+	if _, ok := k.public.(*rsa.PublicKey); ok {
+		return rsaKey{k}
+	}
+	return k
 }
 
 // ID returns the fingerprint by which the key server knows the key.
@@ -211,10 +224,7 @@ func signatureScheme(pub crypto.PublicKey, hash crypto.Hash, pss bool) tls.Signa
 // A refusal because of the plaintext ('malformed request') is no error: the
 // result is then a random secret, so that the client sees only a Finished that
 // does not fit (RFC 5246, Section 7.4.7.1).
-func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
-	if _, ok := k.public.(*rsa.PublicKey); !ok {
-		return nil, fmt.Errorf("ski: a %T does not decrypt", k.public)
-	}
+func (k rsaKey) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	if o, ok := opts.(*rsa.PKCS1v15DecryptOptions); !ok || o.SessionKeyLen != PreMasterSecretLen {
 		return nil, errors.New("ski: a key server decrypts only the PreMasterSecret of TLS: " +
 			"the options must be *rsa.PKCS1v15DecryptOptions with SessionKeyLen 48")

@@ -1,0 +1,307 @@
+package ski_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/tls"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// answering returns a Key for one of privateKeys whose requests end in got and
+// are answered with resp and err.
+func answering(t *testing.T, name string, got *ski.Request, resp *ski.Response, err error) *ski.Key {
+	t.Helper()
+	k, keyErr := ski.NewKey(ski.TransportFunc(func(_ context.Context, req *ski.Request) (*ski.Response, error) {
+		*got = *req
+		return resp, err
+	}), privateKeys()[name].Public())
+	require.NoError(t, keyErr)
+	return k
+}
+
+func pss(h crypto.Hash, salt int) *rsa.PSSOptions { return &rsa.PSSOptions{Hash: h, SaltLength: salt} }
+
+// TestSignMessage holds which 'hash' or 'scheme' is asked for: the draft's own
+// where it has a name for it.
+func TestSignMessage(t *testing.T) {
+	const equalsHash = rsa.PSSSaltLengthEqualsHash
+	output := &ski.Response{Output: make([]byte, 256)}
+	for _, v := range []struct {
+		name     string
+		key      string
+		protocol ski.Protocol
+		input    []byte
+		opts     crypto.SignerOpts
+		hash     ski.Hash
+		scheme   tls.SignatureScheme
+		beyond   bool // beyond the draft
+	}{
+		{"P-256 in 1.2", "P-256", ski.TLS12, ecdheInput, crypto.SHA256, ski.SHA256, 0, false},
+		{"P-256 with SHA-384 in 1.2", "P-256", ski.TLS12, ecdheInput, crypto.SHA384, ski.SHA384, 0, false},
+		{"P-384 in 1.2", "P-384", ski.TLS12, ecdheInput, crypto.SHA384, ski.SHA384, 0, false},
+		{"P-521 in 1.2", "P-521", ski.TLS12, ecdheInput, crypto.SHA512, ski.SHA512, 0, false},
+		{"SHA-1 in 1.2", "P-256", ski.TLS12, ecdheInput, crypto.SHA1, ski.HashDefault, 0, false},
+		{"RSA in 1.2", "RSA", ski.TLS12, ecdheInput, crypto.SHA512, ski.SHA512, 0, false},
+		{"RSA-PSS in 1.2", "RSA", ski.TLS12, ecdheInput, pss(crypto.SHA256, equalsHash), "", tls.PSSWithSHA256, true},
+		{"RSA-PSS, salt in bytes", "RSA", ski.TLS12, ecdheInput, pss(crypto.SHA384, 48), "", tls.PSSWithSHA384, true},
+		{"Ed25519 in 1.2", "Ed25519", ski.TLS12, ecdheInput, crypto.Hash(0), "", tls.Ed25519, true},
+		{"P-256 in 1.3", "P-256", ski.TLS13, tls13Input, crypto.SHA256, "", tls.ECDSAWithP256AndSHA256, true},
+		{"P-384 in 1.3", "P-384", ski.TLS13, tls13Input, crypto.SHA384, "", tls.ECDSAWithP384AndSHA384, true},
+		{"P-521 in 1.3", "P-521", ski.TLS13, tls13Input, crypto.SHA512, "", tls.ECDSAWithP521AndSHA512, true},
+		{"RSA-PSS in 1.3", "RSA", ski.TLS13, tls13Input, pss(crypto.SHA512, equalsHash), "", tls.PSSWithSHA512, true},
+		{"Ed25519 in 1.3", "Ed25519", ski.TLS13, tls13Input, crypto.Hash(0), "", tls.Ed25519, true},
+		{"RSA in 1.1", "RSA", ski.TLS11, ecdheInput, crypto.MD5SHA1, ski.HashDefault, 0, false},
+		{"ECDSA in DTLS 1.0", "P-256", ski.DTLS10, ecdheInput, crypto.SHA1, ski.HashDefault, 0, false},
+		{"DTLS 1.2", "P-256", ski.DTLS12, ecdheInput, crypto.SHA256, ski.SHA256, 0, false},
+		{"DTLS 1.3", "P-256", ski.DTLS13, tls13Input, crypto.SHA256, "", tls.ECDSAWithP256AndSHA256, true},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			var got ski.Request
+			unbound := answering(t, v.key, &got, output, nil)
+			bound := unbound.ForConnection(t.Context(), ski.Connection{Protocol: v.protocol, ClientVersion: 0x0303, ServerName: "a.example"})
+			want := ski.Request{
+				Protocol: v.protocol, SPKI: unbound.ID(), Method: ski.MethodECDHE,
+				Hash: v.hash, Scheme: v.scheme, Input: v.input, ServerName: "a.example",
+			}
+
+			signature, err := bound.SignMessage(nil, v.input, v.opts)
+			require.NoError(t, err)
+			assert.Equal(t, output.Output, signature)
+			assert.Equal(t, want, got)
+
+			// Without a connection, what is signed tells the version.
+			if v.protocol == ski.TLS12 || v.protocol == ski.TLS13 {
+				_, err = unbound.SignMessage(nil, v.input, v.opts)
+				require.NoError(t, err)
+				want.ServerName = ""
+				assert.Equal(t, want, got)
+			}
+
+			got = ski.Request{}
+			_, err = bound.DraftOnly().SignMessage(nil, v.input, v.opts)
+			if v.beyond {
+				assert.ErrorContains(t, err, "beyond the draft")
+				assert.Zero(t, got, "the key server was asked")
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, want.Hash, got.Hash)
+			assert.Empty(t, got.ServerName)
+		})
+	}
+}
+
+func TestSignMessageRefuses(t *testing.T) {
+	for _, v := range []struct {
+		name, key string
+		protocol  ski.Protocol
+		input     []byte
+		opts      crypto.SignerOpts
+	}{
+		{"1.3 content in 1.2", "P-256", ski.TLS12, tls13Input, crypto.SHA256},
+		{"1.2 content in 1.3", "P-256", ski.TLS13, ecdheInput, crypto.SHA256},
+		{"PKCS #1 in 1.3", "RSA", ski.TLS13, tls13Input, crypto.SHA256},
+		{"SHA-1 in 1.3", "P-256", ski.TLS13, tls13Input, crypto.SHA1},
+		{"SHA-224 in 1.3", "P-256", ski.TLS13, tls13Input, crypto.SHA224},
+		{"long salt", "RSA", ski.TLS12, ecdheInput, pss(crypto.SHA256, 64)},
+		{"longest salt", "RSA", ski.TLS12, ecdheInput, pss(crypto.SHA256, rsa.PSSSaltLengthAuto)},
+		{"RSA-PSS with SHA-1", "RSA", ski.TLS12, ecdheInput, pss(crypto.SHA1, 20)},
+		{"MD5 and SHA-1 in 1.2", "RSA", ski.TLS12, ecdheInput, crypto.MD5SHA1},
+		{"MD5 and SHA-1 with ECDSA", "P-256", ski.TLS11, ecdheInput, crypto.MD5SHA1},
+		{"Ed25519ph", "Ed25519", ski.TLS12, ecdheInput, crypto.SHA3_512},
+		{"no hash with ECDSA", "P-256", ski.TLS12, ecdheInput, crypto.Hash(0)},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			var got ski.Request
+			k := answering(t, v.key, &got, &ski.Response{Output: []byte{1}}, nil).
+				ForConnection(t.Context(), ski.Connection{Protocol: v.protocol})
+			_, err := k.SignMessage(nil, v.input, v.opts)
+			assert.Error(t, err)
+			assert.Zero(t, got, "the key server was asked")
+		})
+	}
+}
+
+func TestSignMessageErrors(t *testing.T) {
+	var got ski.Request
+	k := answering(t, "P-256", &got, ski.Failed(ski.RequestDenied), nil)
+	_, err := k.SignMessage(nil, ecdheInput, crypto.SHA256)
+	assert.ErrorIs(t, err, ski.RequestDenied)
+
+	lost := &ski.TransportError{Endpoint: "coaps://ks", Op: "dial", Err: errors.New("no route")}
+	_, err = answering(t, "P-256", &got, nil, lost).SignMessage(nil, ecdheInput, crypto.SHA256)
+	assert.Same(t, lost, err)
+
+	_, err = answering(t, "RSA", &got, &ski.Response{Output: make([]byte, 255)}, nil).SignMessage(nil, ecdheInput, crypto.SHA256)
+	assert.ErrorContains(t, err, "255 bytes")
+}
+
+func TestSignIsRefused(t *testing.T) {
+	var got ski.Request
+	for name := range privateKeys() {
+		k := answering(t, name, &got, &ski.Response{Output: []byte{1}}, nil)
+		_, err := k.Sign(nil, make([]byte, 32), crypto.SHA256)
+		assert.ErrorIs(t, err, ski.ErrBareDigest)
+		assert.Zero(t, got, "the key server was asked")
+	}
+}
+
+func TestNewKey(t *testing.T) {
+	for name, key := range privateKeys() {
+		k, err := ski.NewKey(nil, key.Public())
+		require.NoError(t, err, name)
+		assert.Equal(t, key.Public(), k.Public())
+		id, err := ski.PublicKeyID(key.Public())
+		require.NoError(t, err)
+		assert.Equal(t, id, k.ID())
+	}
+	x25519, err := ecdh.X25519().NewPublicKey(bytes.Repeat([]byte{9}, 32))
+	require.NoError(t, err)
+	for _, pub := range []any{nil, "key", x25519, privateKeys()["P-256"], *privateKeys()["P-256"].Public().(*ecdsa.PublicKey)} {
+		_, err := ski.NewKey(nil, pub)
+		assert.Error(t, err, "%T", pub)
+	}
+}
+
+// A connection that ends takes its requests with it.
+func TestForConnectionContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	k, err := ski.NewKey(ski.TransportFunc(func(ctx context.Context, _ *ski.Request) (*ski.Response, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}), privateKeys()["P-256"].Public())
+	require.NoError(t, err)
+	cancel()
+	_, err = k.ForConnection(ctx, ski.Connection{}).SignMessage(nil, ecdheInput, crypto.SHA256)
+	assert.ErrorIs(t, err, context.Canceled)
+}
+
+func TestForClientHello(t *testing.T) {
+	for _, v := range []struct {
+		name    string
+		offered []uint16
+		want    uint16
+	}{
+		{"TLS 1.2 alone", []uint16{0x0303}, 0x0303},
+		{"up to TLS 1.3", []uint16{0x0304, 0x0303}, 0x0303},
+		{"with GREASE", []uint16{0xFAFA, 0x0A0A, 0x0304, 0x0303, 0x0302}, 0x0303},
+		{"oldest first", []uint16{0x0301, 0x0302, 0x0303}, 0x0303},
+		{"up to TLS 1.1", []uint16{0x0302, 0x0301}, 0x0302},
+		{"TLS 1.3 alone", []uint16{0x0304}, 0},
+		{"nothing", nil, 0},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			var got ski.Request
+			k := answering(t, "RSA", &got, &ski.Response{Output: make([]byte, 48)}, nil)
+			h := &tls.ClientHelloInfo{SupportedVersions: v.offered, ServerName: "www.example.com"}
+			_, err := k.ForClientHello(h).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+			require.NoError(t, err)
+			assert.Equal(t, v.want, got.ClientVersion)
+			assert.Equal(t, "www.example.com", got.ServerName)
+
+			_, err = k.ForClientHello(h).DraftOnly().PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+			require.NoError(t, err)
+			assert.Zero(t, got.ClientVersion)
+			assert.Zero(t, got.ServerName)
+		})
+	}
+}
+
+func sessionKey(n int) crypto.DecrypterOpts {
+	//lint:ignore SA1019 It is what crypto/tls uses.
+	return &rsa.PKCS1v15DecryptOptions{SessionKeyLen: n}
+}
+
+func TestDecrypt(t *testing.T) {
+	var got ski.Request
+	secret := counting(48)
+	k := answering(t, "RSA", &got, &ski.Response{Output: secret}, nil)
+	output, err := k.PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+	require.NoError(t, err)
+	assert.Equal(t, secret, output)
+	assert.Equal(t, ski.Request{Protocol: ski.TLS12, SPKI: k.ID(), Method: ski.MethodRSA, Input: rsaInput}, got)
+
+	bound := k.ForConnection(t.Context(), ski.Connection{Protocol: ski.TLS11, ClientVersion: 0x0303, ServerName: "a.example"})
+	_, err = bound.PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+	require.NoError(t, err)
+	assert.Equal(t, ski.Request{
+		Protocol: ski.TLS11, SPKI: k.ID(), Method: ski.MethodRSA, Input: rsaInput,
+		ClientVersion: 0x0303, ServerName: "a.example",
+	}, got)
+}
+
+// A plaintext that the key server refuses is no error: the result is a secret
+// like any other, and never the same (RFC 5246, Section 7.4.7.1).
+func TestDecryptRefusedPlaintext(t *testing.T) {
+	var got ski.Request
+	k := answering(t, "RSA", &got, ski.Failed(ski.MalformedRequest), nil)
+	seen := map[string]bool{}
+	for range 10 {
+		secret, err := k.PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+		require.NoError(t, err)
+		require.Len(t, secret, 48)
+		seen[string(secret)] = true
+	}
+	assert.Len(t, seen, 10)
+}
+
+func TestDecryptErrors(t *testing.T) {
+	var got ski.Request
+	for _, e := range []ski.Error{ski.RequestDenied, ski.SPKINotFound, ski.UnspecifiedError} {
+		output, err := answering(t, "RSA", &got, ski.Failed(e), nil).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+		assert.ErrorIs(t, err, e)
+		assert.Nil(t, output)
+	}
+	lost := &ski.TransportError{Endpoint: "coaps://ks", Op: "request", Err: context.DeadlineExceeded}
+	output, err := answering(t, "RSA", &got, nil, lost).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+	assert.Same(t, lost, err)
+	assert.Nil(t, output)
+
+	// A ciphertext that cannot even be sent is the client's fault, too.
+	malformed := &ski.MalformedError{Attribute: "input", Reason: "is empty"}
+	output, err = answering(t, "RSA", &got, nil, malformed).PrivateKey().(crypto.Decrypter).Decrypt(nil, nil, sessionKey(48))
+	require.NoError(t, err)
+	assert.Len(t, output, 48)
+
+	for _, n := range []int{0, 47, 49, 256} {
+		wrong := bytes.Repeat([]byte{0x5E}, n)
+		output, err := answering(t, "RSA", &got, &ski.Response{Output: wrong}, nil).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+		assert.Error(t, err)
+		assert.Nil(t, output)
+		assert.Equal(t, make([]byte, n), wrong, "what may be a secret is cleared")
+		assert.NotContains(t, err.Error(), "5e5e")
+	}
+}
+
+// The decryptions that a TLS server never asks for are not passed on.
+func TestDecryptIsNoOracle(t *testing.T) {
+	var got ski.Request
+	resp := &ski.Response{Output: make([]byte, 48)}
+	for name, opts := range map[string]crypto.DecrypterOpts{
+		"nil":            nil,
+		"OAEP":           &rsa.OAEPOptions{Hash: crypto.SHA256},
+		"any length":     sessionKey(0),
+		"32 bytes":       sessionKey(32),
+		"something else": io.Discard,
+	} {
+		_, err := answering(t, "RSA", &got, resp, nil).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, opts)
+		assert.Error(t, err, name)
+	}
+	// crypto/tls would refuse TLS 1.2 to them.
+	for _, name := range []string{"P-256", "Ed25519"} {
+		_, decrypts := answering(t, name, &got, resp, nil).PrivateKey().(crypto.Decrypter)
+		assert.False(t, decrypts, name)
+	}
+	assert.Zero(t, got, "the key server was asked")
+}
