@@ -287,7 +287,7 @@ func TestPSSNeedsLength(t *testing.T) {
 func TestRSAInput(t *testing.T) {
 	keys := testKeys()
 	s := newTestServer(t, keys)
-	pub := keys.public(rsa2048).(*rsa.PublicKey)
+	pub := rsaPublic(keys)
 	req := func(p ski.Protocol, version uint16, input []byte) *ski.Request {
 		return &ski.Request{Protocol: p, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, ClientVersion: version, Input: input}
 	}

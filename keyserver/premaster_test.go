@@ -50,7 +50,7 @@ func plaintexts(pub *rsa.PublicKey) []plaintext {
 
 func TestRSAFailure(t *testing.T) {
 	keys := testKeys()
-	pub := keys.public(rsa2048).(*rsa.PublicKey)
+	pub := rsaPublic(keys)
 	for _, mode := range []RSAFailure{"", RSAFailureRandom, RSAFailureError} {
 		s := newTestServer(t, keys, func(o *Options) { o.RSAFailure = mode })
 		for _, p := range plaintexts(pub) {
@@ -83,7 +83,7 @@ func TestRSADecryptsTheStandardLibrarys(t *testing.T) {
 	s := newTestServer(t, keys)
 	secret := preMasterSecret(0x0303)
 	//lint:ignore SA1019 It is what TLS clients do.
-	ciphertext, err := rsa.EncryptPKCS1v15(rand.Reader, keys.public(rsa2048).(*rsa.PublicKey), secret)
+	ciphertext, err := rsa.EncryptPKCS1v15(rand.Reader, rsaPublic(keys), secret)
 	require.NoError(t, err)
 	resp, rec := s.ask(edgePeer, &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: ciphertext})
 	require.Empty(t, resp.Error, rec.Reason)
@@ -130,7 +130,7 @@ func TestFallback(t *testing.T) {
 func TestClientVersions(t *testing.T) {
 	keys := testKeys()
 	s := newTestServer(t, keys)
-	pub := keys.public(rsa2048).(*rsa.PublicKey)
+	pub := rsaPublic(keys)
 	for _, c := range []struct {
 		protocol ski.Protocol
 		sent     uint16

@@ -1,0 +1,185 @@
+package keyserver
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const leastConfig = "certificate: c.pem\nkey: c.key\nclient_ca: ca.pem\nkeys: keys\npolicy: policy.yaml\n"
+
+func loadConfig(t *testing.T, text string) (*Config, string, error) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "ks.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	c, err := LoadConfig(file)
+	return c, dir, err
+}
+
+func TestConfigDefaults(t *testing.T) {
+	c, dir, err := loadConfig(t, leastConfig)
+	require.NoError(t, err)
+	require.Equal(t, &Config{
+		Listen: ":5684", Path: "/ski",
+		Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem",
+		Keys: dir + "/keys", Policy: dir + "/policy.yaml",
+		Audit: AuditConfig{File: "-"}, RSAFailure: RSAFailureRandom,
+		MaxInFlight: 4096, ShutdownTimeout: Duration(10 * time.Second),
+		Log: LogConfig{Level: "info", Format: "text"},
+	}, c)
+	require.Empty(t, c.Warnings())
+	secret, err := c.RSAFailureSecret()
+	require.NoError(t, err)
+	require.Nil(t, secret)
+}
+
+func TestConfigAll(t *testing.T) {
+	c, dir, err := loadConfig(t, `
+listen: 127.0.0.1:0
+path: /a/b
+certificate: /etc/c.pem
+key: ../c.key
+client_ca: ca.pem
+keys: keys
+policy: policy.yaml
+audit: {file: audit.log, required: true}
+rsa_failure: error
+rsa_failure_secret_file: secret
+rsa_workers: 3
+max_in_flight: 10
+shutdown_timeout: 1m30s
+log: {level: warn, format: json}
+`)
+	require.NoError(t, err)
+	require.Equal(t, "127.0.0.1:0", c.Listen)
+	require.Equal(t, "/etc/c.pem", c.Certificate)
+	require.Equal(t, filepath.Join(filepath.Dir(dir), "c.key"), c.Key)
+	require.Equal(t, AuditConfig{File: dir + "/audit.log", Required: true}, c.Audit)
+	require.Equal(t, RSAFailureError, c.RSAFailure)
+	require.EqualValues(t, 3, c.RSAWorkers)
+	require.EqualValues(t, 10, c.MaxInFlight)
+	require.Equal(t, Duration(90*time.Second), c.ShutdownTimeout)
+	require.Len(t, c.Warnings(), 1)
+
+	var out bytes.Buffer
+	log := c.Logger(&out)
+	log.Info("no")
+	log.Warn("yes")
+	require.Equal(t, 1, strings.Count(out.String(), "\n"))
+	require.Contains(t, out.String(), `"msg":"yes"`)
+
+	_, err = c.RSAFailureSecret()
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.NoError(t, os.WriteFile(dir+"/secret", make([]byte, 31), 0o600))
+	_, err = c.RSAFailureSecret()
+	require.ErrorContains(t, err, "less than 32 bytes")
+	require.NoError(t, os.WriteFile(dir+"/secret", make([]byte, 32), 0o600))
+	secret, err := c.RSAFailureSecret()
+	require.NoError(t, err)
+	require.Len(t, secret, 32)
+	require.NoError(t, os.Chmod(dir+"/secret", 0o640))
+	_, err = c.RSAFailureSecret()
+	require.ErrorContains(t, err, "group or others")
+}
+
+func TestConfigErrors(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"empty":          {"", `ks.yaml: "certificate" is missing`},
+		"missing":        {strings.Replace(leastConfig, "policy: policy.yaml\n", "", 1), `ks.yaml: "policy" is missing`},
+		"null":           {strings.Replace(leastConfig, "policy.yaml", "", 1), `"policy" is missing`},
+		"unknown":        {leastConfig + "polcy: x\n", `ks.yaml:6:1: unknown field "polcy"`},
+		"unknown deeper": {leastConfig + "audit:\n  path: x\n", `ks.yaml:7:3: unknown field "path"`},
+		"duplicate":      {leastConfig + "key: x\n", "ks.yaml:6:1: "},
+		"not YAML":       {leastConfig + "log: {\n", "ks.yaml:6:"},
+		"listen":         {leastConfig + "listen: localhost\n", `ks.yaml:6:9: "localhost" is not HOST:PORT`},
+		"port":           {leastConfig + "listen: localhost:coaps\n", "ks.yaml:6:9: "},
+		"path":           {leastConfig + "path: ski\n", `ks.yaml:6:7: "ski" does not begin with a slash`},
+		"audit":          {leastConfig + "audit:\n  file: ''\n", "ks.yaml:7:9: the file is empty"},
+		"rsa_failure":    {leastConfig + "rsa_failure: maybe\n", `ks.yaml:6:14: "maybe" is neither random nor error`},
+		"rsa_workers":    {leastConfig + "rsa_workers: -1\n", "ks.yaml:6:14: "},
+		"rsa_workers 2":  {leastConfig + "rsa_workers: many\n", "ks.yaml:6:14: a value of type string cannot stand here, which takes uint16"},
+		"max_in_flight":  {leastConfig + "max_in_flight: 0\n", "ks.yaml:6:16: "},
+		"duration":       {leastConfig + "shutdown_timeout: 10\n", "ks.yaml:6:19: it is not a duration"},
+		"duration 0":     {leastConfig + "shutdown_timeout: 0s\n", "ks.yaml:6:19: it is not a duration"},
+		"level":          {leastConfig + "log: {level: loud}\n", `ks.yaml:6:14: "loud" is not one of`},
+		"format":         {leastConfig + "log: {format: xml}\n", `ks.yaml:6:15: "xml" is neither text nor json`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := loadConfig(t, c.text)
+			require.ErrorContains(t, err, c.want)
+			require.NotContains(t, err.Error(), "\n")
+		})
+	}
+	_, err := LoadConfig("missing.yaml")
+	require.ErrorContains(t, err, "missing.yaml")
+}
+
+func TestIdentity(t *testing.T) {
+	now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+	key := newECDSA(t, elliptic.P256())
+	certificate := func(key *ecdsa.PrivateKey, change func(*x509.Certificate)) []byte {
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
+			NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), BasicConstraintsValid: true,
+		}
+		if change != nil {
+			change(template)
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+		require.NoError(t, err)
+		return pemBlock("CERTIFICATE", der)
+	}
+	ca := func(c *x509.Certificate) { c.IsCA = true }
+	oldCA := func(c *x509.Certificate) { c.IsCA, c.NotAfter = true, now.Add(-time.Minute) }
+	good := map[string][]byte{"c.pem": certificate(key, nil), "c.key": pkcs8(t, key), "ca.pem": certificate(key, ca)}
+	identity := func(file string, data []byte) error {
+		dir := folder(t, good)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, file), data, 0o600))
+		c := &Config{Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem"}
+		own, pool, err := c.Identity(now)
+		if err == nil {
+			require.NotNil(t, own.PrivateKey)
+			require.NotNil(t, pool)
+		}
+		return err
+	}
+	require.NoError(t, identity("c.key", good["c.key"]))
+	require.NoError(t, identity("ca.pem", append(certificate(key, oldCA), good["ca.pem"]...)))
+
+	for name, c := range map[string]struct {
+		file, want string
+		data       []byte
+	}{
+		"expired":         {"c.pem", "expired at 2026-05-31", certificate(key, func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Second) })},
+		"not yet valid":   {"c.pem", "not valid before", certificate(key, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) })},
+		"for clients":     {"c.pem", "not for a server", certificate(key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })},
+		"of another key":  {"c.key", "c.pem with ", pkcs8(t, newECDSA(t, elliptic.P256()))},
+		"no CA":           {"ca.pem", "no certificate", nil},
+		"CA is no CA":     {"ca.pem", "not an authority's", certificate(key, nil)},
+		"CA expired":      {"ca.pem", "expired", certificate(key, oldCA)},
+		"CA not readable": {"ca.pem", "x509", pemBlock("CERTIFICATE", []byte{1})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := identity(c.file, c.data)
+			require.ErrorContains(t, err, c.want)
+			require.ErrorContains(t, err, c.file[:2])
+		})
+	}
+	t.Run("mode", func(t *testing.T) {
+		dir := folder(t, good)
+		require.NoError(t, os.Chmod(dir+"/c.key", 0o644))
+		_, _, err := (&Config{Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem"}).Identity(now)
+		require.ErrorContains(t, err, "c.key: group or others")
+	})
+}

@@ -1,0 +1,32 @@
+package keyserver_test
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
+)
+
+func ExampleAuditLog() {
+	log := keyserver.NewAuditLog(os.Stdout)
+	_ = log.Audit(context.Background(), &keyserver.Record{
+		Time:       time.Date(2026, 3, 1, 12, 0, 0, 1234000, time.FixedZone("", 3600)),
+		Edge:       "edge-1",
+		Peer:       ski.KeyID{0xaa},
+		Address:    netip.MustParseAddrPort("192.0.2.7:40000"),
+		Key:        ski.KeyID{0xbb},
+		KeyName:    "www.example.com",
+		Protocol:   ski.TLS13,
+		Method:     ski.MethodECDHE,
+		Scheme:     "ecdsa_secp256r1_sha256",
+		ServerName: "www.example.com",
+		Outcome:    "request denied",
+		Reason:     "no rule grants the server name",
+		Duration:   1500 * time.Microsecond,
+	})
+	// Output:
+	// {"time":"2026-03-01T11:00:00.001234Z","edge":"edge-1","peer":"aa00000000000000000000000000000000000000000000000000000000000000","address":"192.0.2.7:40000","key":"bb00000000000000000000000000000000000000000000000000000000000000","key_name":"www.example.com","protocol":"TLS 1.3","method":"ECDHE","scheme":"ecdsa_secp256r1_sha256","server_name":"www.example.com","outcome":"request denied","reason":"no rule grants the server name","duration_us":1500}
+}

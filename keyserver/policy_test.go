@@ -1,0 +1,192 @@
+package keyserver
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+func parsePolicy(t *testing.T, text string) *Policy {
+	t.Helper()
+	p, err := ParsePolicy("policy.yaml", []byte(text), testKeys())
+	require.NoError(t, err)
+	return p
+}
+
+const policyText = `
+edges:
+  - name: one
+    spki: [aa00000000000000000000000000000000000000000000000000000000000000]
+  - name: two
+    dns: [Edge-2.example.net, edge-2b.example.net]
+    uri: ["spiffe://example.net/edge/2"]
+  - name: idle
+    dns: [idle.example.net]
+rules:
+  - edges: [one, two]
+    keys: [test-only-ecdsa-p256]
+    methods: [ECDHE]
+  - edges: [two]
+    keys: [test-only-rsa-2048]
+    methods: [RSA]
+    protocols: [TLS 1.2]
+    server_names: [www.example.com, "*.Example.org"]
+  - edges: [one]
+    keys: [test-only-rsa-2048, test-only-rsa-2048]
+    methods: [ECDHE]
+    legacy: [sha-1, tls-1.1]
+`
+
+func TestPolicyMatch(t *testing.T) {
+	p := parsePolicy(t, policyText)
+	for name, c := range map[string]struct {
+		peer  ski.Peer
+		edges []string
+	}{
+		"nothing":         {ski.Peer{}, nil},
+		"fingerprint":     {ski.Peer{SPKI: ski.KeyID{0xaa}}, []string{"one"}},
+		"other key":       {ski.Peer{SPKI: ski.KeyID{0xab}}, nil},
+		"DNS name":        {ski.Peer{DNSNames: []string{"edge-2.example.net"}}, []string{"two"}},
+		"case":            {ski.Peer{DNSNames: []string{"EDGE-2.EXAMPLE.NET"}}, []string{"two"}},
+		"second name":     {ski.Peer{DNSNames: []string{"x.example.net", "edge-2b.example.net"}}, []string{"two"}},
+		"URI":             {ski.Peer{URIs: []string{"spiffe://example.net/edge/2"}}, []string{"two"}},
+		"URI is exact":    {ski.Peer{URIs: []string{"spiffe://example.net/edge/22", "spiffe://example.net/EDGE/2"}}, nil},
+		"name in URI":     {ski.Peer{URIs: []string{"edge-2.example.net"}}, nil},
+		"wildcard":        {ski.Peer{DNSNames: []string{"*.example.net"}}, nil},
+		"twice the same":  {ski.Peer{DNSNames: []string{"edge-2.example.net", "edge-2b.example.net"}}, []string{"two"}},
+		"several, in all": {ski.Peer{SPKI: ski.KeyID{0xaa}, DNSNames: []string{"idle.example.net"}, URIs: []string{"spiffe://example.net/edge/2"}}, []string{"one", "idle", "two"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var names []string
+			for _, e := range p.match(c.peer) {
+				names = append(names, e.name)
+			}
+			require.Equal(t, c.edges, names)
+		})
+	}
+}
+
+func TestPolicyDecide(t *testing.T) {
+	keys := testKeys()
+	p := parsePolicy(t, policyText)
+	one := ski.Peer{SPKI: ski.KeyID{0xaa}}
+	two := ski.Peer{DNSNames: []string{"edge-2.example.net"}}
+	both := ski.Peer{SPKI: one.SPKI, DNSNames: two.DNSNames}
+	idle := ski.Peer{DNSNames: []string{"idle.example.net"}}
+	const rsaMethod, ecdheMethod = ski.MethodRSA, ski.MethodECDHE
+
+	for _, c := range []struct {
+		peer   ski.Peer
+		access access
+		denial string
+	}{
+		{one, access{key: keys.id(p256), method: ecdheMethod, protocol: ski.TLS12}, ""},
+		{one, access{key: keys.id(p256), method: ecdheMethod, protocol: ski.DTLS13, serverName: "any.example"}, ""},
+		{two, access{key: keys.id(p256), method: ecdheMethod, protocol: ski.TLS13}, ""},
+		{one, access{key: keys.id(p384), method: ecdheMethod, protocol: ski.TLS12}, "no rule grants the key"},
+		{idle, access{key: keys.id(p256), method: ecdheMethod, protocol: ski.TLS12}, "no rule grants the key"},
+		{ski.Peer{}, access{key: keys.id(p256), method: ecdheMethod, protocol: ski.TLS12}, "the policy does not know the peer"},
+		{one, access{key: keys.id(p256), method: rsaMethod, protocol: ski.TLS12}, "no rule grants the method"},
+		{one, access{key: keys.id(p256), method: ecdheMethod, protocol: ski.TLS11}, "no rule grants the protocol"},
+		{one, access{key: keys.id(p256), method: ecdheMethod, protocol: ski.TLS12, legacy: legacySHA1}, "no rule grants the legacy algorithm"},
+
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "www.example.com"}, ""},
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.DTLS12, serverName: "www.example.com"}, "no rule grants the protocol"},
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "a.example.org"}, ""},
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12}, "no rule grants the server name"},
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "example.org"}, "no rule grants the server name"},
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "a.b.example.org"}, "no rule grants the server name"},
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "aexample.org"}, "no rule grants the server name"},
+		{two, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "www.example.com.evil.net"}, "no rule grants the server name"},
+
+		{one, access{key: keys.id(rsa2048), method: ecdheMethod, protocol: ski.TLS11, legacy: legacySHA1}, ""},
+		{one, access{key: keys.id(rsa2048), method: ecdheMethod, protocol: ski.TLS12}, ""},
+		{one, access{key: keys.id(rsa2048), method: ecdheMethod, protocol: ski.TLS10}, "no rule grants the protocol"},
+		{one, access{key: keys.id(rsa2048), method: ecdheMethod, protocol: ski.TLS11, legacy: legacyMD5SHA1}, "no rule grants the legacy algorithm"},
+		{one, access{key: keys.id(rsa2048), method: ecdheMethod, protocol: ski.TLS11, legacy: legacySHA1 | legacyShortRSA}, "no rule grants the legacy algorithm"},
+
+		// The rights of both edges, but no rule made of parts of two.
+		{both, access{key: keys.id(rsa2048), method: ecdheMethod, protocol: ski.TLS12, legacy: legacySHA1}, ""},
+		{both, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "www.example.com"}, ""},
+		{both, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS11, serverName: "www.example.com"}, "no rule grants the protocol"},
+	} {
+		denial, ok := p.decide(p.match(c.peer), c.access)
+		require.Equal(t, c.denial, denial, "%+v", c.access)
+		require.Equal(t, c.denial == "", ok)
+	}
+}
+
+func TestPolicyRights(t *testing.T) {
+	keys := testKeys()
+	p := parsePolicy(t, policyText)
+	modern := []ski.Protocol{ski.TLS12, ski.TLS13, ski.DTLS12, ski.DTLS13}
+	ecdheOnly := []ski.Method{ski.MethodECDHE}
+	require.Equal(t, []Right{
+		{Edge: "one", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern},
+		{Edge: "one", KeyName: rsa2048, Key: keys.id(rsa2048), Methods: ecdheOnly,
+			Protocols: []ski.Protocol{ski.TLS11, ski.TLS12, ski.TLS13, ski.DTLS12, ski.DTLS13}, Legacy: []string{"sha-1", "tls-1.1"}},
+		{Edge: "two", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern},
+		{Edge: "two", KeyName: rsa2048, Key: keys.id(rsa2048), Methods: []ski.Method{ski.MethodRSA},
+			Protocols: []ski.Protocol{ski.TLS12}, ServerNames: []string{"www.example.com", "*.example.org"}},
+	}, p.Rights())
+	require.Equal(t, 3, p.EdgeCount())
+	require.Equal(t, []string{"policy rule 3 allows legacy sha-1, tls-1.1"}, p.Warnings())
+
+	require.Len(t, parsePolicy(t, testPolicy).Rights(), 15)
+	require.Empty(t, parsePolicy(t, "").Rights())
+}
+
+// A key can be named by its fingerprint in either case.
+func TestPolicyKeyByFingerprint(t *testing.T) {
+	id := testKeys().id(p384)
+	for _, text := range []string{id.String(), strings.ToUpper(id.String())} {
+		p := parsePolicy(t, "edges: [{name: e, dns: [e]}]\nrules: [{edges: [e], keys: ["+text+"], methods: [ECDHE]}]\n")
+		require.Equal(t, p384, p.Rights()[0].KeyName)
+	}
+}
+
+func TestPolicyErrors(t *testing.T) {
+	const e = "edges: [{name: e, dns: [e.example]}]\n"
+	for name, c := range map[string]struct{ text, want string }{
+		"unknown section":  {"rule: []\n", `policy.yaml:1:1: unknown field "rule"`},
+		"unknown key":      {"edges:\n  - name: e\n    ip: [x]\n", `policy.yaml:3:5: unknown field "ip"`},
+		"duplicate key":    {"edges: []\nedges: []\n", "policy.yaml:2:1: "},
+		"not YAML":         {"edges: [\n", "policy.yaml:1:8: "},
+		"not a list":       {"edges: e\n", "policy.yaml:1:8: "},
+		"list in a name":   {"edges:\n  - name: [a]\n", "policy.yaml:2:11: a value of type []interface {} cannot stand here, which takes string"},
+		"two documents":    {"edges: []\n---\nrules: []\n", "policy.yaml: it has more than one document"},
+		"no name":          {"edges:\n  - dns: [a]\n", "policy.yaml:2:8: an edge needs a 'name'"},
+		"comma":            {"edges:\n  - name: a,b\n    dns: [a]\n", "policy.yaml:2:11: an edge's name cannot have a comma"},
+		"same name":        {"edges:\n  - {name: a, dns: [a]}\n  - {name: a, dns: [b]}\n", `policy.yaml:3:12: there are two edges called "a"`},
+		"no identity":      {"edges:\n  - name: a\n", `edge "a" needs one of`},
+		"bad fingerprint":  {"edges:\n  - name: a\n    spki: [12, \n      ab]\n", "policy.yaml:3:12: an SPKI fingerprint"},
+		"zero fingerprint": {"edges:\n  - name: a\n    spki: ['" + strings.Repeat("0", 64) + "']\n", "policy.yaml:3:12: an SPKI fingerprint"},
+		"wildcard edge":    {"edges:\n  - name: a\n    dns: ['*.example']\n", "policy.yaml:3:11: a DNS name here"},
+		"empty URI":        {"edges:\n  - name: a\n    uri: ['']\n", "policy.yaml:3:11: the URI is empty"},
+		"rule without edges": {
+			e + "rules:\n  - keys: ['*']\n    methods: [RSA]\n", "a rule needs 'edges'"},
+		"rule without keys":    {e + "rules:\n  - edges: [e]\n    methods: [RSA]\n", "a rule needs 'keys'"},
+		"rule without methods": {e + "rules:\n  - edges: [e]\n    keys: ['*']\n", "a rule needs 'methods'"},
+		"unknown edge":         {e + "rules:\n  - edges: [e, f]\n    keys: ['*']\n    methods: [RSA]\n", `policy.yaml:3:16: there is no edge called "f"`},
+		"unknown key name":     {e + "rules:\n  - edges: [e]\n    keys: [www]\n    methods: [RSA]\n", `policy.yaml:4:12: there is no key "www"`},
+		"unknown fingerprint":  {e + "rules:\n  - edges: [e]\n    keys: [" + strings.Repeat("a", 64) + "]\n    methods: [RSA]\n", `policy.yaml:4:12: there is no key`},
+		"unknown method":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE, rsa]\n", `policy.yaml:5:22: "rsa" is not a method`},
+		"method not served":    {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [DHE]\n", `policy.yaml:5:15: "DHE" is not a method that is served`},
+		"unknown protocol":     {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    protocols: [SSL 3.0]\n", `policy.yaml:6:17: "SSL 3.0" is not a protocol`},
+		"legacy protocol":      {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    protocols: [TLS 1.0]\n", `policy.yaml:6:17: "TLS 1.0" has to be switched on by "tls-1.0" in 'legacy'`},
+		"unknown switch":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    legacy: [md5]\n", `policy.yaml:6:14: "md5" is not a legacy switch`},
+		"server name":          {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: [a.*.b]\n", `policy.yaml:6:20: "a.*.b" is neither`},
+		"bare wildcard":        {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: ['*']\n", "policy.yaml:6:20: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParsePolicy("policy.yaml", []byte(c.text), testKeys())
+			require.ErrorContains(t, err, c.want)
+			require.NotContains(t, err.Error(), "\n")
+		})
+	}
+	_, err := LoadPolicy("missing.yaml", testKeys())
+	require.ErrorContains(t, err, "missing.yaml")
+}
