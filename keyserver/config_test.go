@@ -20,7 +20,7 @@ import (
 const leastConfig = "certificate: c.pem\nkey: c.key\nclient_ca: ca.pem\nkeys: keys\npolicy: policy.yaml\n"
 
 func loadConfig(t *testing.T, text string) (*Config, string, error) {
-	dir := t.TempDir()
+	dir := folder(t, nil)
 	file := filepath.Join(dir, "ks.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 	c, err := LoadConfig(file)
