@@ -2,8 +2,10 @@ package keyserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -111,7 +113,7 @@ func CheckAuditLog(file string) error {
 	if err == nil {
 		return f.Close()
 	}
-	if os.IsNotExist(err) {
+	if errors.Is(err, fs.ErrNotExist) {
 		_, err = os.Stat(filepath.Dir(file))
 	}
 	if err != nil {

@@ -44,7 +44,7 @@ func parseToBeSigned(req *ski.Request) (toBeSigned, error) {
 // 4.4.3): 64 spaces, the context string, a zero byte, the transcript hash. The
 // other context string, for a client, is refused: a key server speaks for
 // servers.
-var certificateVerifyPrefix = append(bytes.Repeat([]byte{0x20}, 2*ski.RandomLen),
+var certificateVerifyPrefix = append(bytes.Repeat([]byte{0x20}, 64),
 	"TLS 1.3, server CertificateVerify\x00"...)
 
 // checkCertificateVerify takes both lengths of transcript hash with every

@@ -31,7 +31,8 @@ type Options struct {
 	RSAFailure RSAFailure
 	// RSAFailureSecret is what the answers of RSAFailureRandom are derived
 	// from: at least MinRSAFailureSecret bytes, the same on all key servers
-	// that an edge may ask for the same key. nil means a random one of this
+	// that an edge may ask for the same key, and after a restart. Two answers
+	// that differ tell that both are failures. nil means a random one of this
 	// Server's own.
 	RSAFailureSecret []byte
 	// RSAWorkers is how many RSA operations run at once. 0 means GOMAXPROCS-1,

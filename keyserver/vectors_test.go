@@ -100,13 +100,13 @@ func TestVectors(t *testing.T) {
 			resp, rec := s.ask(edgePeer, v.Request.request())
 			require.Equal(t, v.Want.Error, resp.Error, rec.Reason)
 			require.Equal(t, v.Want.Reason, rec.Reason)
-			switch {
-			case v.Want.Signature:
-				verify(t, keys, v.Request.request(), resp.Output)
-			case v.Want.Error == "":
+			if v.Want.Error != "" {
+				return
+			}
+			if !v.Want.Signature {
 				require.Equal(t, []byte(v.Want.Output), resp.Output)
 			}
-			if v.Want.Error == "" && v.Request.Method != ski.MethodRSA {
+			if v.Request.Method != ski.MethodRSA {
 				verify(t, keys, v.Request.request(), resp.Output)
 			}
 		})
