@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newDevCommand() *cobra.Command {
+	var dir string
+	c := &cobra.Command{
+		Use:   "dev --dir DIR",
+		Short: "Run a key server and an edge server with a throwaway PKI",
+		Long: `Run a key server and an edge server with a throwaway PKI.
+
+dev makes in DIR, which must be empty or not exist, a private PKI for the SKI
+channel, two web sites (ecdsa.localhost with an ECDSA P-256 key, rsa.localhost
+with an RSA-2048 key) and both configurations. It starts ski-keyserver and
+ski-edgeserver as two processes on free loopback ports, writes their addresses
+to DIR/endpoints.json, prints commands to try, and runs until it is interrupted.
+
+As root it starts the edge server as the user nobody (65534), who cannot read
+the key server's folder.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			d, err := startDev(c.Context(), dir)
+			if err != nil {
+				return err
+			}
+			defer d.stop()
+			d.printCommands(c.OutOrStdout())
+			d.watch(c.Context(), c.ErrOrStderr())
+			return nil
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "the folder to make everything in")
+	_ = c.MarkFlagRequired("dir")
+	return c
+}
+
+// dev is a running development set-up.
+type dev struct {
+	dir       string
+	sites     []devSite
+	endpoints endpoints
+	keyServer *process
+	edge      *process
+	edgeLog   string
+	user      *unprivileged // whom the edge runs as, or nil
+	sameUser  string        // why it runs as the key server's user
+}
+
+// endpoints is what DIR/endpoints.json holds, for other programs.
+type endpoints struct {
+	KeyServer struct {
+		CoAPS string `json:"coaps"`
+	} `json:"keyserver"`
+	Edge struct {
+		HTTPS string `json:"https"`
+	} `json:"edge"`
+	CA          string    `json:"ca"` // of the web sites
+	EdgeCert    string    `json:"edge_cert"`
+	EdgeKey     string    `json:"edge_key"`
+	KeyServerCA string    `json:"keyserver_ca"` // of the SKI channel
+	Sites       []devSite `json:"sites"`
+	PIDs        struct {
+		KeyServer int `json:"keyserver"`
+		Edge      int `json:"edge"`
+	} `json:"pids"`
+}
+
+// startDev makes everything in dir and starts both processes. On success,
+// stop must be called.
+func startDev(ctx context.Context, dir string) (_ *dev, err error) {
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return nil, fmt.Errorf("%s is not empty", dir)
+	}
+	d := &dev{dir: dir, edgeLog: filepath.Join(dir, "edge", "edge.log")}
+	defer func() {
+		if err != nil {
+			d.stop()
+		}
+	}()
+	// The folder is open to other users, the key server's part of it is not.
+	for sub, mode := range map[string]os.FileMode{
+		"": 0o755, "keyserver": 0o700, "keyserver/keys": 0o700, "pki": 0o700,
+		"edge": 0o755, "edge/sites": 0o755,
+	} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), mode); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.makePKI(); err != nil {
+		return nil, err
+	}
+	d.endpoints.CA = d.path("ca.pem")
+	if d.sites, err = makeSites(d.endpoints.CA, d.path("edge/sites"), d.path("keyserver/keys"), devLife); err != nil {
+		return nil, err
+	}
+	d.endpoints.Sites = d.sites
+
+	keyServerAddr, edgeAddr, err := freeAddrs()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.writeConfigs(keyServerAddr, edgeAddr); err != nil {
+		return nil, err
+	}
+	d.user, d.sameUser = unprivilegedUser(dir)
+	if d.user != nil {
+		if err := chownAll(d.path("edge"), d.user.uid, d.user.gid); err != nil {
+			return nil, err
+		}
+	}
+	d.keyServer, _, err = startProcess(ctx, "ski-keyserver", d.path("keyserver/keyserver.yaml"), d.path("keyserver/keyserver.log"), nil)
+	if err != nil {
+		return nil, err
+	}
+	d.edge, _, err = startProcess(ctx, "ski-edgeserver", d.path("edge/edge.yaml"), d.edgeLog, d.user)
+	if err != nil {
+		return nil, err
+	}
+	d.endpoints.KeyServer.CoAPS = "coaps://" + keyServerAddr + "/ski"
+	d.endpoints.Edge.HTTPS = "https://" + edgeAddr
+	d.endpoints.PIDs.KeyServer, d.endpoints.PIDs.Edge = d.keyServer.pid(), d.edge.pid()
+	data, err := json.MarshalIndent(d.endpoints, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return d, os.WriteFile(d.path("endpoints.json"), append(data, '\n'), 0o644)
+}
+
+// devLife is how long the certificates of a development set-up last.
+const devLife = 30 * day
+
+// makePKI makes the certificates of the SKI channel.
+func (d *dev) makePKI() error {
+	now := time.Now()
+	authority, err := newAuthority(now, devLife+day)
+	if err != nil {
+		return err
+	}
+	if err := authority.write(d.path("pki/ca"), false); err != nil {
+		return err
+	}
+	for prefix, l := range map[string]leaf{
+		"keyserver/keyserver": {name: "key server", usage: x509.ExtKeyUsageServerAuth, ips: []net.IP{net.IPv4(127, 0, 0, 1)}, life: devLife},
+		"edge/edge":           {name: "edge", usage: x509.ExtKeyUsageClientAuth, dns: []string{devEdgeName}, life: devLife},
+	} {
+		id, err := authority.issue(l, now)
+		if err != nil {
+			return err
+		}
+		if err := id.write(d.path(prefix), false); err != nil {
+			return err
+		}
+		ca := filepath.Join(filepath.Dir(d.path(prefix)), "ca.pem")
+		if err := os.WriteFile(ca, authority.certPEM(), 0o644); err != nil {
+			return err
+		}
+	}
+	d.endpoints.EdgeCert, d.endpoints.EdgeKey = d.path("edge/edge.pem"), d.path("edge/edge.key")
+	d.endpoints.KeyServerCA = d.path("edge/ca.pem")
+	return nil
+}
+
+func (d *dev) path(name string) string { return filepath.Join(d.dir, filepath.FromSlash(name)) }
+
+// freeAddrs finds a UDP port for the key server and a TCP port for the edge.
+// They are written into the configurations, so that either process can be
+// started again where it was.
+func freeAddrs() (udp, tcp string, err error) {
+	u, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		return "", "", err
+	}
+	defer u.Close()
+	t, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", "", err
+	}
+	defer t.Close()
+	return u.LocalAddr().String(), t.Addr().String(), nil
+}
+
+// devEdgeName is how the policy knows the edge.
+const devEdgeName = "edge.ski.internal"
+
+const (
+	devKeyServerConfig = `# The key server of skictl dev.
+listen: %s
+certificate: keyserver.pem
+key: keyserver.key
+client_ca: ca.pem
+keys: keys
+policy: policy.yaml
+audit:
+  file: audit.log
+`
+	devPolicy = `# Which edge may use which keys, and how.
+edges:
+  - name: edge
+    dns: [` + devEdgeName + `]
+rules:
+  - edges: [edge]
+    keys: [ecdsa.localhost]
+    methods: [ECDHE]
+  - edges: [edge]
+    keys: [rsa.localhost]
+    methods: [ECDHE, RSA]
+`
+	devEdgeConfig = `# The edge server of skictl dev. No site's private key is here.
+listen: ["%s"]
+keyserver:
+  url: coaps://%s/ski
+  certificate: edge.pem
+  key: edge.key
+  ca: ca.pem
+sites:
+  - names: [ecdsa.localhost]
+    certificates: [sites/ecdsa.localhost.pem]
+    static: ecdsa.localhost
+  - names: [rsa.localhost]
+    certificates: [sites/rsa.localhost.pem]
+    static: rsa.localhost
+    static_rsa: true
+log:
+  level: debug
+`
+)
+
+func (d *dev) writeConfigs(keyServerAddr, edgeAddr string) error {
+	files := map[string]string{
+		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr),
+		"keyserver/policy.yaml":    devPolicy,
+		"edge/edge.yaml":           fmt.Sprintf(devEdgeConfig, edgeAddr, keyServerAddr),
+	}
+	for _, s := range d.sites {
+		if err := os.Mkdir(d.path("edge/"+s.Name), 0o755); err != nil {
+			return err
+		}
+		files["edge/"+s.Name+"/index.html"] = fmt.Sprintf("<h1>%s</h1>\n<p>Its private key is %s, on the key server.</p>\n", s.Name, s.SPKI)
+	}
+	for name, text := range files {
+		if err := os.WriteFile(d.path(name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func chownAll(root string, uid, gid int) error {
+	return filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, uid, gid)
+	})
+}
+
+// stop ends both processes, the edge first: it finishes its handshakes.
+func (d *dev) stop() {
+	for _, p := range []*process{d.edge, d.keyServer} {
+		if p != nil {
+			p.stop()
+		}
+	}
+}
+
+// watch waits for ctx. A process that ends meanwhile can be started again by
+// whoever ended it, with the same configuration.
+func (d *dev) watch(ctx context.Context, stderr io.Writer) {
+	edge, keyServer := d.edge, d.keyServer
+	for edge != nil || keyServer != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ended(edge):
+			fmt.Fprintf(stderr, "%s has ended (%v); to start it again:\n  %s\n", edge.name, edge.err, edge.cmd)
+			edge = nil
+		case <-ended(keyServer):
+			fmt.Fprintf(stderr, "%s has ended (%v); to start it again:\n  %s\n", keyServer.name, keyServer.err, keyServer.cmd)
+			keyServer = nil
+		}
+	}
+	<-ctx.Done()
+}
+
+func ended(p *process) <-chan struct{} {
+	if p == nil {
+		return nil
+	}
+	return p.done
+}
+
+func (d *dev) printCommands(w io.Writer) {
+	e := d.endpoints
+	addr := e.Edge.HTTPS[len("https://"):]
+	port := portOf(addr)
+	fmt.Fprintf(w, "key server  %s  pid %d\nedge server %s  pid %d\neverything  %s\n\n",
+		e.KeyServer.CoAPS, e.PIDs.KeyServer, e.Edge.HTTPS, e.PIDs.Edge, d.path("endpoints.json"))
+	for _, s := range d.sites {
+		fmt.Fprintf(w, "curl --cacert %s --resolve %s:%s:127.0.0.1 https://%s:%s/\n", e.CA, s.Name, port, s.Name, port)
+	}
+	for _, c := range []struct{ site, flags string }{
+		{"ecdsa.localhost", "-tls1_3"},
+		{"ecdsa.localhost", "-tls1_2"},
+		{"rsa.localhost", "-tls1_2"},
+		{"rsa.localhost", "-tls1_2 -cipher AES128-GCM-SHA256"},
+	} {
+		fmt.Fprintf(w, "openssl s_client -connect %s -servername %s -CAfile %s -verify_return_error -brief %s </dev/null\n",
+			addr, c.site, e.CA, c.flags)
+	}
+	fmt.Fprintf(w, "skictl request --endpoint %s --cert %s --key %s --ca %s --protocol 'TLS 1.2' --hash SHA-256 --spki @%s --input 00\n",
+		e.KeyServer.CoAPS, e.EdgeCert, e.EdgeKey, e.KeyServerCA, d.sites[0].Cert)
+	fmt.Fprintln(w, "\nrunning; interrupt to stop")
+}

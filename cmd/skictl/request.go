@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
+)
+
+// statusRefused is the exit status for an answer that is one of the draft's
+// errors.
+const statusRefused exitStatus = 3
+
+func newRequestCommand() *cobra.Command {
+	o := &requestOptions{}
+	cmd := &cobra.Command{
+		Use:   "request --endpoint URL --cert FILE --key FILE --ca FILE ...",
+		Short: "Send one request to a key server",
+		Long: `Sends one request to a key server and prints its answer as one JSON object, with
+bytes in hexadecimal: {"output":"3045..."} or {"error":"request denied"}.
+
+An attribute that is not given is not sent, and one that is, is sent as it is,
+however wrong: key servers can be tested with it. --raw sends any bytes at all.
+
+The exit status is 0 for an output, 3 for an error that the key server answered,
+and 1 for everything else.`,
+		Example: `  skictl request --endpoint coaps://ks-1.example.net:5684/ski \
+    --cert edge-1.pem --key edge-1.key --ca ca.pem \
+    --protocol 'TLS 1.2' --hash SHA-256 --spki @www.example.com.pem --input @params.bin`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps://HOST[:PORT][/PATH]")
+	f.StringVar(&o.cert, "cert", "", "the edge server's certificate: a PEM `FILE`")
+	f.StringVar(&o.key, "key", "", "the certificate's private key: a PEM `FILE`")
+	f.StringVar(&o.ca, "ca", "", "the authority of the key server's certificate: a PEM `FILE`")
+	f.StringVar(&o.serverName, "server-name", "", "the `NAME` in the key server's certificate (default: the URL's host)")
+	f.DurationVar(&o.timeout, "timeout", ski.DefaultTimeout, "how long to wait for the answer (`TIME`)")
+	f.BoolVar(&o.json, "json", false, "send the request in JSON, not in CBOR")
+	f.BoolVar(&o.diag, "diag", false, "show both messages on standard error, in CBOR diagnostic notation")
+	for _, name := range []string{"endpoint", "cert", "key", "ca"} {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
+	}
+	addMessageFlags(cmd)
+	return cmd
+}
+
+type requestOptions struct {
+	endpoint, cert, key, ca, serverName string
+	timeout                             time.Duration
+	json, diag                          bool
+}
+
+func (o *requestOptions) run(cmd *cobra.Command) error {
+	format := ski.CBOR
+	if o.json {
+		format = ski.JSON
+	}
+	body, err := encodeMessage(cmd, format)
+	if err != nil {
+		return err
+	}
+	answer, err := o.exchange(cmd.Context(), format, body)
+	if o.diag {
+		diagnose(cmd.ErrOrStderr(), "request", format, body)
+		if err == nil {
+			diagnose(cmd.ErrOrStderr(), "answer", format, answer)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	resp, err := ski.DecodeResponse(format, answer)
+	if err != nil {
+		return fmt.Errorf("the key server's answer: %w", err)
+	}
+	return printResponse(cmd.OutOrStdout(), resp)
+}
+
+func (o *requestOptions) exchange(ctx context.Context, format ski.Format, body []byte) ([]byte, error) {
+	cert, err := tls.LoadX509KeyPair(o.cert, o.key)
+	if err != nil {
+		return nil, fmt.Errorf("--cert and --key: %w", err)
+	}
+	roots, err := loadPool(o.ca)
+	if err != nil {
+		return nil, err
+	}
+	client, err := skicoap.NewClient(o.endpoint, skicoap.ClientConfig{
+		Certificate: cert,
+		RootCAs:     roots,
+		ServerName:  o.serverName,
+		Logger:      slog.New(slog.DiscardHandler), // The error says it all.
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	return client.Exchange(ctx, format, body)
+}
+
+func printResponse(w io.Writer, resp *ski.Response) error {
+	line, err := json.Marshal(struct {
+		Output string    `json:"output,omitempty"`
+		Error  ski.Error `json:"error,omitempty"`
+	}{hex.EncodeToString(resp.Output), resp.Error})
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(w, "%s\n", line); err != nil {
+		return err
+	}
+	if resp.Error != "" {
+		return statusRefused
+	}
+	return nil
+}
+
+// diagnose shows a message: CBOR in diagnostic notation (RFC 8949, Section 8),
+// JSON as it is, and what is neither in hexadecimal.
+func diagnose(w io.Writer, what string, format ski.Format, data []byte) {
+	text, err := string(data), error(nil)
+	if format == ski.CBOR {
+		text, err = cbor.Diagnose(data)
+	} else if !json.Valid(data) {
+		err = errors.New("it is not JSON")
+	}
+	if err != nil {
+		text = fmt.Sprintf("h'%x' (not well-formed %s)", data, format)
+	}
+	fmt.Fprintf(w, "%s: %s\n", what, text)
+}
