@@ -117,7 +117,11 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 	if err := d.writeConfigs(keyServerAddr, edgeAddr); err != nil {
 		return nil, err
 	}
-	d.user, d.sameUser = unprivilegedUser(dir)
+	edgeProgram, err := sibling("ski-edgeserver")
+	if err != nil {
+		return nil, err
+	}
+	d.user, d.sameUser = unprivilegedUser(dir, edgeProgram)
 	if d.user != nil {
 		if err := chownAll(d.path("edge"), d.user.uid, d.user.gid); err != nil {
 			return nil, err

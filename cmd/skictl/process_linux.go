@@ -15,20 +15,23 @@ type unprivileged struct{ uid, gid int }
 
 // unprivilegedUser returns a user who can read nothing of ours that is not
 // given to it, or nil and the reason if the system does not let us: only root
-// can change user, and dir must be within reach of others.
-func unprivilegedUser(dir string) (*unprivileged, string) {
+// can change user, and the paths must be within reach of others.
+func unprivilegedUser(paths ...string) (*unprivileged, string) {
 	if os.Geteuid() != 0 {
 		return nil, "only root can start a process as another user"
 	}
-	for d := dir; ; d = filepath.Dir(d) {
-		info, err := os.Stat(d)
-		if err != nil || info.Mode()&0o001 == 0 {
-			return nil, d + " is not accessible to other users"
-		}
-		if d == filepath.Dir(d) {
-			return &unprivileged{nobody, nobody}, ""
+	for _, path := range paths {
+		for ; ; path = filepath.Dir(path) {
+			info, err := os.Stat(path)
+			if err != nil || info.Mode()&0o001 == 0 {
+				return nil, path + " is not accessible to other users"
+			}
+			if path == filepath.Dir(path) {
+				break
+			}
 		}
 	}
+	return &unprivileged{nobody, nobody}, ""
 }
 
 // childAttributes make a child end with its parent, even one that is killed,

@@ -1,0 +1,376 @@
+// Package cmd_test runs the three commands as an operator would, against the
+// real openssl and curl.
+package cmd_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// bin is the folder with the commands.
+var bin string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "tlsski-bin-")
+	if err != nil {
+		panic(err)
+	}
+	bin = dir
+	// skictl starts the edge server as another user.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		panic(err)
+	}
+	build := exec.Command("go", "build", "-o", bin+"/", "./ski-keyserver", "./ski-edgeserver", "./skictl")
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	code := 1
+	if err := build.Run(); err == nil {
+		code = m.Run()
+	}
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// devSetup is a running `skictl dev`.
+type devSetup struct {
+	t         *testing.T
+	dir       string
+	endpoints struct {
+		KeyServer   struct{ CoAPS string }
+		Edge        struct{ HTTPS string }
+		CA          string
+		EdgeCert    string `json:"edge_cert"`
+		EdgeKey     string `json:"edge_key"`
+		KeyServerCA string `json:"keyserver_ca"`
+		Sites       []struct {
+			Name, Cert string
+			SPKI       ski.KeyID
+		}
+		PIDs struct{ KeyServer, Edge int }
+	}
+}
+
+// startDev starts `skictl dev` and ends it with the test.
+func startDev(t *testing.T) *devSetup {
+	t.Helper()
+	d := &devSetup{t: t, dir: filepath.Join(t.TempDir(), "dev")}
+	cmd := exec.Command(filepath.Join(bin, "skictl"), "dev", "--dir", d.dir)
+	var output bytes.Buffer
+	cmd.Stderr = &output
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(stdout)
+	running := false
+	for !running && lines.Scan() {
+		fmt.Fprintln(&output, lines.Text())
+		running = strings.HasPrefix(lines.Text(), "running")
+	}
+	require.True(t, running, "skictl dev: %s", output.String())
+	t.Cleanup(func() {
+		assert.NoError(t, cmd.Process.Signal(os.Interrupt))
+		assert.NoError(t, cmd.Wait(), output.String())
+		if t.Failed() {
+			for _, log := range []string{"keyserver/keyserver.log", "edge/edge.log"} {
+				data, _ := os.ReadFile(filepath.Join(d.dir, log))
+				t.Logf("%s:\n%s", log, tail(string(data), 40))
+			}
+		}
+	})
+	data, err := os.ReadFile(filepath.Join(d.dir, "endpoints.json"))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(data, &d.endpoints))
+	// At its start the edge asks for each site's key, and each question is in
+	// the audit log.
+	require.Eventually(t, func() bool {
+		return strings.Count(d.read("edge/edge.log"), "the key server has the key") == len(d.endpoints.Sites)
+	}, 10*time.Second, 10*time.Millisecond)
+	return d
+}
+
+func tail(s string, lines int) string {
+	all := strings.Split(s, "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+func (d *devSetup) edgeAddr() string { return strings.TrimPrefix(d.endpoints.Edge.HTTPS, "https://") }
+
+func (d *devSetup) keyServerAddr() string {
+	addr, _, _ := strings.Cut(strings.TrimPrefix(d.endpoints.KeyServer.CoAPS, "coaps://"), "/")
+	return addr
+}
+
+func (d *devSetup) read(name string) string {
+	d.t.Helper()
+	data, err := os.ReadFile(filepath.Join(d.dir, name))
+	require.NoError(d.t, err)
+	return string(data)
+}
+
+// run runs a program and returns its standard output, both outputs, and the
+// exit status.
+func run(t *testing.T, stdin, name string, args ...string) (stdout, all string, status int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	all = errOut.String() + out.String()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return out.String(), all, exit.ExitCode()
+	}
+	require.NoError(t, err, all)
+	return out.String(), all, 0
+}
+
+func (d *devSetup) skictl(args ...string) (stdout, all string, status int) {
+	d.t.Helper()
+	return run(d.t, "", filepath.Join(bin, "skictl"), args...)
+}
+
+func TestOpenSSLCompletesEachKindOfHandshake(t *testing.T) {
+	d := startDev(t)
+	for _, tc := range []struct {
+		site           string
+		flags          []string
+		protocol       string
+		suite          string
+		method, scheme string // in the audit log
+	}{
+		{"ecdsa.localhost", []string{"-tls1_2"}, "TLSv1.2", "ECDHE-ECDSA-AES", "ECDHE", "SHA-"},
+		{"rsa.localhost", []string{"-tls1_2"}, "TLSv1.2", "ECDHE-RSA-AES", "ECDHE", ""},
+		{"rsa.localhost", []string{"-tls1_2", "-sigalgs", "RSA+SHA256"}, "TLSv1.2", "ECDHE-RSA-AES", "ECDHE", "SHA-256"},
+		{"rsa.localhost", []string{"-tls1_2", "-cipher", "AES128-GCM-SHA256"}, "TLSv1.2", "AES128-GCM-SHA256", "RSA", ""},
+		{"rsa.localhost", []string{"-tls1_2", "-cipher", "AES256-GCM-SHA384"}, "TLSv1.2", "AES256-GCM-SHA384", "RSA", ""},
+		{"ecdsa.localhost", []string{"-tls1_3"}, "TLSv1.3", "TLS_", "ECDHE", ""},
+		{"rsa.localhost", []string{"-tls1_3"}, "TLSv1.3", "TLS_", "ECDHE", ""},
+		{"rsa.localhost", []string{"-tls1_2", "-groups", "P-256"}, "TLSv1.2", "ECDHE-RSA", "ECDHE", ""},
+		{"rsa.localhost", []string{"-tls1_2", "-groups", "P-384"}, "TLSv1.2", "ECDHE-RSA", "ECDHE", ""},
+		{"rsa.localhost", []string{"-tls1_2", "-groups", "P-521"}, "TLSv1.2", "ECDHE-RSA", "ECDHE", ""},
+		{"rsa.localhost", []string{"-tls1_2", "-groups", "X25519"}, "TLSv1.2", "ECDHE-RSA", "ECDHE", ""},
+	} {
+		t.Run(tc.site+strings.Join(tc.flags, " "), func(t *testing.T) {
+			before := strings.Count(d.read("keyserver/audit.log"), "\n")
+			_, out, status := run(t, "GET / HTTP/1.0\r\nHost: "+tc.site+"\r\n\r\n", "openssl", append([]string{
+				"s_client", "-connect", d.edgeAddr(), "-servername", tc.site, "-CAfile", d.endpoints.CA,
+				"-verify_return_error", "-verify_hostname", tc.site, "-brief", "-ign_eof",
+			}, tc.flags...)...)
+			require.Zero(t, status, out)
+			assert.Contains(t, out, "Protocol version: "+tc.protocol)
+			assert.Contains(t, out, "Ciphersuite: "+tc.suite)
+			assert.Contains(t, out, "Verification: OK")
+			assert.Contains(t, out, "<h1>"+tc.site+"</h1>", "the page of the site")
+
+			records := strings.Split(strings.TrimSpace(d.read("keyserver/audit.log")), "\n")[before:]
+			require.Len(t, records, 1, "one question to the key server, one record")
+			assert.Contains(t, records[0], `"method":"`+tc.method+`"`)
+			assert.Contains(t, records[0], tc.site)
+			assert.Contains(t, records[0], tc.scheme)
+		})
+	}
+}
+
+func TestCurlFetchesAPageOverEachHTTPVersion(t *testing.T) {
+	d := startDev(t)
+	_, port, err := net.SplitHostPort(d.edgeAddr())
+	require.NoError(t, err)
+	for _, site := range d.endpoints.Sites {
+		for _, tc := range []struct{ flag, tlsMax, version string }{
+			{"--http1.1", "1.2", "1.1"}, {"--http1.1", "1.3", "1.1"}, {"--http2", "1.2", "2"}, {"--http2", "1.3", "2"},
+		} {
+			t.Run(site.Name+tc.flag+" TLS "+tc.tlsMax, func(t *testing.T) {
+				out, all, status := run(t, "", "curl", "--silent", "--show-error", "--fail", tc.flag, "--tls-max", tc.tlsMax,
+					"--cacert", d.endpoints.CA, "--resolve", site.Name+":"+port+":127.0.0.1",
+					"--write-out", "version=%{http_version}", "https://"+site.Name+":"+port+"/")
+				require.Zero(t, status, all)
+				assert.Contains(t, out, "<h1>"+site.Name+"</h1>")
+				assert.Contains(t, out, "version="+tc.version)
+			})
+		}
+	}
+}
+
+func TestDemoShowsEveryHandshakeAndFindsNoKeyAtTheEdge(t *testing.T) {
+	out, all, status := run(t, "", filepath.Join(bin, "skictl"), "demo")
+	require.Zero(t, status, all)
+	for _, row := range []string{
+		"TLS 1.2 TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 ecdsa.localhost ECDHE",
+		"TLS 1.2 TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 rsa.localhost ECDHE",
+		"TLS 1.2 TLS_RSA_WITH_AES_128_GCM_SHA256 rsa.localhost RSA",
+		"TLS 1.3 TLS_AES_128_GCM_SHA256 ecdsa.localhost ECDHE",
+		"TLS 1.3 TLS_AES_128_GCM_SHA256 rsa.localhost ECDHE",
+	} {
+		assert.Contains(t, strings.Join(strings.Fields(out), " "), row)
+	}
+	assert.NotContains(t, out, "FOUND")
+	if os.Geteuid() == 0 {
+		assert.Contains(t, out, "found, as it must be", "the search of a process's memory works")
+		assert.NotContains(t, out, "not checked")
+	}
+}
+
+// client is a TLS client that never resumes: each connection needs the key
+// server.
+func (d *devSetup) handshake(ctx context.Context, site string) error {
+	ca, err := os.ReadFile(d.endpoints.CA)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	dialer := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: site}}
+	conn, err := dialer.DialContext(ctx, "tcp", d.edgeAddr())
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func TestConcurrentHandshakesShareOneDTLSSession(t *testing.T) {
+	d := startDev(t)
+	const n = 200
+	before := strings.Count(d.read("keyserver/audit.log"), "\n")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	errs := make(chan error, n)
+	for i := range n {
+		go func() { errs <- d.handshake(ctx, d.endpoints.Sites[i%2].Name) }()
+	}
+	for range n {
+		require.NoError(t, <-errs)
+	}
+	assert.Equal(t, 1, strings.Count(d.read("keyserver/keyserver.log"), `msg="session begins"`))
+	assert.Equal(t, n, strings.Count(d.read("keyserver/audit.log"), "\n")-before, "a record for each")
+}
+
+func TestAKilledKeyServerCostsHandshakesOnlyWhileItIsGone(t *testing.T) {
+	d := startDev(t)
+	const timeout = 5 * time.Second // keyserver.timeout by default
+	var succeeded atomic.Int64
+	failures := make(chan error, 10000)
+	ctx, cancel := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	for range 4 {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				start := time.Now()
+				err := d.handshake(context.Background(), "ecdsa.localhost")
+				if err == nil {
+					succeeded.Add(1)
+					continue
+				}
+				if took := time.Since(start); took > timeout+2*time.Second {
+					err = fmt.Errorf("a handshake took %v to fail: %w", took, err)
+				}
+				failures <- err
+			}
+		})
+	}
+	reached := func(n int64) {
+		t.Helper()
+		require.Eventually(t, func() bool { return succeeded.Load() >= n }, 30*time.Second, 10*time.Millisecond)
+	}
+	reached(50)
+	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGKILL))
+	err := <-failures
+	assert.ErrorContains(t, err, "remote error: tls:", "an alert")
+
+	keyServer := exec.Command(filepath.Join(bin, "ski-keyserver"), "-config", filepath.Join(d.dir, "keyserver/keyserver.yaml"))
+	stderr, err := keyServer.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, keyServer.Start())
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() && !strings.Contains(lines.Text(), "msg=listening ") {
+	}
+	go func() { _, _ = io.Copy(io.Discard, stderr) }()
+	back := time.Now()
+	reached(succeeded.Load() + 1)
+	assert.Less(t, time.Since(back), 2*time.Second, "succeeds again")
+	reached(succeeded.Load() + 50)
+	cancel()
+	load.Wait()
+	close(failures)
+	for err := range failures {
+		assert.ErrorContains(t, err, "remote error: tls:")
+	}
+	require.NoError(t, keyServer.Process.Signal(os.Interrupt))
+	require.NoError(t, keyServer.Wait())
+}
+
+func TestSkictlRequestTellsAnAnswerFromAnError(t *testing.T) {
+	d := startDev(t)
+	ask := func(args ...string) (string, string, int) {
+		return d.skictl(append([]string{
+			"request", "--endpoint", d.endpoints.KeyServer.CoAPS,
+			"--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA,
+		}, args...)...)
+	}
+	spki := "@" + d.endpoints.Sites[0].Cert
+	// ClientRandom, ServerRandom, and the base point of P-256 as ServerECDHParams.
+	input := strings.Repeat("11", 32) + strings.Repeat("22", 32) + "03001741" +
+		"046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296" +
+		"4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+
+	out, all, status := ask("--protocol", "TLS 1.2", "--method", "ECDHE", "--hash", "SHA-256", "--spki", spki, "--input", input)
+	require.Zero(t, status, all)
+	assert.Contains(t, out, `"output":"30`, "a DER signature in hex")
+
+	_, all, status = ask("--diag", "--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", spki, "--input", input)
+	require.Zero(t, status, all)
+	assert.Contains(t, all, `"protocol": "TLS 1.2"`, "diagnostic notation")
+
+	for name, tc := range map[string]struct {
+		args []string
+		want string
+	}{
+		"unknown key": {[]string{"--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", strings.Repeat("00", 32), "--input", input}, "spki not found"},
+		"not granted": {[]string{"--protocol", "TLS 1.2", "--method", "RSA", "--spki", spki, "--input", input}, "request denied"},
+		"cut short":   {[]string{"--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", spki, "--input", input[:len(input)-2]}, "malformed request"},
+		"bare digest": {[]string{"--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", spki, "--input", strings.Repeat("aa", 32)}, "malformed request"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, all, status := ask(tc.args...)
+			assert.Equal(t, 3, status, all)
+			assert.Contains(t, out, `{"error":"`+tc.want+`"}`)
+		})
+	}
+	_, all, status = d.skictl("request", "--endpoint", "coaps://127.0.0.1:9/ski",
+		"--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA,
+		"--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", spki, "--input", input, "--timeout", "1s")
+	assert.Equal(t, 1, status, all)
+}
+
+func TestAnOpenSSLClientWithoutACertificateGetsNoSession(t *testing.T) {
+	d := startDev(t)
+	before := strings.Count(d.read("keyserver/keyserver.log"), "\n")
+	_, out, status := run(t, "", "openssl", "s_client", "-dtls1_2", "-connect", d.keyServerAddr(), "-CAfile", d.endpoints.KeyServerCA)
+	assert.NotZero(t, status, out)
+	require.Eventually(t, func() bool { return strings.Count(d.read("keyserver/keyserver.log"), "\n") > before }, 5*time.Second, 10*time.Millisecond)
+	lines := strings.Split(strings.TrimSpace(d.read("keyserver/keyserver.log")), "\n")[before:]
+	require.Len(t, lines, 1, "one log line")
+	assert.Contains(t, lines[0], "handshake failed")
+}
