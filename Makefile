@@ -3,10 +3,10 @@
 # make test    every test; installs what the tests need on Debian, as root
 # make check   gofmt, go vet, staticcheck
 # make race    the tests under the race detector
-# make fuzz    each fuzz target for FUZZTIME
+# make fuzz    each fuzz target, FUZZTIME inputs or seconds (20000x, 30s)
 
 GO       ?= go
-FUZZTIME ?= 5s
+FUZZTIME ?= 20000x
 
 .PHONY: all build demo test test-tools check race fuzz clean
 

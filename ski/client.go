@@ -47,8 +47,8 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 
 	var last error
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		for _, t := range c.Transports {
-			resp, err := t.RoundTrip(ctx, req)
+		for i, t := range c.Transports {
+			resp, ranOut, err := attempt(ctx, t, req, len(c.Transports)-i)
 			if err == nil {
 				return resp, nil
 			}
@@ -56,7 +56,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 				return nil, timedOut(ctx, last, err)
 			}
 			last = err
-			if te := (*TransportError)(nil); !errors.As(err, &te) {
+			if te := (*TransportError)(nil); !ranOut && !errors.As(err, &te) {
 				return nil, err // The request itself is at fault.
 			}
 		}
@@ -68,6 +68,19 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 			return nil, timedOut(ctx, last, last)
 		}
 	}
+}
+
+// attempt asks one Transport. It may take its share of the time that is left
+// for it and those after it, so that one that is silent leaves some to the
+// others. ranOut reports whether it took all of that.
+func attempt(ctx context.Context, t Transport, req *Request, left int) (resp *Response, ranOut bool, err error) {
+	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		defer cancel()
+	}
+	resp, err = t.RoundTrip(ctx, req)
+	return resp, ctx.Err() != nil, err
 }
 
 // timedOut names what kept the request from being answered in time, if an

@@ -79,6 +79,18 @@ func TestClientFailover(t *testing.T) {
 	})
 }
 
+func TestClientLeavesTimeForTheNextServerWhenOneIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := silent(), alive()
+		c := &ski.Client{Transports: []ski.Transport{first, second}, Timeout: 4 * time.Second}
+		start := time.Now()
+		resp, err := c.RoundTrip(t.Context(), request())
+		require.NoError(t, err)
+		assert.Same(t, answer, resp)
+		assert.Equal(t, 2*time.Second, time.Since(start), "half of the time for each of two")
+	})
+}
+
 func TestClientRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()

@@ -225,6 +225,7 @@ func signatureScheme(pub crypto.PublicKey, hash crypto.Hash, pss bool) tls.Signa
 // result is then a random secret, so that the client sees only a Finished that
 // does not fit (RFC 5246, Section 7.4.7.1).
 func (k rsaKey) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+	//lint:ignore SA1019 it is what crypto/tls passes
 	if o, ok := opts.(*rsa.PKCS1v15DecryptOptions); !ok || o.SessionKeyLen != PreMasterSecretLen {
 		return nil, errors.New("ski: a key server decrypts only the PreMasterSecret of TLS: " +
 			"the options must be *rsa.PKCS1v15DecryptOptions with SessionKeyLen 48")
@@ -237,7 +238,7 @@ func (k rsaKey) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpt
 	rand.Read(random) // Before the answer is known, so that its time tells nothing.
 	output, err := k.do(req)
 	switch {
-	case errors.Is(err, MalformedRequest):
+	case isClientsFault(err):
 		return random, nil
 	case err != nil:
 		return nil, err
@@ -246,6 +247,19 @@ func (k rsaKey) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpt
 		return nil, fmt.Errorf("ski: the key server's PreMasterSecret has %d bytes, not %d", len(output), PreMasterSecretLen)
 	}
 	return output, nil
+}
+
+// isClientsFault reports whether the key server, or the encoder before it, has
+// refused what the client encrypted. A *TransportError is not that, even if
+// its cause is an answer that is malformed.
+func isClientsFault(err error) bool {
+	switch err := err.(type) {
+	case Error:
+		return err == MalformedRequest
+	case *MalformedError:
+		return true
+	}
+	return false
 }
 
 func (k *Key) request(m Method, input []byte) *Request {

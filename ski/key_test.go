@@ -256,6 +256,17 @@ func TestDecryptRefusedPlaintext(t *testing.T) {
 	assert.Len(t, seen, 10)
 }
 
+// An answer that cannot be parsed is not the key server's verdict on a
+// plaintext.
+func TestDecryptMalformedAnswer(t *testing.T) {
+	var got ski.Request
+	_, err := ski.DecodeResponse(ski.CBOR, []byte("?"))
+	garbage := &ski.TransportError{Endpoint: "coaps://ks", Op: "answer", Err: err}
+	secret, err := answering(t, "RSA", &got, nil, garbage).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+	assert.ErrorIs(t, err, garbage)
+	assert.Empty(t, secret)
+}
+
 func TestDecryptErrors(t *testing.T) {
 	var got ski.Request
 	for _, e := range []ski.Error{ski.RequestDenied, ski.SPKINotFound, ski.UnspecifiedError} {

@@ -49,7 +49,8 @@ func (a *answer) response() (*ski.Response, error) {
 	f, _ := format(a.format, a.formErr)
 	resp, err := ski.DecodeResponse(f, a.payload)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", codeText(a.code), err)
+		// Not wrapped: it is not this side's request that is malformed.
+		return nil, fmt.Errorf("%s: %v", codeText(a.code), err)
 	}
 	clear(a.payload)
 	if a.code>>5 != 2 && resp.Error == "" {
