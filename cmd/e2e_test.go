@@ -76,21 +76,23 @@ func startDev(t *testing.T) *devSetup {
 	t.Helper()
 	d := &devSetup{t: t, dir: filepath.Join(t.TempDir(), "dev")}
 	cmd := exec.Command(filepath.Join(bin, "skictl"), "dev", "--dir", d.dir)
-	var output bytes.Buffer
-	cmd.Stderr = &output
+	var stderr bytes.Buffer // to be read once the process has ended
+	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
 	lines := bufio.NewScanner(stdout)
 	running := false
 	for !running && lines.Scan() {
-		fmt.Fprintln(&output, lines.Text())
 		running = strings.HasPrefix(lines.Text(), "running")
 	}
-	require.True(t, running, "skictl dev: %s", output.String())
+	if !running {
+		_ = cmd.Wait()
+		t.Fatalf("skictl dev: %s", stderr.String())
+	}
 	t.Cleanup(func() {
 		assert.NoError(t, cmd.Process.Signal(os.Interrupt))
-		assert.NoError(t, cmd.Wait(), output.String())
+		assert.NoError(t, cmd.Wait(), stderr.String())
 		if t.Failed() {
 			for _, log := range []string{"keyserver/keyserver.log", "edge/edge.log"} {
 				data, _ := os.ReadFile(filepath.Join(d.dir, log))
