@@ -48,7 +48,7 @@ var (
 		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
 		MaxMapPairs:      MaxPairs,
 		MaxArrayElements: MaxMessageSize,
-		MaxNestedLevels:  4, // The library's least; checkDepth does the rest.
+		MaxNestedLevels:  4, // The library's least; depth does the rest.
 		IndefLength:      cbor.IndefLengthAllowed,
 	}.DecMode())
 )

@@ -32,8 +32,8 @@ const (
 	lastPause  = 250 * time.Millisecond
 )
 
-// RoundTrip asks the Transports in turn until one has an answer or the time is
-// up. An error answer is an answer.
+// RoundTrip asks the Transports in turn until one has an answer, the time is
+// up, or all have failed for good. An error answer is an answer.
 func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error) {
 	if len(c.Transports) == 0 {
 		return nil, errors.New("ski: a Client needs a Transport")
@@ -47,6 +47,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 
 	var last error
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		hopeless := true
 		for i, t := range c.Transports {
 			resp, ranOut, err := attempt(ctx, t, req, len(c.Transports)-i)
 			if err == nil {
@@ -56,9 +57,15 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 				return nil, timedOut(ctx, last, err)
 			}
 			last = err
-			if te := (*TransportError)(nil); !ranOut && !errors.As(err, &te) {
+			te := (*TransportError)(nil)
+			isTransport := errors.As(err, &te)
+			if !ranOut && !isTransport {
 				return nil, err // The request itself is at fault.
 			}
+			hopeless = hopeless && isTransport && te.Permanent
+		}
+		if hopeless {
+			return nil, last
 		}
 		// Half of the pause is random: the requests that failed together shall
 		// not come back together.

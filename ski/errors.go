@@ -66,6 +66,9 @@ type TransportError struct {
 	Op string
 	// Err is the cause.
 	Err error
+	// Permanent says that asking the same key server again would fail in the
+	// same way: its certificate is not trusted, or it does not speak SKI.
+	Permanent bool
 }
 
 func (e *TransportError) Error() string {

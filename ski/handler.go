@@ -40,8 +40,8 @@ func (f HandlerFunc) ServeSKI(ctx context.Context, peer Peer, req *Request) *Res
 //
 // An answer of the key server, an error answer included, comes back as a
 // Response with a nil error. An error means that there is none; it is a
-// *TransportError or the context's. When the context ends, RoundTrip returns
-// at once.
+// *TransportError, the context's, or a *MalformedError for a request that
+// cannot be sent. When the context ends, RoundTrip returns at once.
 type Transport interface {
 	RoundTrip(ctx context.Context, req *Request) (*Response, error)
 }

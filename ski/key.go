@@ -165,10 +165,13 @@ func (k *Key) SignMessage(_ io.Reader, msg []byte, opts crypto.SignerOpts) ([]by
 // algorithm sets the request's hash where the draft can say what opts ask for,
 // and otherwise its scheme.
 func (k *Key) algorithm(req *Request, opts crypto.SignerOpts) error {
+	if opts == nil {
+		return errors.New("ski: SignMessage needs to know the hash")
+	}
 	hash := opts.HashFunc()
 	_, rsaKey := k.public.(*rsa.PublicKey)
 	pss, isPSS := opts.(*rsa.PSSOptions)
-	if isPSS && pss.SaltLength != rsa.PSSSaltLengthEqualsHash && pss.SaltLength != hash.Size() {
+	if isPSS && pss.SaltLength != rsa.PSSSaltLengthEqualsHash && (hash == 0 || pss.SaltLength != hash.Size()) {
 		return errors.New("ski: in TLS the salt of RSA-PSS is as long as the hash")
 	}
 	if name, ok := HashOf(hash); ok && !req.Protocol.Is13() && !isPSS {

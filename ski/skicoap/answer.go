@@ -1,12 +1,12 @@
 package skicoap
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
-	"github.com/plgd-dev/go-coap/v3/message/pool"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -20,18 +20,20 @@ type answer struct {
 	payload []byte
 }
 
-// newAnswer copies what is needed of m, which is go-coap's.
-func newAnswer(m *pool.Message) (*answer, error) {
-	if size, err := m.BodySize(); err != nil || size > ski.MaxMessageSize {
+// defaultMaxAge is what an answer without Max-Age means, in seconds (RFC 7252,
+// Section 5.10.5).
+const defaultMaxAge = 60
+
+// newAnswer copies what is needed of m, which is the link's.
+func newAnswer(m *message.Message) (*answer, error) {
+	if len(m.Payload) > ski.MaxMessageSize {
 		return nil, fmt.Errorf("the answer has more than %d bytes", ski.MaxMessageSize)
 	}
-	payload, err := m.ReadBody()
-	if err != nil {
-		return nil, err
+	a := &answer{code: m.Code, payload: bytes.Clone(m.Payload), maxAge: defaultMaxAge}
+	a.format, a.formErr = m.Options.ContentFormat()
+	if maxAge, err := m.Options.GetUint32(message.MaxAge); err == nil {
+		a.maxAge = maxAge
 	}
-	a := &answer{code: m.Code(), payload: payload}
-	a.format, a.formErr = m.ContentFormat()
-	a.maxAge, _ = m.GetOptionUint32(message.MaxAge)
 	return a, nil
 }
 
@@ -48,11 +50,11 @@ func (a *answer) response() (*ski.Response, error) {
 	}
 	f, _ := format(a.format, a.formErr)
 	resp, err := ski.DecodeResponse(f, a.payload)
+	clear(a.payload)
 	if err != nil {
 		// Not wrapped: it is not this side's request that is malformed.
 		return nil, fmt.Errorf("%s: %v", codeText(a.code), err)
 	}
-	clear(a.payload)
 	if a.code>>5 != 2 && resp.Error == "" {
 		clear(resp.Output)
 		return nil, errors.New(codeText(a.code) + " with an output")

@@ -14,7 +14,6 @@ import (
 
 	"github.com/pion/dtls/v3"
 	dtlsnet "github.com/pion/dtls/v3/pkg/net"
-	"github.com/plgd-dev/go-coap/v3/message/pool"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -33,7 +32,8 @@ type ClientConfig struct {
 	// Format is the encoding of requests. Default: CBOR.
 	Format ski.Format
 	// MaxInFlight bounds the requests in flight; more wait. It is NSTART of
-	// RFC 7252, Section 4.7. Default: 512.
+	// RFC 7252, Section 4.7. Default: 512. At most 16,384, a quarter of the
+	// message IDs.
 	MaxInFlight int
 	// DialTimeout is how long the DTLS handshake may take. Default: 3 s.
 	DialTimeout time.Duration
@@ -45,6 +45,8 @@ type ClientConfig struct {
 	// Default: slog.Default().
 	Logger *slog.Logger
 }
+
+const maxMaxInFlight = 1 << 14
 
 // The pause between one failed attempt to make a session and the next. It
 // doubles from the first value to the second.
@@ -62,7 +64,6 @@ type Client struct {
 	endpoint string // the URL
 	addr     string
 	path     string
-	messages *pool.Pool
 	log      *slog.Logger
 
 	slots chan struct{} // one for each request in flight
@@ -105,6 +106,9 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	if err := checkIdentity(cfg.Certificate); err != nil {
 		return nil, err
 	}
+	if cfg.MaxInFlight < 0 || cfg.MaxInFlight > maxMaxInFlight || min(cfg.DialTimeout, cfg.DeadAfter) < 0 {
+		return nil, fmt.Errorf("skicoap: a limit is negative, or MaxInFlight above %d", maxMaxInFlight)
+	}
 	path, port := u.Path, u.Port()
 	if path == "/" {
 		path = ""
@@ -125,7 +129,6 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		endpoint: rawURL,
 		addr:     net.JoinHostPort(u.Hostname(), port),
 		path:     path,
-		messages: pool.New(1024, 2048),
 		log:      cfg.Logger.With("keyserver", rawURL),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
 		ctx:      ctx,
@@ -146,7 +149,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 	}
 	resp, err := a.response()
 	if err != nil {
-		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err}
+		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err, Permanent: true}
 	}
 	return resp, nil
 }
@@ -159,7 +162,7 @@ func (c *Client) Exchange(ctx context.Context, f ski.Format, body []byte) ([]byt
 		return nil, err
 	}
 	if len(a.payload) == 0 || !a.isSKI() {
-		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: a.unexpected()}
+		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: a.unexpected(), Permanent: true}
 	}
 	return a.payload, nil
 }
@@ -188,7 +191,8 @@ func (c *Client) failed(ctx context.Context, op string, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		err = cause
 	}
-	return &ski.TransportError{Endpoint: c.endpoint, Op: op, Err: err}
+	untrusted := (*untrustedError)(nil)
+	return &ski.TransportError{Endpoint: c.endpoint, Op: op, Err: err, Permanent: errors.As(err, &untrusted)}
 }
 
 // session returns the current session, or the one that is made now.
@@ -257,20 +261,21 @@ func (c *Client) connect() (*clientSession, error) {
 		return nil, err
 	}
 	v := newVerifier(&c.cfg)
-	conn, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(udp), udp.RemoteAddr(), clientOptions(&c.cfg, v)...)
+	socket := admitting{dtlsnet.PacketConnFromConn(udp)}
+	conn, err := dtls.ClientWithOptions(socket, udp.RemoteAddr(), clientOptions(&c.cfg, v)...)
 	if err != nil {
 		_ = udp.Close()
 		return nil, err
 	}
-	err = handshake(ctx, conn, c.cfg.DialTimeout)
+	err = conn.HandshakeContext(ctx)
 	if v.err != nil && (err == nil || v.err != errNotVerified) {
-		err = v.err
+		err = &untrustedError{v.err}
 	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	s := newClientSession(conn, c.messages, c.cfg.DeadAfter)
+	s := newClientSession(conn, c.cfg.DeadAfter)
 	c.log.Info("session begins", "local", udp.LocalAddr())
 	stop := context.AfterFunc(c.ctx, func() { s.link.close(net.ErrClosed) })
 	c.running.Go(func() {
@@ -282,6 +287,12 @@ func (c *Client) connect() (*clientSession, error) {
 	})
 	return s, nil
 }
+
+// untrustedError is the verdict on the key server's certificate, which asking
+// again does not change.
+type untrustedError struct{ error }
+
+func (e *untrustedError) Unwrap() error { return e.error }
 
 // Close ends the session and everything that waits for an answer.
 func (c *Client) Close() error {

@@ -13,7 +13,6 @@ import (
 	"github.com/pion/dtls/v3"
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
-	"github.com/plgd-dev/go-coap/v3/message/pool"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -40,6 +39,7 @@ type clientSession struct {
 	rtt       roundTrips
 	heard     time.Time // when the last message came
 	pinged    time.Time
+	looked    time.Time // when look was last called
 }
 
 // call is a request that waits for its answer.
@@ -50,7 +50,6 @@ type call struct {
 	began    time.Time
 	next     time.Time     // when to send again
 	interval time.Duration // between the last sending and next
-	repeated bool          // sent more than once
 	accepted bool          // an empty acknowledgement came: a response will
 	done     chan outcome  // of capacity 1
 }
@@ -60,17 +59,17 @@ type outcome struct {
 	err    error
 }
 
-func newClientSession(conn *dtls.Conn, messages *pool.Pool, deadAfter time.Duration) *clientSession {
-	s := &clientSession{
+func newClientSession(conn *dtls.Conn, deadAfter time.Duration) *clientSession {
+	return &clientSession{
+		link:      newLink(conn),
 		deadAfter: deadAfter,
 		wake:      make(chan struct{}, 1),
 		calls:     make(map[uint32]*call),
 		nextToken: rand.Uint32(),
 		nextMID:   uint16(rand.Uint32()),
 		heard:     time.Now(),
+		looked:    time.Now(),
 	}
-	s.link = newLink(conn, messages, s.receive)
-	return s
 }
 
 func (s *clientSession) alive() bool {
@@ -87,7 +86,7 @@ func (s *clientSession) alive() bool {
 func (s *clientSession) run() error {
 	var retransmitting sync.WaitGroup
 	retransmitting.Go(s.retransmit)
-	err := s.link.run()
+	err := s.link.run(s.receive)
 	retransmitting.Wait()
 	return err
 }
@@ -130,7 +129,7 @@ func (s *clientSession) begin(path string, f ski.Format, body []byte) (*call, er
 	}
 	c.next = now.Add(c.interval)
 	s.nextToken++
-	s.nextMID++ // MaxInFlight is far below 65,536: the one that comes round is free
+	s.nextMID++
 
 	options := make(message.Options, 0, 4)
 	for segment := range bytes.SplitSeq([]byte(path[1:]), []byte("/")) {
@@ -146,7 +145,7 @@ func (s *clientSession) begin(path string, f ski.Format, body []byte) (*call, er
 	}
 	c.datagram = datagram
 	if len(s.calls) == 0 {
-		s.heard = now // silence counts from here
+		s.heard, s.looked = now, now // silence counts from here
 		select {
 		case s.wake <- struct{}{}:
 		default:
@@ -163,44 +162,44 @@ func (s *clientSession) end(c *call) {
 }
 
 // receive is called by the link's reader.
-func (s *clientSession) receive(m *pool.Message) bool {
+func (s *clientSession) receive(m *message.Message) {
 	now := time.Now()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.heard = now
+	var c *call
 	switch {
-	case m.Code() == codes.Empty:
+	case m.Code == codes.Empty:
 		s.receiveEmpty(m)
-		return m.Type() != message.Confirmable // go-coap answers a ping
-	case m.Code() < 64: // a request: an edge has no resources
-		return false
+	case m.Code >= 64:
+		if c = s.callOf(m); c != nil {
+			// Measured even if it was sent twice, against Karn's algorithm: it
+			// can only be too long then, and without it a key server that has
+			// become slow is asked everything twice, since every request has
+			// been sent again before its answer comes.
+			s.rtt.measured(now.Sub(c.began))
+			a, err := newAnswer(m)
+			s.settle(c, outcome{a, err})
+		}
 	}
-	c := s.callOf(m)
-	if m.Type() == message.Confirmable { // a separate response (RFC 7252, Section 5.2.2)
+	s.mu.Unlock()
+	if m.Code != codes.Empty && m.Type == message.Confirmable {
+		// A separate response (RFC 7252, Section 5.2.2); a request, for which
+		// an edge has no resources, is rejected like one that nobody expects.
 		t := message.Acknowledgement
 		if c == nil {
 			t = message.Reset
 		}
-		s.link.sendEmpty(t, m.MessageID())
+		s.link.sendEmpty(t, m.MessageID)
 	}
-	if c == nil {
-		return true // to a request that nobody waits for any more
-	}
-	if !c.repeated {
-		s.rtt.measured(now.Sub(c.began))
-	}
-	a, err := newAnswer(m)
-	s.settle(c, outcome{a, err})
-	return true
 }
 
 // callOf returns the request that m answers, or nil.
-func (s *clientSession) callOf(m *pool.Message) *call {
-	if len(m.Token()) != 4 {
+func (s *clientSession) callOf(m *message.Message) *call {
+	if len(m.Token) != 4 {
 		return nil
 	}
-	c := s.calls[binary.BigEndian.Uint32(m.Token())]
-	if c != nil && m.Type() == message.Acknowledgement && uint16(m.MessageID()) != c.mid {
+	c := s.calls[binary.BigEndian.Uint32(m.Token)]
+	if c != nil && m.Type == message.Acknowledgement && uint16(m.MessageID) != c.mid {
 		return nil
 	}
 	return c
@@ -208,18 +207,23 @@ func (s *clientSession) callOf(m *pool.Message) *call {
 
 // receiveEmpty handles what has only a message ID: an acknowledgement that
 // promises a separate response, a reset, or the answer to our ping.
-func (s *clientSession) receiveEmpty(m *pool.Message) {
+func (s *clientSession) receiveEmpty(m *message.Message) {
+	var meant *call
 	for _, c := range s.calls {
-		if c.mid != uint16(m.MessageID()) {
+		if c.mid != uint16(m.MessageID) {
 			continue
 		}
-		switch m.Type() {
-		case message.Acknowledgement:
-			c.accepted = true
-		case message.Reset:
-			s.settle(c, outcome{nil, errReset})
+		if meant != nil {
+			return // the IDs have come round while a request waited: it could be either
 		}
-		return
+		meant = c
+	}
+	switch {
+	case meant == nil:
+	case m.Type == message.Acknowledgement:
+		meant.accepted = true
+	case m.Type == message.Reset:
+		s.settle(meant, outcome{nil, errReset})
 	}
 }
 
@@ -257,6 +261,10 @@ func (s *clientSession) look(now time.Time) bool {
 	var due [][]byte
 	s.mu.Lock()
 	waiting := len(s.calls) > 0
+	if now.Sub(s.looked) > s.deadAfter/4 {
+		s.heard = now // It was this process that was silent: ask first.
+	}
+	s.looked = now
 	silence := now.Sub(s.heard)
 	ping := false
 	if waiting && silence > s.deadAfter/4 && now.Sub(s.pinged) > s.deadAfter/4 {
@@ -269,7 +277,6 @@ func (s *clientSession) look(now time.Time) bool {
 		if c.accepted || now.Before(c.next) {
 			continue
 		}
-		c.repeated = true
 		c.interval = min(2*c.interval, maxRTO)
 		c.next = now.Add(c.interval)
 		due = append(due, c.datagram)

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"slices"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -52,7 +52,7 @@ func commonOptions(cert tls.Certificate, log *slog.Logger) []dtls.Option {
 	}
 }
 
-func serverOptions(cfg *ServerConfig) []dtls.ServerOption {
+func serverOptions(cfg *ServerConfig, connectionID func() []byte) []dtls.ServerOption {
 	var opts []dtls.ServerOption
 	for _, o := range commonOptions(cfg.Certificate, cfg.Logger) {
 		opts = append(opts, o)
@@ -60,7 +60,7 @@ func serverOptions(cfg *ServerConfig) []dtls.ServerOption {
 	return append(opts,
 		dtls.WithClientAuth(dtls.RequireAndVerifyClientCert),
 		dtls.WithClientCAs(cfg.ClientCAs),
-		dtls.WithConnectionIDGenerator(dtls.RandomCIDGenerator(cidLen)),
+		dtls.WithConnectionIDGenerator(connectionID),
 	)
 }
 
@@ -77,8 +77,7 @@ func clientOptions(cfg *ClientConfig, v *verifier) []dtls.ClientOption {
 	)
 }
 
-// verifier verifies the key server's certificate in pion's place, as pion
-// would, because what comes back of pion's own verdict is only the alert that
+// verifier verifies the key server's certificate in pion's place, because what comes back of pion's own verdict is only the alert that
 // the server answers it with: an operator could not tell an expired
 // certificate from a wrong name.
 type verifier struct {
@@ -115,8 +114,21 @@ func (v *verifier) verify(rawCerts [][]byte, _ [][]*x509.Certificate) error {
 	if len(certs) == 0 {
 		return v.err
 	}
-	_, v.err = certs[0].Verify(opts)
+	if _, v.err = certs[0].Verify(opts); v.err == nil {
+		v.err = checkUsage(certs[0], x509.ExtKeyUsageServerAuth)
+	}
 	return v.err
+}
+
+// checkUsage refuses a certificate that does not say what it is for: crypto/x509
+// takes such a one for good for everything, and so an edge's for a key
+// server's.
+func checkUsage(cert *x509.Certificate, want x509.ExtKeyUsage) error {
+	if slices.Contains(cert.ExtKeyUsage, want) || slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny) {
+		return nil
+	}
+	return errors.New("x509: the certificate lacks the extended key usage of its role " +
+		"(serverAuth for a key server, clientAuth for an edge)")
 }
 
 // checkIdentity finds what would otherwise only fail in every handshake.
@@ -125,30 +137,6 @@ func checkIdentity(cert tls.Certificate) error {
 		return errors.New("skicoap: the channel is mutually authenticated: a certificate with its key is needed")
 	}
 	return nil
-}
-
-// handshake runs the DTLS handshake and closes conn if it fails.
-func handshake(ctx context.Context, conn *dtls.Conn, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	err := conn.HandshakeContext(ctx)
-	if err != nil {
-		_ = conn.Close()
-	}
-	return err
-}
-
-// listen opens the UDP socket and the DTLS listener on it.
-func listen(addr string, cfg *ServerConfig) (net.Listener, error) {
-	udp, err := net.ResolveUDPAddr("udp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("skicoap: listen: %w", err)
-	}
-	l, err := dtls.ListenWithOptions("udp", udp, serverOptions(cfg)...)
-	if err != nil {
-		return nil, fmt.Errorf("skicoap: listen on %s: %w", addr, err)
-	}
-	return l, nil
 }
 
 // loggerFactory gives pion's messages to slog at debug level: what matters of

@@ -1,59 +1,66 @@
 package skicoap
 
 import (
-	"context"
 	"errors"
-	"net"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/pion/dtls/v3"
-	"github.com/plgd-dev/go-coap/v3/dtls/server"
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
-	"github.com/plgd-dev/go-coap/v3/message/pool"
-	coapnet "github.com/plgd-dev/go-coap/v3/net"
-	"github.com/plgd-dev/go-coap/v3/udp/client"
 	"github.com/plgd-dev/go-coap/v3/udp/coder"
 )
 
-// maxDatagram is the largest datagram read. It leaves room for a message over
-// ski.MaxMessageSize, which deserves an answer that says so.
-const maxDatagram = 8192
+const (
+	// maxDatagram is the largest datagram read. It leaves room for a message
+	// over ski.MaxMessageSize, which deserves an answer that says so.
+	maxDatagram = 8192
+	// maxOptions is how many options a message can have; one with more cannot
+	// be parsed. A request to a long path has ten.
+	maxOptions = 32
+)
 
 // link is one DTLS session as a CoAP endpoint. Both sides use it.
 type link struct {
 	conn *dtls.Conn
-	coap *client.Conn
 
 	closing sync.Once
 	cause   error         // why the link was closed; set before done is closed
 	done    chan struct{} // closed when the link is no longer to be used
 }
 
-// receive is called by the link's reader for every message. The message is
-// only valid during the call. What it does not take is go-coap's to answer.
-type receive func(m *pool.Message) (taken bool)
-
-func newLink(conn *dtls.Conn, messages *pool.Pool, onMessage receive) *link {
-	l := &link{conn: conn, done: make(chan struct{})}
-	session := server.NewSession(context.Background(), coapnet.NewConn(steady{conn}), maxDatagram, maxDatagram, true)
-	cfg := client.DefaultConfig
-	cfg.MessagePool = messages
-	cfg.BlockwiseEnable = false
-	cfg.Errors = func(error) {} // what ends the session, run returns
-	cfg.ReceivedMessageQueueSize = 1
-	l.coap = client.NewConnWithOpts(session, &cfg, client.WithRequestMonitor(
-		func(_ *client.Conn, m *pool.Message) (bool, error) { return onMessage(m), nil },
-	))
-	return l
+func newLink(conn *dtls.Conn) *link {
+	return &link{conn: conn, done: make(chan struct{})}
 }
 
-// run reads messages until the session ends and returns the reason.
-func (l *link) run() error {
-	l.close(l.coap.Run())
-	return l.cause
+// run calls receive for each message until the session ends, and returns the
+// reason. A message and what it refers to are only valid during the call.
+//
+// It answers pings, and ignores what cannot be parsed (RFC 7252, Section 4.2
+// and 4.3): the session is worth more than a message.
+func (l *link) run(receive func(m *message.Message)) error {
+	buf := make([]byte, maxDatagram)
+	options := make(message.Options, 0, maxOptions)
+	for {
+		n, err := l.conn.Read(buf)
+		if err != nil {
+			if temporary := (*dtls.TemporaryError)(nil); errors.As(err, &temporary) && !refused(err) {
+				continue
+			}
+			l.close(err)
+			return l.cause
+		}
+		m := message.Message{Options: options}
+		if _, err := coder.DefaultCoder.Decode(buf[:n], &m); err != nil {
+			continue
+		}
+		receive(&m)
+		if m.Code == codes.Empty && m.Type == message.Confirmable { // a ping (RFC 7252, Section 4.3)
+			l.sendEmpty(message.Reset, m.MessageID)
+		}
+		clear(buf[:n]) // it may have held a PreMasterSecret
+	}
 }
 
 // close ends the session with a close_notify. The first cause is kept.
@@ -61,7 +68,7 @@ func (l *link) close(cause error) {
 	l.closing.Do(func() {
 		l.cause = cause
 		close(l.done)
-		_ = l.coap.Close()
+		_ = l.conn.Close()
 	})
 }
 
@@ -75,7 +82,7 @@ func (l *link) write(datagram []byte) error {
 }
 
 // sendEmpty sends an empty message that refers to the given message ID
-// (RFC 7252, Section 4.2).
+// (RFC 7252, Section 4.1).
 func (l *link) sendEmpty(t message.Type, mid int32) {
 	datagram, err := encode(message.Message{Type: t, Code: codes.Empty, MessageID: mid})
 	if err == nil {
@@ -96,28 +103,8 @@ func encode(m message.Message) ([]byte, error) {
 	return datagram[:n], nil
 }
 
-// steady is a DTLS connection whose Read does not fail for a datagram that
-// anybody could have sent: pion reports a forged record of epoch 0 as a
-// temporary error, and go-coap would end the session for it.
-type steady struct{ *dtls.Conn }
-
-func (s steady) Read(b []byte) (int, error) {
-	for {
-		n, err := s.Conn.Read(b)
-		if temporary := (*dtls.TemporaryError)(nil); errors.As(err, &temporary) && !refused(err) {
-			continue
-		}
-		return n, err
-	}
-}
-
-// HandshakeContext hides pion's: go-coap would take its lock for every message.
-func (s steady) HandshakeContext(context.Context) error { return nil }
-
 // refused reports whether the peer's machine answered that nobody listens.
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
-
-var _ net.Conn = steady{}
 
 // every calls f in each interval until done is closed.
 func every(interval time.Duration, done <-chan struct{}, f func(now time.Time)) {

@@ -3,11 +3,11 @@ package skicoap
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
-	"github.com/plgd-dev/go-coap/v3/message/pool"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -65,45 +65,45 @@ var critical = map[message.OptionID]bool{
 
 // check finds what CoAP has to say against a request before SKI sees it. It
 // returns the formats of the body and of the answer.
-func (r *resource) check(m *pool.Message) (in, out ski.Format, _ *refusal) {
-	for _, o := range m.Options() {
+func (r *resource) check(m *message.Message) (in, out ski.Format, _ *refusal) {
+	for _, o := range m.Options {
 		if o.ID&1 == 1 && !critical[o.ID] {
 			return 0, 0, refuse(codes.BadOption, fmt.Sprintf("option %d", o.ID))
 		}
 	}
-	path, err := m.Path()
+	path, err := m.Options.Path()
 	if err != nil && !errors.Is(err, message.ErrOptionNotFound) {
 		return 0, 0, refuse(codes.BadOption, "Uri-Path")
 	}
 	switch {
-	case path == wellKnownCore && m.Code() == codes.GET:
+	case path == wellKnownCore && m.Code == codes.GET:
 		return 0, 0, &refusal{codes.Content, string(r.links), contentFormat(uint16(message.AppLinkFormat))}
 	case path == wellKnownCore:
 		return 0, 0, refuse(codes.MethodNotAllowed, "GET only")
 	case path != r.path:
 		return 0, 0, refuse(codes.NotFound, "")
-	case m.Code() != codes.POST && m.Code() != codes.PUT:
+	case m.Code != codes.POST && m.Code != codes.PUT:
 		return 0, 0, refuse(codes.MethodNotAllowed, "POST or PUT")
 	}
 	// A block is a part of a message; only one that is all of it will do
 	// (RFC 7959, Section 2.2: NUM in the upper bits, then M, then SZX).
-	if block, err := m.GetOptionUint32(message.Block1); err == nil && block>>3 != 0 {
+	if block, err := m.Options.GetUint32(message.Block1); err == nil && block>>3 != 0 {
 		return 0, 0, refuse(codes.RequestEntityTooLarge, "block-wise transfer is not supported")
 	}
-	if block, err := m.GetOptionUint32(message.Block2); err == nil && block>>4 != 0 {
+	if block, err := m.Options.GetUint32(message.Block2); err == nil && block>>4 != 0 {
 		return 0, 0, refuse(codes.BadOption, "block-wise transfer is not supported")
 	}
 	var ok bool
-	if in, ok = format(m.ContentFormat()); !ok {
+	if in, ok = format(m.Options.ContentFormat()); !ok {
 		return 0, 0, refuse(codes.UnsupportedMediaType, "Content-Format 60 or 50")
 	}
 	out = in
-	if accept, err := m.Accept(); err == nil {
+	if accept, err := m.Options.Accept(); err == nil {
 		if out, ok = format(accept, nil); !ok {
 			return 0, 0, refuse(codes.NotAcceptable, "Accept 60 or 50")
 		}
 	}
-	if size, err := m.BodySize(); err != nil || size > ski.MaxMessageSize {
+	if len(m.Payload) > ski.MaxMessageSize {
 		return 0, 0, refuse(codes.RequestEntityTooLarge, fmt.Sprintf("at most %d bytes", ski.MaxMessageSize))
 	}
 	return in, out, nil
@@ -149,7 +149,7 @@ func responseCode(r *ski.Response) (codes.Code, message.Options) {
 		return codes.BadRequest, nil
 	case ski.RequestDenied:
 		if r.RetryAfter > 0 { // RFC 8516
-			seconds := uint32(r.RetryAfter.Seconds() + 0.999)
+			seconds := uint32(min(r.RetryAfter.Seconds()+0.999, math.MaxUint32))
 			return codes.TooManyRequests, message.Options{{ID: message.MaxAge, Value: uintValue(seconds)}}
 		}
 		return codes.Forbidden, nil

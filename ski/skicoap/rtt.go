@@ -18,8 +18,7 @@ type roundTrips struct {
 	srtt, rttvar time.Duration
 }
 
-// measured takes a round trip into account. It must not be one of a request
-// that was sent twice: its answer may be to either (Karn's algorithm).
+// measured takes a round trip into account.
 func (r *roundTrips) measured(rtt time.Duration) {
 	if r.srtt == 0 {
 		r.srtt, r.rttvar = rtt, rtt/2

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/pion/dtls/v3"
-	"github.com/plgd-dev/go-coap/v3/message/pool"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -22,7 +21,9 @@ import (
 // ServerConfig says how to serve. Handler, Certificate and ClientCAs are
 // required.
 type ServerConfig struct {
-	// Handler answers the requests.
+	// Handler answers the requests, each in a goroutine of its own. It has to
+	// bound the processors it takes: a ping is answered beside it, and a peer
+	// that gets no answer to pings takes the server for dead.
 	Handler ski.Handler
 	// Path is the resource. Default: "/ski".
 	Path string
@@ -31,20 +32,26 @@ type ServerConfig struct {
 	// ClientCAs are the authorities that edge servers' certificates come from.
 	// They should sign nothing else.
 	ClientCAs *x509.CertPool
-	// MaxSessions bounds the DTLS sessions, those in their handshake included.
-	// A peer beyond it gets no answer. Default: 1024.
+	// Admit is asked about each peer that the handshake has authenticated. An
+	// error refuses the session and is logged. nil admits all.
+	Admit func(peer ski.Peer) error
+	// MaxSessions bounds the sessions. Beyond it none is made. Default: 1024.
 	MaxSessions int
+	// MaxPeerSessions bounds the sessions of one certificate's key. One more
+	// ends the one that has been quiet the longest: its peer may have been
+	// restarted without a goodbye. Default: 16.
+	MaxPeerSessions int
 	// MaxInFlight bounds the requests that are being worked on, over all
-	// sessions. A request beyond it is dropped: its sender sends it again.
-	// Default: 8192.
+	// sessions, and one session to an eighth of it. A request beyond is
+	// dropped: its sender sends it again. Default: 8192.
 	MaxInFlight int
 	// HandshakeTimeout is how long a peer may take for the DTLS handshake.
 	// Default: 10 s.
 	HandshakeTimeout time.Duration
-	// IdleTimeout is how long a session without requests is kept. Default: 5
-	// minutes.
+	// IdleTimeout is how long a session is kept on which nothing comes in.
+	// Default: 5 minutes.
 	IdleTimeout time.Duration
-	// Logger gets a line for each session that begins, ends or fails to begin.
+	// Logger gets a line for each session that begins, ends or is refused.
 	// Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -56,11 +63,15 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 	if err := checkIdentity(c.Certificate); err != nil {
 		return c, err
 	}
+	if min(c.MaxSessions, c.MaxPeerSessions, c.MaxInFlight) < 0 || min(c.HandshakeTimeout, c.IdleTimeout) < 0 {
+		return c, errors.New("skicoap: a limit is negative")
+	}
 	defaults(&c.Path, "/ski")
 	if err := checkPath(c.Path); err != nil {
 		return c, err
 	}
 	defaults(&c.MaxSessions, 1024)
+	defaults(&c.MaxPeerSessions, 16)
 	defaults(&c.MaxInFlight, 8192)
 	defaults(&c.HandshakeTimeout, 10*time.Second)
 	defaults(&c.IdleTimeout, 5*time.Minute)
@@ -77,23 +88,22 @@ func defaults[T comparable](field *T, value T) {
 
 // Server is a key server's CoAP endpoint.
 type Server struct {
-	cfg      ServerConfig
-	listener net.Listener
-	messages *pool.Pool
-	links    *resource
-	log      *slog.Logger
+	cfg   ServerConfig
+	mux   *mux
+	links *resource
+	log   *slog.Logger
 
 	ctx    context.Context // ends when the server stops: the requests' parent
 	cancel context.CancelFunc
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
-	draining bool           // no new requests
+	draining bool           // no new sessions, no new requests
 	inFlight sync.WaitGroup // requests; Add only under mu and before draining
+	running  sync.WaitGroup // goroutines of the server; likewise
 
-	working atomic.Int64   // requests, for MaxInFlight
-	open    atomic.Int64   // sessions and handshakes, for MaxSessions
-	running sync.WaitGroup // goroutines of the server
+	working    atomic.Int64  // requests, for MaxInFlight
+	unfinished atomic.Uint64 // handshakes that failed before the peer showed that it exists
 }
 
 // Listen opens the UDP address (host:port, or :port for all; port 0 takes a
@@ -103,89 +113,133 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := listen(addr, &cfg)
+	udp, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("skicoap: listen: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	return &Server{
+	conn, err := net.ListenUDP("udp", udp)
+	if err != nil {
+		return nil, fmt.Errorf("skicoap: %w", err)
+	}
+	s := &Server{
 		cfg:      cfg,
-		listener: l,
-		messages: pool.New(1024, 2048),
 		links:    newResource(cfg.Path),
 		log:      cfg.Logger,
-		ctx:      ctx,
-		cancel:   cancel,
 		sessions: make(map[*session]struct{}),
-	}, nil
+	}
+	s.mux = newMux(conn, s.begin)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s, nil
 }
 
 // Addr returns the address that is listened on.
-func (s *Server) Addr() netip.AddrPort { return addrPort(s.listener.Addr()) }
+func (s *Server) Addr() netip.AddrPort { return addrPort(s.mux.conn.LocalAddr()) }
 
 // Serve answers until Shutdown or Close is called, and then returns nil.
 func (s *Server) Serve() error {
-	s.running.Go(func() { every(10*time.Second, s.ctx.Done(), s.tidy) })
-	for {
-		conn, err := s.listener.Accept()
-		switch {
-		case s.ctx.Err() != nil || s.stopping():
-			if err == nil {
-				_ = conn.Close()
-			}
-			return nil
-		case err != nil:
-			s.cancel()
-			return fmt.Errorf("skicoap: accept: %w", err)
-		}
-		if s.open.Add(1) > int64(s.cfg.MaxSessions) {
-			s.open.Add(-1)
-			s.log.Warn("too many sessions", "peer", conn.RemoteAddr(), "max", s.cfg.MaxSessions)
-			_ = conn.Close()
-			continue
-		}
-		s.running.Go(func() {
-			defer s.open.Add(-1)
-			s.serve(conn.(*dtls.Conn))
-		})
+	if !s.goRun(func() { every(10*time.Second, s.ctx.Done(), s.tidy) }) {
+		return nil
+	}
+	if err := s.mux.run(); err != nil {
+		s.cancel()
+		return fmt.Errorf("skicoap: %w", err)
+	}
+	return nil
+}
+
+// goRun runs f in a goroutine that Shutdown waits for. It reports false if the
+// server stops.
+func (s *Server) goRun(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.draining {
+		s.running.Go(f)
+	}
+	return !s.draining
+}
+
+// begin is called by the mux for a new flow.
+func (s *Server) begin(f *flow) {
+	if !s.goRun(func() { s.serve(f) }) {
+		f.end(net.ErrClosed)
 	}
 }
 
 // serve runs one session from its handshake to its end.
-func (s *Server) serve(conn *dtls.Conn) {
-	addr := addrPort(conn.RemoteAddr())
-	if err := handshake(s.ctx, conn, s.cfg.HandshakeTimeout); err != nil {
-		if s.ctx.Err() == nil {
-			s.log.Warn("handshake failed", "peer", addr, "err", err)
-		}
-		return
-	}
-	peer, err := peerOf(conn, addr)
+func (s *Server) serve(f *flow) {
+	defer f.Close()
+	addr := addrPort(f.remote)
+	peer, conn, err := s.handshake(f, addr)
 	if err != nil {
-		s.log.Warn("handshake failed", "peer", addr, "err", err)
-		_ = conn.Close()
+		s.refused(f, addr, err)
 		return
 	}
 	sess := newSession(s, conn, peer)
-	if !s.add(sess) {
+	defer sess.end()
+	if err := s.add(sess); err != nil || !f.establish() {
 		sess.link.close(net.ErrClosed)
+		s.refused(f, addr, err)
 		return
 	}
+	defer s.remove(sess)
 	log := s.log.With("peer", addr, "spki", peer.SPKI)
 	log.Info("session begins", "subject", peer.Certificate.Subject)
 	// A session does not outlive the certificate it was made with.
 	expiry := time.AfterFunc(time.Until(peer.Certificate.NotAfter), func() { sess.link.close(errExpired) })
-	err = sess.link.run()
-	expiry.Stop()
-	sess.cancel()
-	s.remove(sess)
+	defer expiry.Stop()
+	err = sess.link.run(sess.receive)
+	if cause, _ := f.fate(); errors.Is(cause, errReplaced) {
+		err = cause
+	}
 	log.Info("session ends", "reason", err)
 }
 
 var (
-	errExpired = errors.New("the peer's certificate has expired")
-	errIdle    = errors.New("idle")
+	errExpired  = errors.New("the peer's certificate has expired")
+	errIdle     = errors.New("idle")
+	errCrowded  = errors.New("the peer has made too many other sessions")
+	errSessions = errors.New("too many sessions")
 )
+
+// handshake returns the DTLS connection of a flow and who is at its other end.
+func (s *Server) handshake(f *flow, addr netip.AddrPort) (ski.Peer, *dtls.Conn, error) {
+	conn, err := dtls.ServerWithOptions(f, f.remote, serverOptions(&s.cfg, f.connectionID)...)
+	if err != nil {
+		return ski.Peer{}, nil, err
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
+	defer cancel()
+	err = conn.HandshakeContext(ctx)
+	var peer ski.Peer
+	if err == nil {
+		peer, err = peerOf(conn, addr)
+	}
+	if err == nil && s.cfg.Admit != nil {
+		err = s.cfg.Admit(peer)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return ski.Peer{}, nil, err
+	}
+	return peer, conn, nil
+}
+
+// refused logs a handshake that came to nothing. Of those whose peer may not
+// even exist, tidy logs the number: anybody can make any number of them.
+func (s *Server) refused(f *flow, addr netip.AddrPort, err error) {
+	cause, wasVerified := f.fate()
+	if cause != nil && !errors.Is(cause, net.ErrClosed) {
+		err = cause
+	}
+	switch {
+	case s.ctx.Err() != nil:
+	case !wasVerified:
+		s.unfinished.Add(1)
+		s.log.Debug("handshake failed", "peer", addr, "err", err)
+	default:
+		s.log.Warn("handshake failed", "peer", addr, "err", err)
+	}
+}
 
 // peerOf returns who the handshake authenticated.
 func peerOf(conn *dtls.Conn, addr netip.AddrPort) (ski.Peer, error) {
@@ -197,29 +251,44 @@ func peerOf(conn *dtls.Conn, addr netip.AddrPort) (ski.Peer, error) {
 	if err != nil {
 		return ski.Peer{}, fmt.Errorf("the peer's certificate: %w", err)
 	}
+	if err := checkUsage(cert, x509.ExtKeyUsageClientAuth); err != nil {
+		return ski.Peer{}, err
+	}
 	return ski.PeerFromCertificate(addr, cert), nil
 }
 
-func (s *Server) add(sess *session) bool {
+// add makes a session count, or says why it cannot.
+func (s *Server) add(sess *session) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining {
-		return false
+		return net.ErrClosed
+	}
+	if len(s.sessions) >= s.cfg.MaxSessions {
+		return errSessions
+	}
+	var quietest *session
+	same := 0
+	for other := range s.sessions {
+		if other.peer.SPKI != sess.peer.SPKI {
+			continue
+		}
+		same++
+		if quietest == nil || other.active.Load() < quietest.active.Load() {
+			quietest = other
+		}
+	}
+	if same >= s.cfg.MaxPeerSessions {
+		go quietest.link.close(errCrowded) // it writes, and ends when it has
 	}
 	s.sessions[sess] = struct{}{}
-	return true
+	return nil
 }
 
 func (s *Server) remove(sess *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, sess)
-}
-
-func (s *Server) stopping() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.draining
 }
 
 func (s *Server) all() []*session {
@@ -231,6 +300,31 @@ func (s *Server) all() []*session {
 	}
 	return all
 }
+
+// Peers returns the peer of each session there is.
+func (s *Server) Peers() []ski.Peer {
+	var peers []ski.Peer
+	for _, sess := range s.all() {
+		peers = append(peers, sess.peer)
+	}
+	return peers
+}
+
+// CloseSessions ends the sessions whose peer matches, their requests in flight
+// included, and returns their number. The reason is logged.
+func (s *Server) CloseSessions(reason error, match func(ski.Peer) bool) int {
+	n := 0
+	for _, sess := range s.all() {
+		if match(sess.peer) {
+			sess.link.close(reason)
+			n++
+		}
+	}
+	return n
+}
+
+// InFlight returns how many requests are being worked on.
+func (s *Server) InFlight() int { return int(s.working.Load()) }
 
 // start reports whether one more request may be worked on. If so, finish must
 // be called at its end.
@@ -261,6 +355,9 @@ func (s *Server) tidy(now time.Time) {
 			sess.link.close(errIdle)
 		}
 	}
+	if n := s.unfinished.Swap(0); n > 0 {
+		s.log.Warn("handshakes that were begun and not gone on with", "count", n)
+	}
 }
 
 // Shutdown stops taking sessions and requests, answers the requests in flight
@@ -283,10 +380,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, sess := range s.all() {
 		sess.link.close(net.ErrClosed)
 	}
-	if e := s.listener.Close(); e != nil && err == nil {
+	s.running.Wait()
+	if e := s.mux.conn.Close(); e != nil && !errors.Is(e, net.ErrClosed) && err == nil {
 		err = e
 	}
-	s.running.Wait()
 	return err
 }
 
@@ -298,6 +395,12 @@ func (s *Server) Close() error {
 		return err
 	}
 	return nil
+}
+
+func (s *Server) stopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

@@ -1,14 +1,16 @@
 package skicoap
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
-	"github.com/plgd-dev/go-coap/v3/message/pool"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -22,61 +24,90 @@ type session struct {
 	cancel    context.CancelFunc
 	exchanges exchanges
 	active    atomic.Int64 // time of the last message, Unix nanoseconds
+	working   atomic.Int64 // requests that are being worked on
 	nextMID   atomic.Uint32
 }
 
 func newSession(s *Server, conn *dtls.Conn, peer ski.Peer) *session {
-	sess := &session{server: s, peer: peer}
+	sess := &session{server: s, peer: peer, link: newLink(conn)}
 	sess.ctx, sess.cancel = context.WithCancel(s.ctx)
 	sess.active.Store(time.Now().UnixNano())
-	sess.link = newLink(conn, s.messages, sess.receive)
 	return sess
+}
+
+// end forgets what the session has, after its link has ended.
+func (s *session) end() {
+	s.cancel()
+	s.exchanges.close()
 }
 
 func (s *session) lastActive() time.Time { return time.Unix(0, s.active.Load()) }
 
 // receive is called by the link's reader. The work is done elsewhere, so that
 // a slow operation holds up nothing that comes after it.
-func (s *session) receive(m *pool.Message) bool {
+func (s *session) receive(m *message.Message) {
 	now := time.Now()
 	s.active.Store(now.UnixNano())
-	if m.Code() == codes.Empty && m.Type() == message.Confirmable {
-		return false // a ping: go-coap resets it
+	if m.Code < codes.GET || m.Code > 31 || m.Type > message.NonConfirmable {
+		return // no request
 	}
-	if m.Code() < codes.GET || m.Code() > 31 || m.Type() > message.NonConfirmable {
-		return true // nothing that a server waits for
-	}
-	id := newExchangeID(m.MessageID(), m.Token())
-	e, answer := s.exchanges.begin(id, now)
+	e, answer := s.exchanges.begin(newExchangeID(m.MessageID, m.Token), now)
 	if e == nil {
 		if len(answer) > 0 {
 			_ = s.link.write(answer)
 			clear(answer)
 		}
-		return true
+		return
 	}
-	re := reply{token: append([]byte(nil), m.Token()...), mid: m.MessageID(), confirmable: m.Type() == message.Confirmable}
+	re := reply{token: bytes.Clone(m.Token), mid: m.MessageID, confirmable: m.Type == message.Confirmable}
 	in, out, refused := s.server.links.check(m)
 	if refused != nil {
 		if re.confirmable || refused.code != codes.BadOption { // RFC 7252, Section 5.4.1
 			s.answer(e, re, refused.code, refused.options, []byte(refused.payload))
 		}
-		return true
+		return
 	}
-	body, err := m.ReadBody()
-	if err != nil || !s.server.start() {
+	if !s.start() {
 		s.exchanges.abandon(e) // a retransmission may find a place
-		return true
+		return
 	}
+	body := bytes.Clone(m.Payload)
 	go func() {
-		defer s.server.finish()
-		data, resp := ski.Serve(s.ctx, s.server.cfg.Handler, s.peer, in, body, out)
+		defer s.finish()
+		data, resp := s.serve(in, body, out)
 		clear(body)
 		code, options := responseCode(resp)
 		s.answer(e, re, code, append(contentFormat(out.ContentFormat()), options...), data)
 		clear(data)
 	}()
+}
+
+// start reports whether one more request of this session may be worked on. No
+// session gets more than its share: the others would have to wait.
+func (s *session) start() bool {
+	if s.working.Add(1) > int64(max(1, s.server.cfg.MaxInFlight/8)) || !s.server.start() {
+		s.working.Add(-1)
+		return false
+	}
 	return true
+}
+
+func (s *session) finish() {
+	s.working.Add(-1)
+	s.server.finish()
+}
+
+// serve asks the Handler. One that panics costs its request and not the
+// process, in which others' requests are.
+func (s *session) serve(in ski.Format, body []byte, out ski.Format) (data []byte, resp *ski.Response) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.server.log.Error("panic in the handler", slog.Any("panic", p), "stack", string(debug.Stack()))
+			resp = ski.Failed(ski.UnspecifiedError)
+			data, _ = ski.EncodeResponse(out, resp)
+		}
+	}()
+	return ski.Serve(s.ctx, s.server.cfg.Handler, s.peer, in, body, out)
 }
 
 // reply is what an answer needs to know of its request.
@@ -102,7 +133,7 @@ func (s *session) answer(e *exchange, re reply, code codes.Code, options message
 		return
 	}
 	if err := s.link.write(datagram); err != nil && s.ctx.Err() == nil {
-		s.server.log.Warn("answer", "peer", s.peer.Addr, "err", err)
+		s.server.log.Debug("answer", "peer", s.peer.Addr, "err", err)
 	}
 	s.exchanges.finish(e, datagram)
 }
