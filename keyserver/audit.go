@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,12 +16,25 @@ import (
 	"github.com/tlsski/tlsski/ski"
 )
 
-// Record is what the audit log keeps of one request. It never holds an input,
-// an output or a secret. Fields that are not known, because the message could
-// not be parsed, are zero.
+// Event says what a Record is of.
+type Event string
+
+// The events.
+const (
+	EventRequest Event = "request" // a request was answered; the zero value stands for it
+	EventAlarm   Event = "alarm"   // a detector has found something; see Record.Detector
+	EventSuspend Event = "suspend" // an edge was cut off
+	EventResume  Event = "resume"  // an edge may ask again
+)
+
+// Record is what the audit log keeps of one request, or of another event. It
+// never holds an input, an output or a secret. Fields that are not known,
+// because the message could not be parsed, are zero.
 type Record struct {
 	// Time is when the request was there.
 	Time time.Time
+	// Event is what happened. The zero value means EventRequest.
+	Event Event
 	// Edge is the peer's name in the policy. Where the peer is several of the
 	// policy's edges, their names are joined by commas; where it is none, the
 	// field is empty.
@@ -50,6 +64,9 @@ type Record struct {
 	PreMasterSecret string
 	// Reason is why there was no output. The peer is not told.
 	Reason string
+	// Detector is the name of the detector that spoke up: in an EventAlarm, and
+	// in the EventRequest that it had denied.
+	Detector string
 	// Duration is how long the answer took, without the writing of this.
 	Duration time.Duration
 }
@@ -65,8 +82,8 @@ type Auditor interface {
 
 // AuditLog is an Auditor that writes each Record as one line of JSON:
 //
-//	time, edge, peer, address, key, key_name, protocol, method, hash, scheme,
-//	server_name, outcome, premaster_secret, reason, duration_us
+//	time, event, edge, peer, address, key, key_name, protocol, method, hash,
+//	scheme, server_name, outcome, premaster_secret, reason, detector, duration_us
 //
 // in this order, where the time is in UTC, the duration in microseconds, and
 // what is not known is left out. Lines never interleave.
@@ -138,7 +155,7 @@ func (l *AuditLog) Close() error {
 }
 
 func (r *Record) attrs() []slog.Attr {
-	attrs := make([]slog.Attr, 0, 14)
+	attrs := make([]slog.Attr, 0, 16)
 	text := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.String(key, value))
@@ -149,6 +166,7 @@ func (r *Record) attrs() []slog.Attr {
 			attrs = append(attrs, slog.String(key, value.String()))
 		}
 	}
+	text("event", string(cmp.Or(r.Event, EventRequest)))
 	text("edge", r.Edge)
 	id("peer", r.Peer)
 	if r.Address.IsValid() {
@@ -164,6 +182,7 @@ func (r *Record) attrs() []slog.Attr {
 	text("outcome", r.Outcome)
 	text("premaster_secret", r.PreMasterSecret)
 	text("reason", r.Reason)
+	text("detector", r.Detector)
 	return append(attrs, slog.Int64("duration_us", r.Duration.Microseconds()))
 }
 

@@ -28,5 +28,5 @@ func ExampleAuditLog() {
 		Duration:   1500 * time.Microsecond,
 	})
 	// Output:
-	// {"time":"2026-03-01T11:00:00.001234Z","edge":"edge-1","peer":"aa00000000000000000000000000000000000000000000000000000000000000","address":"192.0.2.7:40000","key":"bb00000000000000000000000000000000000000000000000000000000000000","key_name":"www.example.com","protocol":"TLS 1.3","method":"ECDHE","scheme":"ecdsa_secp256r1_sha256","server_name":"www.example.com","outcome":"request denied","reason":"no rule grants the server name","duration_us":1500}
+	// {"time":"2026-03-01T11:00:00.001234Z","event":"request","edge":"edge-1","peer":"aa00000000000000000000000000000000000000000000000000000000000000","address":"192.0.2.7:40000","key":"bb00000000000000000000000000000000000000000000000000000000000000","key_name":"www.example.com","protocol":"TLS 1.3","method":"ECDHE","scheme":"ecdsa_secp256r1_sha256","server_name":"www.example.com","outcome":"request denied","reason":"no rule grants the server name","duration_us":1500}
 }

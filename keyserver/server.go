@@ -214,9 +214,7 @@ func (s *Server) finish(ctx context.Context, rec *Record, out outcome) *ski.Resp
 	}
 	rec.Duration = time.Since(rec.Time)
 
-	// The record is written even if the caller has gone meanwhile.
-	err := s.audit.Audit(context.WithoutCancel(ctx), rec)
-	s.noteAudit(err)
+	err := s.record(ctx, rec)
 	switch {
 	case err != nil && s.auditRequired:
 		clear(out.output)
@@ -225,6 +223,14 @@ func (s *Server) finish(ctx context.Context, rec *Record, out outcome) *ski.Resp
 		return ski.Failed(out.wire)
 	}
 	return &ski.Response{Output: out.output}
+}
+
+// record writes a record, of a request or of another event, even if the caller
+// has gone meanwhile.
+func (s *Server) record(ctx context.Context, rec *Record) error {
+	err := s.audit.Audit(context.WithoutCancel(ctx), rec)
+	s.noteAudit(err)
+	return err
 }
 
 // noteAudit logs when the audit log begins to fail and when it works again,
