@@ -477,6 +477,9 @@ type relay struct {
 	drop      atomic.Bool
 	lossEvery atomic.Int64 // loses one datagram in so many; 0: none
 	count     atomic.Int64
+	up        atomic.Int64 // datagrams to the server
+
+	inject func(datagram []byte) // sends it both ways, as if it came from the other side
 }
 
 func newRelay(t *testing.T, server string) *relay {
@@ -486,6 +489,15 @@ func newRelay(t *testing.T, server string) *relay {
 	r := &relay{front: front}
 	var mu sync.Mutex
 	backs := map[string]net.Conn{}
+	fronts := map[string]*net.UDPAddr{}
+	r.inject = func(datagram []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		for client, back := range backs {
+			_, _ = back.Write(datagram)
+			_, _ = front.WriteToUDP(datagram, fronts[client])
+		}
+	}
 	var running sync.WaitGroup
 	running.Go(func() {
 		buf := make([]byte, 65536)
@@ -498,7 +510,7 @@ func newRelay(t *testing.T, server string) *relay {
 			back := backs[from.String()]
 			if back == nil {
 				back, _ = net.Dial("udp", server)
-				backs[from.String()] = back
+				backs[from.String()], fronts[from.String()] = back, from
 				running.Go(func() {
 					buf := make([]byte, 65536)
 					for {
@@ -513,6 +525,7 @@ func newRelay(t *testing.T, server string) *relay {
 				})
 			}
 			mu.Unlock()
+			r.up.Add(1)
 			if !r.loses() {
 				_, _ = back.Write(buf[:n])
 			}
