@@ -8,15 +8,11 @@
 // is lost. Client answers at once, well or badly; ski.Client around it adds the
 // deadline and the second attempt.
 //
-// # What is from go-coap and what is not
+// # What is from the libraries and what is not
 //
-// The datagrams, the codec, ping and reset, and the session's read loop are
-// go-coap's. The exchange of a request for its response is this package's, for
-// four reasons that docs/design/0003-coap-exchange.md gives in full: go-coap
-// remembers answers by message ID alone, so that a session stops for good when
-// the 16-bit IDs wrap; it handles one request of a session at a time; it
-// retransmits at fixed distances from one setting for all; and a request whose
-// retransmissions are used up waits for its context even if the answer comes.
+// The messages are go-coap's and the sessions pion's. Matching requests and
+// responses is this package's, and so is telling the peers of a socket apart:
+// docs/design/0003-coap-exchange.md and 0001-pion-dtls-v3.md say why.
 //
 // # Transmission parameters
 //
