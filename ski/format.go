@@ -2,6 +2,7 @@ package ski
 
 import (
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
@@ -112,6 +113,22 @@ func EncodeResponse(f Format, r *Response) ([]byte, error) {
 		return limited(encodeResponseJSON(r))
 	}
 	return limited(encodeResponseCBOR(r))
+}
+
+// EncodedOutputLen returns the length in bytes of an encoded Response whose
+// Output has n bytes.
+func EncodedOutputLen(f Format, n int) int {
+	if f == JSON {
+		return len(`{"output":""}`) + base64.StdEncoding.EncodedLen(n)
+	}
+	head := 1 // of a byte string: RFC 8949, Section 3
+	switch {
+	case n > math.MaxUint8:
+		head = 3
+	case n >= 24:
+		head = 2
+	}
+	return len("\xa1\x66output") + head + n
 }
 
 // limited refuses what the peer would refuse.

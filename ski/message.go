@@ -262,6 +262,14 @@ type Response struct {
 	// Error is one of the draft's four errors, or empty.
 	Error Error
 
+	// OutputLen is the longest Output that this method has with this key, in
+	// bytes, whatever the answer is: an Error has it too, if it came of the
+	// operation. A binding pads the answer to the length of such an Output, so
+	// that the protected answer's length says nothing (an ECDSA signature is
+	// not always equally long in DER). It is not in the message. 0 means that
+	// the length tells nothing that is not known.
+	OutputLen int
+
 	// RetryAfter is how long the edge should wait before it asks again, where
 	// a limit refused the request. It travels beside the message, in the
 	// binding's own terms: Max-Age (RFC 8516) or Retry-After (RFC 9110). It is

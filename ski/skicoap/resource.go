@@ -158,3 +158,19 @@ func responseCode(r *ski.Response) (codes.Code, message.Options) {
 	}
 	return codes.InternalServerError, nil
 }
+
+// optionPadding is the option that hides an answer's length: from the range for
+// experiments (RFC 7252, Section 12.2), elective and safe to forward, so that
+// who does not know it ignores it (Section 5.4.1).
+const optionPadding message.OptionID = 65000
+
+// padding returns the option that makes an answer as long as one whose payload
+// has want bytes instead of the have it has. Where there is nothing to pad it
+// is there as well, and empty.
+func padding(have, want int) message.Option {
+	n := max(0, want-have)
+	if n > 12 {
+		n-- // A value that is longer needs one more byte for its length (Section 3.1).
+	}
+	return message.Option{ID: optionPadding, Value: make([]byte, n)}
+}

@@ -76,8 +76,12 @@ func (s *session) receive(m *message.Message) {
 		defer s.finish()
 		data, resp := s.serve(in, body, out)
 		clear(body)
-		code, options := responseCode(resp)
-		s.answer(e, re, code, append(contentFormat(out.ContentFormat()), options...), data)
+		code, more := responseCode(resp)
+		options := append(contentFormat(out.ContentFormat()), more...)
+		if resp.OutputLen > 0 {
+			options = append(options, padding(len(data), ski.EncodedOutputLen(out, resp.OutputLen)))
+		}
+		s.answer(e, re, code, options, data)
 		clear(data)
 	}()
 }

@@ -478,6 +478,7 @@ type relay struct {
 	lossEvery atomic.Int64 // loses one datagram in so many; 0: none
 	count     atomic.Int64
 	up        atomic.Int64 // datagrams to the server
+	down      func(n int)  // is told the length of each datagram to the client, if set before there is one
 
 	inject func(datagram []byte) // sends it both ways, as if it came from the other side
 }
@@ -517,6 +518,9 @@ func newRelay(t *testing.T, server string) *relay {
 						n, err := back.Read(buf)
 						if errors.Is(err, net.ErrClosed) {
 							return
+						}
+						if err == nil && r.down != nil {
+							r.down(n)
 						}
 						if err == nil && !r.loses() {
 							_, _ = front.WriteToUDP(buf[:n], from)

@@ -1,0 +1,77 @@
+package skicoap
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// An ECDSA P-256 signature has 72 bytes in DER, or fewer.
+func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
+	ca := newTestCA(t)
+	answers := []*ski.Response{
+		{Error: ski.MalformedRequest}, {Error: ski.UnspecifiedError}, {Error: ski.RequestDenied}, {Error: ski.SPKINotFound},
+	}
+	for n := 60; n <= 72; n++ {
+		answers = append(answers, &ski.Response{Output: make([]byte, n)})
+	}
+	s := serve(t, "127.0.0.1:0", ServerConfig{
+		Certificate: ca.keyServer(), ClientCAs: ca.pool,
+		Handler: ski.HandlerFunc(func(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
+			r := *answers[req.ClientVersion-1]
+			r.Output = append([]byte(nil), r.Output...)
+			for i := range r.Output {
+				r.Output[i] = 0x30
+			}
+			r.OutputLen = 72
+			return &r
+		}),
+	})
+	for _, f := range []ski.Format{ski.CBOR, ski.JSON} {
+		r := newRelay(t, s.Addr().String())
+		var mu sync.Mutex
+		lengths := map[int]int{}
+		r.down = func(n int) {
+			mu.Lock()
+			defer mu.Unlock()
+			lengths[n]++
+		}
+		c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Format: f})
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		for i, want := range answers {
+			req := request(1)
+			req.ClientVersion = uint16(i + 1)
+			if i == 0 { // the session's handshake
+				_, err := c.RoundTrip(t.Context(), req)
+				require.NoError(t, err)
+				mu.Lock()
+				clear(lengths)
+				mu.Unlock()
+			}
+			got, err := c.RoundTrip(t.Context(), req)
+			require.NoError(t, err)
+			assert.Equal(t, want.Error, got.Error)
+			assert.Len(t, got.Output, len(want.Output))
+		}
+		mu.Lock()
+		assert.Len(t, lengths, 1, "%s: datagrams by length: %v", f, lengths)
+		mu.Unlock()
+	}
+}
+
+func TestEncodedOutputLen(t *testing.T) {
+	for _, f := range []ski.Format{ski.CBOR, ski.JSON} {
+		for _, n := range []int{1, 23, 24, 48, 72, 104, 139, 255, 256, 512, 1024} {
+			data, err := ski.EncodeResponse(f, &ski.Response{Output: make([]byte, n)})
+			require.NoError(t, err)
+			assert.Equal(t, len(data), ski.EncodedOutputLen(f, n), fmt.Sprint(f, n))
+		}
+	}
+}
