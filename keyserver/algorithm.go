@@ -79,8 +79,8 @@ func schemeName(s tls.SignatureScheme) string {
 	return fmt.Sprintf("0x%04x", uint16(s))
 }
 
-// hashName returns the name of the draft, or the one by which a policy allows
-// a hash that the draft only implies.
+// hashName returns the draft's name of a hash; SHA-1 and MD5 followed by SHA-1,
+// which it only implies, have names of ours.
 func hashName(h crypto.Hash) string {
 	switch h {
 	case crypto.MD5SHA1:

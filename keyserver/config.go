@@ -42,8 +42,8 @@ type Config struct {
 	// RSAFailure is the answer to a wrong PreMasterSecret. Default "random".
 	RSAFailure RSAFailure `yaml:"rsa_failure"`
 	// RSAFailureSecretFile holds Options.RSAFailureSecret, every byte of it as
-	// it is, readable by its owner alone. Default none: a random secret for each start,
-	// which serves a single key server.
+	// it is, readable by its owner alone. Default none: it is derived from each
+	// private key, which serves wherever the keys are files.
 	RSAFailureSecretFile string `yaml:"rsa_failure_secret_file"`
 	// RSAWorkers is how many RSA operations run at once. Default 0: one less
 	// than the processors, and at least 1.

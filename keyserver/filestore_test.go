@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -35,6 +36,12 @@ func pkcs8(t *testing.T, key any) []byte {
 
 func newECDSA(t *testing.T, c elliptic.Curve) *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(c, rand.Reader)
+	require.NoError(t, err)
+	return key
+}
+
+func newRSA(t *testing.T, bits int) *rsa.PrivateKey {
+	key, err := rsa.GenerateKey(rand.Reader, bits)
 	require.NoError(t, err)
 	return key
 }
@@ -211,4 +218,37 @@ func TestMemoryStoreAdd(t *testing.T) {
 	require.Error(t, store.Add("", key))
 	require.NoError(t, store.Add("a", key))
 	require.ErrorContains(t, store.Add("b", key), `same key as "a"`)
+}
+
+// What a program hands over need not be what a file holds.
+func TestMemoryStoreRefusesIncompleteKeys(t *testing.T) {
+	good := newRSA(t, 2048)
+	wrong := &rsa.PrivateKey{PublicKey: good.PublicKey, D: new(big.Int).Add(good.D, big.NewInt(2)), Primes: good.Primes}
+	for name, key := range map[string]crypto.Signer{
+		"no key":               nil,
+		"nil RSA":              (*rsa.PrivateKey)(nil),
+		"empty RSA":            &rsa.PrivateKey{},
+		"RSA without exponent": &rsa.PrivateKey{PublicKey: good.PublicKey},
+		"wrong RSA exponent":   wrong,
+		"nil ECDSA":            (*ecdsa.PrivateKey)(nil),
+		"empty ECDSA":          &ecdsa.PrivateKey{},
+		"ECDSA without point":  &ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P256()}},
+		"short Ed25519":        ed25519.PrivateKey{1, 2, 3},
+		"nil Ed25519":          ed25519.PrivateKey(nil),
+	} {
+		var store MemoryStore
+		require.Error(t, store.Add("a", key), name)
+		require.Empty(t, store.IDs(), name)
+	}
+}
+
+// An RSA key without the values that make it fast gets them, in a copy.
+func TestMemoryStorePrecomputes(t *testing.T) {
+	full := newRSA(t, 2048)
+	bare := &rsa.PrivateKey{PublicKey: full.PublicKey, D: full.D, Primes: full.Primes}
+	var store MemoryStore
+	require.NoError(t, store.Add("a", bare))
+	kept := store.keys[named(&store).id("a")].private.(*rsa.PrivateKey)
+	require.NotNil(t, kept.Precomputed.Dp)
+	require.Nil(t, bare.Precomputed.Dp)
 }

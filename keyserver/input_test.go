@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/big"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -126,6 +127,13 @@ func TestBadPoints(t *testing.T) {
 				require.Error(t, err, "%x has not a low order", point)
 				refuses(t, x25519, point, "low order")
 			}
+		}
+		// The prime and its neighbours are -1, 0 and 1.
+		prime := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 255), big.NewInt(19))
+		for _, offset := range []int64{-1, 0, 1} {
+			point := new(big.Int).Add(prime, big.NewInt(offset)).FillBytes(make([]byte, 32))
+			slices.Reverse(point)
+			refuses(t, x25519, point, "low order")
 		}
 		// Values above the prime are valid otherwise (RFC 7748, Section 5).
 		point := bytes.Repeat([]byte{0xff}, 32)

@@ -39,6 +39,20 @@ type KeyStore interface {
 	DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, ciphertext, secret []byte) error
 }
 
+// FailureKeyStore is a KeyStore that can derive, from a private RSA key, what
+// the answers to wrong PreMasterSecrets are made of. All key servers with the
+// same key then give the same ones, before and after a restart, with no secret
+// of their own to share. A store that never sees its keys, as with an HSM,
+// cannot do so: see Options.RSAFailureSecret.
+type FailureKeyStore interface {
+	KeyStore
+
+	// FailureKey returns 32 bytes that are a function of the private RSA key
+	// alone, and give nothing of it away. ok is false where the store has no
+	// such key or cannot tell.
+	FailureKey(id ski.KeyID) (secret [32]byte, ok bool)
+}
+
 // key is what the Server knows of the key that a request names.
 type key struct {
 	id     ski.KeyID

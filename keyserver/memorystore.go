@@ -6,8 +6,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -34,17 +36,27 @@ type MemoryStore struct {
 type memoryKey struct {
 	name    string
 	private crypto.Signer
+	failure [32]byte // of an RSA key, see FailureKeyStore
 }
+
+var _ FailureKeyStore = (*MemoryStore)(nil)
 
 // Add adds a private key under a name that is not yet taken: an
 // *ecdsa.PrivateKey on P-256, P-384 or P-521, an *rsa.PrivateKey of 1024 to
 // 8192 bits or an ed25519.PrivateKey. The error says why the key is refused.
+// The store keeps a copy of an RSA key and the others as they are.
 func (s *MemoryStore) Add(name string, private crypto.Signer) error {
 	if err := checkKeyName(name); err != nil {
 		return err
 	}
 	if err := checkKeyType(private); err != nil {
 		return err
+	}
+	k := memoryKey{name: name, private: private}
+	if given, ok := private.(*rsa.PrivateKey); ok {
+		own := *given
+		own.Precompute() // Otherwise every operation would check the key anew.
+		k.private, k.failure = &own, failureKey(&own)
 	}
 	id, err := ski.PublicKeyID(private.Public())
 	if err != nil {
@@ -61,7 +73,7 @@ func (s *MemoryStore) Add(name string, private crypto.Signer) error {
 	if s.keys == nil {
 		s.keys = make(map[ski.KeyID]memoryKey)
 	}
-	s.keys[id] = memoryKey{name: name, private: private}
+	s.keys[id] = k
 	return nil
 }
 
@@ -80,21 +92,68 @@ func checkKeyName(name string) error {
 func checkKeyType(private crypto.PrivateKey) error {
 	switch private := private.(type) {
 	case *ecdsa.PrivateKey:
-		switch private.Curve {
-		case elliptic.P256(), elliptic.P384(), elliptic.P521():
-			return nil
-		}
-		return fmt.Errorf("an ECDSA key on %s is not supported: use P-256, P-384 or P-521", private.Curve.Params().Name)
+		return checkECDSA(private)
 	case *rsa.PrivateKey:
-		bits := private.N.BitLen()
-		if bits < minRSABits || bits > maxRSABits {
-			return fmt.Errorf("an RSA key of %d bits is not supported: use %d to %d bits", bits, modernRSABits, maxRSABits)
-		}
-		return private.Validate()
+		return checkRSA(private)
 	case ed25519.PrivateKey:
+		if len(private) != ed25519.PrivateKeySize {
+			return errIncomplete
+		}
 		return nil
 	}
 	return fmt.Errorf("a key of type %T is not supported: use ECDSA, RSA or Ed25519", private)
+}
+
+// errIncomplete says that a program has handed over a key without its parts;
+// none that was read from a file is like this.
+var errIncomplete = errors.New("the private key is not complete")
+
+func checkECDSA(private *ecdsa.PrivateKey) error {
+	if private == nil || private.Curve == nil {
+		return errIncomplete
+	}
+	switch private.Curve {
+	case elliptic.P256(), elliptic.P384(), elliptic.P521():
+	default:
+		return fmt.Errorf("an ECDSA key on %s is not supported: use P-256, P-384 or P-521", private.Curve.Params().Name)
+	}
+	if private.X == nil || private.Y == nil {
+		return errIncomplete
+	}
+	return nil
+}
+
+func checkRSA(private *rsa.PrivateKey) error {
+	if private == nil || private.N == nil {
+		return errIncomplete
+	}
+	bits := private.N.BitLen()
+	if bits < minRSABits || bits > maxRSABits {
+		return fmt.Errorf("an RSA key of %d bits is not supported: use %d to %d bits", bits, modernRSABits, maxRSABits)
+	}
+	if private.D == nil {
+		return errIncomplete
+	}
+	return private.Validate()
+}
+
+// failureKey is the SHA-256 of the private exponent as
+// draft-irtf-cfrg-rsa-guidance uses it for implicit rejection, with the
+// project's own label, so that it serves for nothing else.
+func failureKey(private *rsa.PrivateKey) [32]byte {
+	d := private.D.FillBytes(make([]byte, private.Size()))
+	defer clear(d)
+	hashed := sha256.Sum256(d)
+	mac := hmac.New(sha256.New, hashed[:])
+	mac.Write([]byte("tlsski RSA failure key"))
+	return [32]byte(mac.Sum(nil))
+}
+
+// FailureKey implements FailureKeyStore.
+func (s *MemoryStore) FailureKey(id ski.KeyID) (secret [32]byte, ok bool) {
+	k := s.keys[id]
+	_, ok = k.private.(*rsa.PrivateKey)
+	return k.failure, ok
 }
 
 // IDs implements KeyStore.

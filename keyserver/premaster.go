@@ -3,6 +3,8 @@ package keyserver
 import (
 	"context"
 	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -21,7 +23,7 @@ const (
 	// server as a padding oracle. It is the default.
 	RSAFailureRandom RSAFailure = "random"
 	// RSAFailureError answers 'malformed request', which is the draft's letter
-	// (Section 5.2). It makes every edge that may use the RSA method able to
+	// (Section 5.1.1). It makes every edge that may use the RSA method able to
 	// decrypt recorded connections and to sign with the key (Bleichenbacher's
 	// attack), and is meant for tests of interoperability.
 	RSAFailureError RSAFailure = "error"
@@ -41,7 +43,7 @@ type decryption struct {
 // decryption branches, indexes, allocates or returns by it until the answer is
 // formed. With RSAFailureRandom nothing does afterwards either.
 func (o *decryption) do(ctx context.Context, s *Server) (outcome, error) {
-	answer, err := o.fallback(s.rsaFailureSecret)
+	answer, err := o.fallback(s.failureSecret(o.key.id))
 	if err != nil {
 		return outcome{}, err
 	}
@@ -73,10 +75,15 @@ func (o *decryption) do(ctx context.Context, s *Server) (outcome, error) {
 // function of the question, since two answers to the same one would give it
 // away.
 //
-// It begins with the version that a success would begin with, or the peer could
-// tell. And that version is hashed into the rest: asked for the same ciphertext
-// with another client_version, the answer is wholly another one, in a success
-// as in a failure.
+// It begins with a version that a success can begin with: the one, where
+// 'client_version' was sent or the protocol is (D)TLS 1.2. Before that, and
+// without 'client_version', the edge takes several, and a failure begins with
+// the newest of them: clients that offer an older one are told apart from
+// failures by it. Edges that know 'client_version' should send it.
+//
+// And the version is hashed into the rest: asked for the same ciphertext with
+// another client_version, the answer to a failure is wholly another one. In a
+// success it is the same or, where the version is wrong, a failure's.
 func (o *decryption) fallback(secret []byte) ([]byte, error) {
 	version := binary.BigEndian.AppendUint16(nil, o.epms.versions.newest)
 	info := "tlsski RSA failure " + string(version) + string(o.epms.ciphertext)
@@ -86,6 +93,37 @@ func (o *decryption) fallback(secret []byte) ([]byte, error) {
 	}
 	copy(f, version)
 	return f, nil
+}
+
+// failureSecret returns what the answers to wrong PreMasterSecrets of a key are
+// derived from.
+func (s *Server) failureSecret(id ski.KeyID) []byte {
+	if s.failureKeys != nil {
+		if secret, ok := s.failureKeys.FailureKey(id); ok {
+			return secret[:]
+		}
+	}
+	return s.rsaFailureSecret
+}
+
+// chooseFailureSecret is for a Server that is given none.
+func (s *Server) chooseFailureSecret() {
+	s.failureKeys, _ = s.keys.(FailureKeyStore)
+	s.rsaFailureSecret = make([]byte, MinRSAFailureSecret)
+	rand.Read(s.rsaFailureSecret)
+	for _, id := range s.keys.IDs() {
+		k, _ := lookup(s.keys, id)
+		if _, ok := k.public.(*rsa.PublicKey); !ok {
+			continue
+		}
+		if s.failureKeys != nil {
+			if _, ok := s.failureKeys.FailureKey(id); ok {
+				continue
+			}
+		}
+		s.log.Warn("answers to wrong PreMasterSecrets change with a restart and from key server to key server, "+
+			"which gives them away: set an RSA failure secret if the policy grants RSA", "key", k.name)
+	}
 }
 
 // contains returns 1 if the secret begins with a version of the range and

@@ -2,9 +2,14 @@ package keyserver
 
 import (
 	"bytes"
+	"crypto/elliptic"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/binary"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -102,7 +107,7 @@ func TestFallback(t *testing.T) {
 	secret := bytes.Repeat([]byte{7}, MinRSAFailureSecret)
 	withSecret := func(o *Options) { o.RSAFailureSecret = secret }
 	one, two := newTestServer(t, store, withSecret), newTestServer(t, store, withSecret)
-	stranger := newTestServer(t, store)
+	stranger := newTestServer(t, store, func(o *Options) { o.RSAFailureSecret = bytes.Repeat([]byte{8}, MinRSAFailureSecret) })
 
 	ask := func(s testServer, key string, version uint16, lastByte byte) []byte {
 		input := make([]byte, 256)
@@ -124,6 +129,55 @@ func TestFallback(t *testing.T) {
 		"version":    ask(one, "test", 0x0304, 5),
 	} {
 		require.NotEqual(t, answer[2:], differs[2:], name)
+	}
+}
+
+// Without a secret to share, key servers with the same key answer alike; and
+// those whose store cannot derive one still give away nothing that can be
+// computed.
+func TestFallbackWithoutASecret(t *testing.T) {
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	load := func() testStore { // as after a restart
+		store, err := LoadFolder(folder(t, map[string][]byte{
+			"a.pem": pkcs8(t, rsaKey), "b.pem": pkcs8(t, newRSA(t, 2048)), "c.pem": pkcs8(t, newECDSA(t, elliptic.P256())),
+		}))
+		require.NoError(t, err)
+		return named(store)
+	}
+	var log bytes.Buffer
+	logged := func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) }
+	answer := func(keys testStore, store KeyStore) []byte {
+		resp, rec := newTestServer(t, store, logged).ask(edgePeer, &ski.Request{
+			Protocol: ski.TLS12, SPKI: keys.id("a"), Method: ski.MethodRSA, Input: make([]byte, 256),
+		})
+		require.Empty(t, resp.Error, rec.Reason)
+		require.Equal(t, "padding", rec.PreMasterSecret)
+		return resp.Output
+	}
+	one, two := load(), load()
+	require.Equal(t, answer(one, one), answer(two, two))
+	require.Empty(t, log.String())
+
+	// A hookStore hides what the MemoryStore can do.
+	hidden, again := answer(one, hookStore{KeyStore: one}), answer(one, hookStore{KeyStore: one})
+	require.NotEqual(t, hidden, again)
+	require.Equal(t, 4, strings.Count(log.String(), "level=WARN"), "two RSA keys, two servers")
+	require.Contains(t, log.String(), "set an RSA failure secret")
+}
+
+func TestFailureKey(t *testing.T) {
+	keys := testKeys()
+	a, ok := keys.FailureKey(keys.id(rsa2048))
+	require.True(t, ok)
+	private := keys.keys[keys.id(rsa2048)].private.(*rsa.PrivateKey)
+	hashed := sha256.Sum256(private.D.FillBytes(make([]byte, 256)))
+	mac := hmac.New(sha256.New, hashed[:])
+	mac.Write([]byte("tlsski RSA failure key"))
+	require.Equal(t, mac.Sum(nil), a[:])
+	for _, id := range []ski.KeyID{keys.id(p256), {1}} {
+		_, ok = keys.FailureKey(id)
+		require.False(t, ok)
 	}
 }
 

@@ -4,24 +4,36 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
+	"errors"
 	"runtime"
 	"sync/atomic"
 )
 
 // DefaultMaxInFlight is how many requests a Server works on at once by
-// default: what it can sign in a fraction of the second for which clients
-// wait.
+// default: the operations on elliptic curves among them are done in a fraction
+// of the second for which clients wait.
 const DefaultMaxInFlight = 4096
+
+// rsaQueuePerWorker is how many RSA operations may wait for each one at work:
+// about 0.2 s with a modulus of 2048 bits, 1 s with 4096. It is far below
+// DefaultMaxInFlight, so that RSA cannot use up the room of the others.
+const rsaQueuePerWorker = 128
+
+// errOverloaded says that an operation was not done because too many wait for
+// the same processors.
+var errOverloaded = errors.New("too many RSA operations wait")
 
 // scheduler bounds the work that is done at once. Operations have two classes
 // of cost. The cheap ones, on elliptic curves, take less time than it takes to
 // hand them over, and run where they are. RSA operations take thirty times as
 // long, and run on a bounded number of goroutines, so that they leave a
-// processor for the others.
+// processor for the others; and a bounded number of them waits.
 type scheduler struct {
-	maxInFlight int64
-	inFlight    atomic.Int64
-	rsa         chan struct{} // holds one element for each RSA operation at work
+	maxInFlight   int64
+	inFlight      atomic.Int64
+	rsa           chan struct{} // holds one element for each RSA operation at work
+	maxRSAWaiting int64
+	rsaWaiting    atomic.Int64
 }
 
 // newScheduler takes 0 for the default.
@@ -32,7 +44,11 @@ func newScheduler(maxInFlight, rsaWorkers int) *scheduler {
 	if rsaWorkers == 0 {
 		rsaWorkers = max(1, runtime.GOMAXPROCS(0)-1)
 	}
-	return &scheduler{maxInFlight: int64(maxInFlight), rsa: make(chan struct{}, rsaWorkers)}
+	return &scheduler{
+		maxInFlight:   int64(maxInFlight),
+		rsa:           make(chan struct{}, rsaWorkers),
+		maxRSAWaiting: rsaQueuePerWorker * int64(rsaWorkers),
+	}
 }
 
 // enter reports whether one more request can be worked on; if so, leave has to
@@ -50,18 +66,37 @@ func (s *scheduler) leave() { s.inFlight.Add(-1) }
 
 // private runs an operation with the private half of pub. The RSA ones wait
 // for their turn, first come, first served. Where ctx ends before that, the
-// operation is not done, and the error is that of ctx.
+// operation is not done, and the error is that of ctx; where too many wait, it
+// is errOverloaded.
 func (s *scheduler) private(ctx context.Context, pub crypto.PublicKey, operation func() error) error {
 	if _, slow := pub.(*rsa.PublicKey); slow {
-		select {
-		case s.rsa <- struct{}{}:
-			defer func() { <-s.rsa }()
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := s.awaitRSA(ctx); err != nil {
+			return err
 		}
+		defer func() { <-s.rsa }()
 	}
 	if err := ctx.Err(); err != nil { // select picks either where both are ready
 		return err
 	}
 	return operation()
+}
+
+// awaitRSA returns nil when an RSA operation may begin. The caller then takes
+// an element out of s.rsa at its end.
+func (s *scheduler) awaitRSA(ctx context.Context) error {
+	select {
+	case s.rsa <- struct{}{}: // Nobody waits: those who do are given what becomes free.
+		return nil
+	default:
+	}
+	defer s.rsaWaiting.Add(-1)
+	if s.rsaWaiting.Add(1) > s.maxRSAWaiting {
+		return errOverloaded
+	}
+	select {
+	case s.rsa <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -2,7 +2,6 @@ package keyserver
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,7 +31,8 @@ type Options struct {
 	// RSAFailureSecret is what the answers of RSAFailureRandom are derived
 	// from: at least MinRSAFailureSecret bytes, the same on all key servers
 	// that an edge may ask for the same key, and after a restart. Two answers
-	// that differ tell that both are failures. nil means a random one of this
+	// that differ tell that both are failures. nil means what Keys has of the
+	// key, if it is a FailureKeyStore, and otherwise a random one of this
 	// Server's own.
 	RSAFailureSecret []byte
 	// RSAWorkers is how many RSA operations run at once. 0 means GOMAXPROCS-1,
@@ -49,6 +49,7 @@ type Options struct {
 // Server is a key server. It is a ski.Handler and a ski.MalformedHandler.
 type Server struct {
 	keys             KeyStore
+	failureKeys      FailureKeyStore // nil where rsaFailureSecret serves all keys
 	policy           *Policy
 	audit            Auditor
 	auditRequired    bool
@@ -88,15 +89,14 @@ func New(o Options) (*Server, error) {
 	default:
 		return nil, fmt.Errorf("keyserver: unknown RSAFailure %q", o.RSAFailure)
 	}
-	switch {
-	case o.RSAFailureSecret == nil:
-		s.rsaFailureSecret = make([]byte, MinRSAFailureSecret)
-		rand.Read(s.rsaFailureSecret)
-	case len(o.RSAFailureSecret) < MinRSAFailureSecret:
-		return nil, fmt.Errorf("keyserver: RSAFailureSecret has less than %d bytes", MinRSAFailureSecret)
-	}
 	if s.log == nil {
 		s.log = slog.Default()
+	}
+	switch {
+	case o.RSAFailureSecret == nil:
+		s.chooseFailureSecret()
+	case len(o.RSAFailureSecret) < MinRSAFailureSecret:
+		return nil, fmt.Errorf("keyserver: RSAFailureSecret has less than %d bytes", MinRSAFailureSecret)
 	}
 	s.schedule = newScheduler(o.MaxInFlight, o.RSAWorkers)
 	return s, nil
@@ -179,7 +179,9 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 
 	// 8. Anything else that goes wrong.
 	switch {
-	case err != nil && ctx.Err() != nil:
+	case errors.Is(err, errOverloaded):
+		return refused(ski.UnspecifiedError, "overloaded")
+	case err != nil && errors.Is(err, ctx.Err()):
 		return refused(ski.UnspecifiedError, "the caller has gone")
 	case err != nil:
 		s.log.Error("operation failed", "key", k.name, "method", req.KeyExchange(), "error", err)

@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -10,6 +11,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -248,6 +251,70 @@ func TestScheduling(t *testing.T) {
 		require.Equal(t, ski.UnspecifiedError, decrypt(ctx).Error, "the context has ended")
 		require.Equal(t, 1, done)
 	})
+}
+
+// RSA operations that wait do not use up the room of those on curves, and
+// there is an end to their queue.
+func TestRSAQueueIsBounded(t *testing.T) {
+	keys := testKeys()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		store := hookStore{KeyStore: keys, decrypt: func(context.Context) error {
+			<-release
+			return nil
+		}}
+		s := newTestServer(t, store, func(o *Options) { o.RSAWorkers = 2 })
+		req := &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: make([]byte, 256)}
+		var wg sync.WaitGroup
+		for range 2 + 2*rsaQueuePerWorker {
+			wg.Go(func() { s.ServeSKI(t.Context(), edgePeer, req) })
+		}
+		synctest.Wait()
+		s.refuses(req, ski.UnspecifiedError, "overloaded")
+		resp, _ := s.ask(edgePeer, validRequest(keys))
+		require.Empty(t, resp.Error)
+
+		close(release)
+		wg.Wait()
+		require.Zero(t, s.schedule.rsaWaiting.Load())
+		resp, _ = s.ask(edgePeer, req)
+		require.Empty(t, resp.Error, "a refusal gives back what it held")
+	})
+}
+
+// A worker that becomes free at the moment when the caller goes does not work
+// for nobody.
+func TestNothingIsDoneForACallerWhoHasGone(t *testing.T) {
+	s := newScheduler(0, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 { // select is free to choose
+		err := s.private(ctx, rsaPublic(testKeys()), func() error { panic("done") })
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	require.Empty(t, s.rsa)
+}
+
+func TestSchedulerDefaults(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
+	require.Equal(t, 3, cap(newScheduler(0, 0).rsa), "one processor is for the others")
+	runtime.GOMAXPROCS(1)
+	require.Equal(t, 1, cap(newScheduler(0, 0).rsa))
+	require.Equal(t, 9, cap(newScheduler(0, 9).rsa))
+}
+
+// That the caller has gone meanwhile does not hide that the key failed.
+func TestOperationErrorIsLogged(t *testing.T) {
+	keys := testKeys()
+	var log bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	s := newTestServer(t, hookStore{KeyStore: keys, sign: func(context.Context) ([]byte, error) {
+		cancel()
+		return nil, errors.New("token removed")
+	}}, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	require.Equal(t, ski.UnspecifiedError, s.ServeSKI(ctx, edgePeer, validRequest(keys)).Error)
+	require.Contains(t, log.String(), "token removed")
+	require.Equal(t, "operation failed, see the log", s.trail.last().Reason)
 }
 
 func TestConcurrency(t *testing.T) {

@@ -21,7 +21,7 @@ never leave it.
 
   -config FILE  the configuration, YAML
   -check        check the configuration and all files it names, print a summary
-                and who may use which key, and exit: 0 if all is well, 1 if not
+                and who may use which key, and exit
   -version      print the version and exit
   -h            print this text and exit
 
@@ -38,7 +38,8 @@ the default.
   policy: policy.yaml
   # audit: {file: "-", required: false}  # JSON lines; "-" is standard output
   # rsa_failure: random      # error is the draft's letter, and a padding oracle
-  # rsa_failure_secret_file: # 32 bytes or more, the same on a whole fleet
+  # rsa_failure_secret_file: # 32 bytes or more, the same on a whole fleet;
+                             # default: derived from each private key
   # rsa_workers: 0           # RSA operations at once; 0: processors less one
   # max_in_flight: 4096
   # shutdown_timeout: 10s    # for requests in flight
@@ -58,6 +59,8 @@ A policy. What no rule grants is denied.
       # protocols: [TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3]
       # server_names: [www.example.com, "*.example.com"]      # default: any
       # legacy: []   # sha-1, md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0
+
+The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
 
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.
