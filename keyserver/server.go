@@ -109,6 +109,7 @@ type outcome struct {
 	wire            ski.Error
 	preMasterSecret string
 	reason          string
+	outputLen       int // what the answer is padded to; 0 for one that needs none
 }
 
 func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire, reason: reason} }
@@ -137,11 +138,13 @@ func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *
 // first, that the peer is authenticated, is the binding's: it has no Peer to
 // hand over otherwise.
 func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
+	longest := 0
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("panic while answering a request", "panic", p, "stack", string(debug.Stack()))
 			out = refused(ski.UnspecifiedError, "panic, see the log")
 		}
+		out.outputLen = longest
 	}()
 
 	// 2. Parse. The binding has done so, but an embedding program need not have.
@@ -167,6 +170,10 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 	if reason, ok := s.policy.decide(edges, newAccess(req, k, alg)); !ok {
 		return refused(ski.RequestDenied, reason)
 	}
+
+	// From here on the length of the answer, too, is the same whatever it is
+	// (10.).
+	longest = outputLen(req.KeyExchange(), k.public)
 
 	// 5. The structure of the input.
 	op, err := parseOperation(req, k, alg, algErr)
@@ -216,15 +223,11 @@ func (s *Server) finish(ctx context.Context, rec *Record, out outcome) *ski.Resp
 	}
 	rec.Duration = time.Since(rec.Time)
 
-	err := s.record(ctx, rec)
-	switch {
-	case err != nil && s.auditRequired:
+	if err := s.record(ctx, rec); err != nil && s.auditRequired {
 		clear(out.output)
-		return ski.Failed(ski.UnspecifiedError)
-	case out.wire != "":
-		return ski.Failed(out.wire)
+		out.output, out.wire = nil, ski.UnspecifiedError
 	}
-	return &ski.Response{Output: out.output}
+	return &ski.Response{Output: out.output, Error: out.wire, OutputLen: out.outputLen}
 }
 
 // record writes a record, of a request or of another event, even if the caller
