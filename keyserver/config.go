@@ -37,6 +37,14 @@ type Config struct {
 	Keys string `yaml:"keys"`
 	// Policy is the policy file; see LoadPolicy. Required.
 	Policy string `yaml:"policy"`
+	// State is the file that keeps which edges are suspended; see
+	// OpenSuspensions. Default none: a restart resumes them.
+	State string `yaml:"state"`
+	// CRL is the file with the CRLs of the authorities of ClientCA; see
+	// OpenRevocations. Default none.
+	CRL string `yaml:"crl"`
+	// Admin is the unix socket of the admin API. Default none.
+	Admin string `yaml:"admin"`
 	// Audit says where the audit log goes.
 	Audit AuditConfig `yaml:"audit"`
 	// RSAFailure is the answer to a wrong PreMasterSecret. Default "random".
@@ -166,7 +174,7 @@ func isListenAddress(s string) bool {
 }
 
 func (c *Config) joinPaths(dir string) {
-	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.Audit.File, &c.RSAFailureSecretFile} {
+	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.CRL, &c.Admin, &c.Audit.File, &c.RSAFailureSecretFile} {
 		if *p != "" && *p != "-" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -200,8 +208,12 @@ func (c *Config) RSAFailureSecret() ([]byte, error) {
 
 // Warnings returns a line for each choice that is not safe.
 func (c *Config) Warnings() []string {
-	if c.RSAFailure == RSAFailureError {
-		return []string{"rsa_failure: error makes the key server a padding oracle for every edge that may use the RSA method"}
+	var warnings []string
+	if c.Admin != "" && c.State == "" {
+		warnings = append(warnings, "admin without state: a restart resumes the edges that are suspended")
 	}
-	return nil
+	if c.RSAFailure == RSAFailureError {
+		warnings = append(warnings, "rsa_failure: error makes the key server a padding oracle for every edge that may use the RSA method")
+	}
+	return warnings
 }

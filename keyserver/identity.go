@@ -14,7 +14,7 @@ import (
 // Identity reads the key server's own certificate with its key, and the
 // authorities of the edges' certificates. It refuses what no edge would accept
 // now, so that it is found at the start.
-func (c *Config) Identity(now time.Time) (own tls.Certificate, clientCAs *x509.CertPool, err error) {
+func (c *Config) Identity(now time.Time) (own tls.Certificate, clientCAs []*x509.Certificate, err error) {
 	if own, err = c.ownCertificate(now); err != nil {
 		return tls.Certificate{}, nil, err
 	}
@@ -48,12 +48,12 @@ func (c *Config) ownCertificate(now time.Time) (tls.Certificate, error) {
 	return own, nil
 }
 
-func loadAuthorities(file string, now time.Time) (*x509.CertPool, error) {
+func loadAuthorities(file string, now time.Time) ([]*x509.Certificate, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
+	var all []*x509.Certificate
 	unusable := errors.New("it has no certificate in PEM form")
 	usable := false
 	for {
@@ -71,7 +71,7 @@ func loadAuthorities(file string, now time.Time) (*x509.CertPool, error) {
 		if !cert.IsCA {
 			return nil, fmt.Errorf("%s: the certificate of %q is not an authority's", file, cert.Subject)
 		}
-		pool.AddCert(cert)
+		all = append(all, cert)
 		// An old authority may stay beside its successor.
 		if err := checkTime(cert, now); err != nil {
 			unusable = err
@@ -82,7 +82,7 @@ func loadAuthorities(file string, now time.Time) (*x509.CertPool, error) {
 	if !usable {
 		return nil, fmt.Errorf("%s: %w", file, unusable)
 	}
-	return pool, nil
+	return all, nil
 }
 
 func checkTime(cert *x509.Certificate, now time.Time) error {

@@ -63,10 +63,12 @@ var dimensions = []struct {
 	{"no rule grants the legacy algorithm", func(r *rule, a *access) bool { return a.legacy&^r.legacy == 0 }},
 }
 
+const denialUnknownPeer = "the policy does not know the peer"
+
 // decide reports whether one of the edges may do a, and if none may, why.
 func (p *Policy) decide(edges []*edge, a access) (denial string, ok bool) {
 	if len(edges) == 0 {
-		return "the policy does not know the peer", false
+		return denialUnknownPeer, false
 	}
 	furthest := 0
 	for _, e := range edges {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +40,11 @@ type Options struct {
 	// MaxInFlight is how many requests are worked on at once. More are answered
 	// with 'unspecified error'. 0 means DefaultMaxInFlight.
 	MaxInFlight int
+	// Suspensions are the edges that are cut off. nil means none, and those to
+	// come end with the process.
+	Suspensions *Suspensions
+	// Revocations are the certificates that are revoked. nil means none.
+	Revocations *Revocations
 	// Logger gets what is of interest to the operator and is not a request's
 	// outcome: failures of keys and of the audit log. nil means slog.Default.
 	Logger *slog.Logger
@@ -57,6 +61,10 @@ type Server struct {
 	rsaFailure       RSAFailure
 	rsaFailureSecret []byte
 	schedule         *scheduler
+	suspensions      *Suspensions
+	revocations      *Revocations // nil for none
+	sessions         Sessions     // nil for none
+	states           edgeStates
 	log              *slog.Logger
 }
 
@@ -74,6 +82,8 @@ func New(o Options) (*Server, error) {
 		auditRequired:    o.AuditRequired,
 		rsaFailure:       o.RSAFailure,
 		rsaFailureSecret: o.RSAFailureSecret,
+		suspensions:      o.Suspensions,
+		revocations:      o.Revocations,
 		log:              o.Logger,
 	}
 	switch {
@@ -98,6 +108,9 @@ func New(o Options) (*Server, error) {
 	case len(o.RSAFailureSecret) < MinRSAFailureSecret:
 		return nil, fmt.Errorf("keyserver: RSAFailureSecret has less than %d bytes", MinRSAFailureSecret)
 	}
+	if s.suspensions == nil {
+		s.suspensions, _ = OpenSuspensions("")
+	}
 	s.schedule = newScheduler(o.MaxInFlight, o.RSAWorkers)
 	return s, nil
 }
@@ -118,20 +131,23 @@ func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire,
 // of what it does.
 func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
 	rec, edges := s.begin(peer)
-	var out outcome
-	if s.schedule.enter() {
+	out, ok := s.enter(peer, edges)
+	if ok {
 		out = s.answer(ctx, edges, req, rec)
-		s.schedule.leave()
-	} else {
-		out = refused(ski.UnspecifiedError, "overloaded")
+		s.leave()
 	}
-	return s.finish(ctx, rec, out)
+	return s.finish(ctx, rec, edges, out)
 }
 
 // ServeMalformed answers a message that could not be parsed.
 func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *ski.Response {
-	rec, _ := s.begin(peer)
-	return s.finish(ctx, rec, refused(ski.MalformedRequest, malformedReason(err)))
+	rec, edges := s.begin(peer)
+	out, ok := s.enter(peer, edges)
+	if ok {
+		out = refused(ski.MalformedRequest, malformedReason(err))
+		s.leave()
+	}
+	return s.finish(ctx, rec, edges, out)
 }
 
 // answer takes a request through the steps of docs/protocol.md, section 3. The
@@ -201,20 +217,17 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 // peer is.
 func (s *Server) begin(peer ski.Peer) (*Record, []*edge) {
 	edges := s.policy.match(peer)
-	names := make([]string, len(edges))
-	for i, e := range edges {
-		names[i] = e.name
-	}
 	return &Record{
 		Time:    time.Now(),
-		Edge:    strings.Join(names, ","),
+		Edge:    edgeNames(edges),
 		Peer:    peer.SPKI,
 		Address: peer.Addr,
 	}, edges
 }
 
 // finish writes the audit record and only then (9.) hands out the answer.
-func (s *Server) finish(ctx context.Context, rec *Record, out outcome) *ski.Response {
+func (s *Server) finish(ctx context.Context, rec *Record, edges []*edge, out outcome) *ski.Response {
+	s.states.each(edges, func(e *edgeState) { e.count(rec.Time, out.wire != "") })
 	rec.PreMasterSecret = out.preMasterSecret
 	rec.Reason = out.reason
 	rec.Outcome = outcomeOutput

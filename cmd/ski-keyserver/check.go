@@ -40,6 +40,9 @@ func (p *parts) summary(w io.Writer, file string) {
 	row("listen", fmt.Sprintf("%s, path %s", p.cfg.Listen, p.cfg.Path))
 	row("certificate", fmt.Sprintf("%s, valid until %s", p.cfg.Certificate, p.certificate.Leaf.NotAfter.Format(time.DateOnly)))
 	row("audit", p.cfg.Audit.File)
+	for _, one := range p.suspensions.All() {
+		row("suspended", fmt.Sprintf("%s, %s", one.Edge, one))
+	}
 	for _, warning := range p.warnings() {
 		row("warning", warning)
 	}

@@ -36,6 +36,9 @@ the default.
   keys: keys                 # folder of *.pem and *.key, each with one private
                              # key: PKCS#8, PKCS#1 or SEC 1, chmod 600
   policy: policy.yaml
+  # state:                   # file that keeps which edges are suspended
+  # crl:                     # CRLs of client_ca, PEM or DER; read again when changed
+  # admin:                   # unix socket for skictl edge, e.g. /run/ski/admin.sock
   # audit: {file: "-", required: false}  # JSON lines; "-" is standard output
   # rsa_failure: random      # error is the draft's letter, and a padding oracle
   # rsa_failure_secret_file: # 32 bytes or more, the same on a whole fleet;

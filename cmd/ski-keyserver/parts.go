@@ -16,9 +16,11 @@ import (
 type parts struct {
 	cfg         *keyserver.Config
 	certificate tls.Certificate
-	clientCAs   *x509.CertPool
+	clientCAs   []*x509.Certificate
 	keys        *keyserver.MemoryStore
 	policy      *keyserver.Policy
+	suspensions *keyserver.Suspensions
+	revocations *keyserver.Revocations // nil for none
 	secret      []byte
 }
 
@@ -39,6 +41,14 @@ func load(cfg *keyserver.Config) (*parts, error) {
 	if p.policy, err = keyserver.LoadPolicy(cfg.Policy, p.keys); err != nil {
 		return nil, err
 	}
+	if p.suspensions, err = keyserver.OpenSuspensions(cfg.State); err != nil {
+		return nil, err
+	}
+	if cfg.CRL != "" {
+		if p.revocations, err = keyserver.OpenRevocations(cfg.CRL, p.clientCAs); err != nil {
+			return nil, err
+		}
+	}
 	p.secret, err = cfg.RSAFailureSecret()
 	return p, err
 }
@@ -54,25 +64,40 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		RSAFailureSecret: p.secret,
 		RSAWorkers:       int(p.cfg.RSAWorkers),
 		MaxInFlight:      int(p.cfg.MaxInFlight),
+		Suspensions:      p.suspensions,
+		Revocations:      p.revocations,
 		Logger:           log,
 	})
 }
 
 // listen binds the key server to an address.
-func (p *parts) listen(addr string, h ski.Handler, log *slog.Logger) (*skicoap.Server, error) {
-	return skicoap.Listen(addr, skicoap.ServerConfig{
-		Handler:     h,
+func (p *parts) listen(addr string, server *keyserver.Server, log *slog.Logger) (*skicoap.Server, error) {
+	clientCAs := x509.NewCertPool()
+	for _, ca := range p.clientCAs {
+		clientCAs.AddCert(ca)
+	}
+	coap, err := skicoap.Listen(addr, skicoap.ServerConfig{
+		Handler:     server,
+		Admit:       server.Admit,
 		Path:        p.cfg.Path,
 		Certificate: p.certificate,
-		ClientCAs:   p.clientCAs,
+		ClientCAs:   clientCAs,
 		// Beyond its own limit the key server answers, and audits, that it is
 		// overloaded; the binding only drops what is far beyond.
 		MaxInFlight: 2 * int(p.cfg.MaxInFlight),
 		Logger:      log,
 	})
+	if err == nil {
+		server.SetSessions(coap)
+	}
+	return coap, err
 }
 
 // warnings returns what the operator should know of.
 func (p *parts) warnings() []string {
-	return append(p.cfg.Warnings(), p.policy.Warnings()...)
+	warnings := append(p.cfg.Warnings(), p.policy.Warnings()...)
+	if p.revocations != nil {
+		warnings = append(warnings, p.revocations.Warnings(time.Now())...)
+	}
+	return warnings
 }

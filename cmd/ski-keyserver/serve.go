@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -36,6 +37,21 @@ func serve(p *parts, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
+	watched, unwatch := context.WithCancel(context.Background())
+	defer unwatch()
+	go server.Watch(watched)
+	if p.cfg.Admin != "" {
+		admin, err := keyserver.ListenAdmin(p.cfg.Admin)
+		if err != nil {
+			_ = coap.Close()
+			return fail(stderr, err)
+		}
+		defer admin.Close()
+		go serveAdmin(server, admin, log)
+	}
+	for _, one := range p.suspensions.All() {
+		log.Warn("suspended", "edge", one.Edge, "why", one)
+	}
 	for _, warning := range p.warnings() {
 		log.Warn("unsafe choice", "what", warning)
 	}
@@ -52,6 +68,12 @@ func serve(p *parts, stderr io.Writer) int {
 		log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
 	}
 	return stop(coap, time.Duration(p.cfg.ShutdownTimeout), signals, log)
+}
+
+func serveAdmin(server *keyserver.Server, l net.Listener, log *slog.Logger) {
+	if err := server.ServeAdmin(l); err != nil {
+		log.Error("the admin socket has ended", "error", err)
+	}
 }
 
 // stop answers what is in flight, until the time is up or another signal comes.

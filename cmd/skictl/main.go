@@ -61,6 +61,7 @@ other, asks key servers by hand, and runs both servers for development.`,
 	root.AddCommand(
 		newDemoCommand(),
 		newDevCommand(),
+		newEdgeCommand(),
 		newPKICommand(),
 		newRequestCommand(),
 		newSPKICommand(),

@@ -1,0 +1,209 @@
+package keyserver
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// maxCRLFile bounds what is read of a CRL file, in bytes: some 400,000
+// certificates.
+const maxCRLFile = 16 << 20
+
+// Revocations are the certificates that the CRLs (RFC 5280, Section 5) of a
+// file revoke. Its methods can be called by many goroutines at once.
+type Revocations struct {
+	file        string
+	authorities []*x509.Certificate
+	reading     sync.Mutex
+	seen        fs.FileInfo // of the file as it was last read
+	gone        bool        // the file was not there the last time
+	now         atomic.Pointer[[]*revocationList]
+}
+
+// revocationList is one CRL of an authority.
+type revocationList struct {
+	issuer     []byte // DER of its name
+	number     *big.Int
+	nextUpdate time.Time
+	serials    map[string]time.Time // by the big-endian bytes of the serial number
+}
+
+// OpenRevocations reads the CRLs in a file: one in DER or any number in PEM,
+// each signed by one of the authorities.
+func OpenRevocations(file string, authorities []*x509.Certificate) (*Revocations, error) {
+	r := &Revocations{file: file, authorities: authorities}
+	r.now.Store(new([]*revocationList))
+	_, err := r.Reload()
+	return r, err
+}
+
+// Reload reads the file again if it has changed. Where it cannot be used the
+// CRLs stay as they were, and the error is returned once for each change of
+// the file. So it is where a CRL has a lower number than the one before it: it is
+// an old one, put there by mistake or to let a revoked edge in again.
+func (r *Revocations) Reload() (changed bool, err error) {
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	info, err := os.Stat(r.file)
+	if err != nil {
+		told := r.gone
+		if r.gone, r.seen = true, nil; told {
+			return false, nil
+		}
+		return false, err
+	}
+	r.gone = false
+	if r.seen != nil && os.SameFile(info, r.seen) && info.ModTime().Equal(r.seen.ModTime()) && info.Size() == r.seen.Size() {
+		return false, nil
+	}
+	r.seen = info
+	lists, err := readCRLs(r.file, info, r.authorities)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", r.file, err)
+	}
+	for _, before := range *r.now.Load() {
+		for _, l := range lists {
+			if bytes.Equal(l.issuer, before.issuer) && l.number.Cmp(before.number) < 0 {
+				return false, fmt.Errorf("%s: the CRL has number %v, which is before %v", r.file, l.number, before.number)
+			}
+		}
+	}
+	r.now.Store(&lists)
+	return true, nil
+}
+
+// Len returns how many certificates are revoked.
+func (r *Revocations) Len() int {
+	n := 0
+	for _, l := range *r.now.Load() {
+		n += len(l.serials)
+	}
+	return n
+}
+
+// Warnings returns a line for each CRL that should have been replaced, and
+// for each authority without one.
+func (r *Revocations) Warnings(now time.Time) []string {
+	var warnings []string
+	lists := *r.now.Load()
+	for _, l := range lists {
+		if !l.nextUpdate.IsZero() && now.After(l.nextUpdate) {
+			warnings = append(warnings, fmt.Sprintf("%s: CRL number %v should have been replaced by %s",
+				r.file, l.number, l.nextUpdate.UTC().Format(time.RFC3339)))
+		}
+	}
+	for _, a := range r.authorities {
+		if !hasIssuer(lists, a.RawSubject) {
+			warnings = append(warnings, fmt.Sprintf("%s: it has no CRL of %q", r.file, a.Subject))
+		}
+	}
+	return warnings
+}
+
+func hasIssuer(lists []*revocationList, name []byte) bool {
+	for _, l := range lists {
+		if bytes.Equal(l.issuer, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// revoked reports when a certificate was revoked. A CRL out of date still
+// counts: what it revokes stays revoked.
+func (r *Revocations) revoked(cert *x509.Certificate) (since time.Time, ok bool) {
+	for _, l := range *r.now.Load() {
+		if bytes.Equal(l.issuer, cert.RawIssuer) {
+			if since, ok = l.serials[string(cert.SerialNumber.Bytes())]; ok {
+				return since, true
+			}
+		}
+	}
+	return time.Time{}, false
+}
+
+func readCRLs(file string, info fs.FileInfo, authorities []*x509.Certificate) ([]*revocationList, error) {
+	switch {
+	case !info.Mode().IsRegular():
+		return nil, errors.New("it is not a regular file")
+	case info.Size() > maxCRLFile:
+		return nil, fmt.Errorf("it has more than %d bytes", maxCRLFile)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var lists []*revocationList
+	add := func(der []byte) error {
+		l, err := parseCRL(der, authorities)
+		if err == nil {
+			lists = append(lists, l)
+		}
+		return err
+	}
+	if !bytes.Contains(data, []byte("-----BEGIN")) {
+		return lists, add(data)
+	}
+	block, rest := pem.Decode(data)
+	for ; block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "X509 CRL" {
+			continue
+		}
+		if err := add(block.Bytes); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case bytes.Contains(rest, []byte("-----BEGIN")):
+		return nil, errors.New("it has a block that is not whole")
+	case len(lists) == 0:
+		return nil, errors.New("it has no CRL")
+	}
+	return lists, nil
+}
+
+func parseCRL(der []byte, authorities []*x509.Certificate) (*revocationList, error) {
+	crl, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return nil, err
+	}
+	err = fmt.Errorf("no authority of client_ca is called %q, as the CRL's issuer is", crl.Issuer)
+	for _, a := range authorities {
+		if !bytes.Equal(a.RawSubject, crl.RawIssuer) {
+			continue
+		}
+		if err = crl.CheckSignatureFrom(a); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range crl.Extensions {
+		if e.Critical { // RFC 5280, Section 5.2: it must not be used then. A delta CRL has one.
+			return nil, fmt.Errorf("the CRL has the critical extension %v, which is not known here", e.Id)
+		}
+	}
+	l := &revocationList{
+		issuer:     crl.RawIssuer,
+		number:     crl.Number,
+		nextUpdate: crl.NextUpdate,
+		serials:    make(map[string]time.Time, len(crl.RevokedCertificateEntries)),
+	}
+	if l.number == nil { // of a version 1 CRL
+		l.number = new(big.Int)
+	}
+	for _, e := range crl.RevokedCertificateEntries {
+		l.serials[string(e.SerialNumber.Bytes())] = e.RevocationTime
+	}
+	return l, nil
+}

@@ -1,0 +1,179 @@
+package keyserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// Sessions is what a binding lets be done with the sessions it has.
+// *skicoap.Server is one.
+type Sessions interface {
+	// Peers returns the peer of each live session.
+	Peers() []ski.Peer
+	// CloseSessions closes the sessions of the peers that match, and returns
+	// how many there were.
+	CloseSessions(reason error, match func(ski.Peer) bool) int
+}
+
+// errCutOff is why a binding is told to close a session.
+var errCutOff = errors.New("the edge is cut off")
+
+// SetSessions tells the Server of the sessions that Enforce closes. It is
+// called before there are any.
+func (s *Server) SetSessions(sessions Sessions) { s.sessions = sessions }
+
+// Admit reports whether a peer may have a session. The error, which is for the
+// log, says why not: the policy does not know it, its certificate is revoked,
+// or the edge is suspended. Bindings call it after the handshake.
+func (s *Server) Admit(peer ski.Peer) error {
+	edges := s.policy.match(peer)
+	if reason := s.cutOff(peer, edges); reason != "" {
+		return errors.New(reason)
+	}
+	if len(edges) == 0 {
+		return errors.New(denialUnknownPeer)
+	}
+	return nil
+}
+
+// watchInterval is how often Watch looks: twice within the second in which a
+// revocation has to be in effect.
+const watchInterval = 500 * time.Millisecond
+
+// Watch reads the CRLs again when their file changes and closes the sessions
+// that may not be any more, those of edges that a new policy does not know
+// included, until ctx ends.
+func (s *Server) Watch(ctx context.Context) {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if s.revocations != nil {
+			s.reloadRevocations()
+		}
+		s.Enforce()
+	}
+}
+
+func (s *Server) reloadRevocations() {
+	changed, err := s.revocations.Reload()
+	if err != nil {
+		s.log.Error("the CRLs stay as they were", "error", err)
+	}
+	if changed {
+		s.log.Info("CRLs read", "revoked", s.revocations.Len())
+		for _, w := range s.revocations.Warnings(time.Now()) {
+			s.log.Warn("CRL", "what", w)
+		}
+	}
+}
+
+// Enforce closes the sessions of all peers that Admit refuses now, and returns
+// how many there were.
+func (s *Server) Enforce() int {
+	if s.sessions == nil {
+		return 0
+	}
+	n := s.sessions.CloseSessions(errCutOff, func(p ski.Peer) bool { return s.Admit(p) != nil })
+	if n > 0 {
+		s.log.Warn("sessions closed", "reason", errCutOff, "sessions", n)
+	}
+	return n
+}
+
+// cutOff returns why nothing is answered to a peer but 'request denied',
+// whatever the policy grants; "" if it is answered. Sessions end within a
+// moment, but requests that are on their way are refused at once.
+func (s *Server) cutOff(peer ski.Peer, edges []*edge) string {
+	if s.revocations != nil && peer.Certificate != nil {
+		if since, ok := s.revocations.revoked(peer.Certificate); ok {
+			return "the certificate was revoked at " + since.UTC().Format(time.RFC3339)
+		}
+	}
+	if one, ok := s.suspensions.find(peer, edges); ok {
+		return one.String()
+	}
+	return ""
+}
+
+// Suspend cuts an edge of the policy off, or the holder of one certificate by
+// its SPKI fingerprint: requests are denied from now on, and live sessions are
+// closed. It returns how many were. The edge is cut off even if the error says
+// that this could not be kept for after a restart; only where it is
+// ErrUnknownEdge, nothing has been done.
+func (s *Server) Suspend(one Suspension) (closed int, err error) {
+	if !s.names(one.Edge) {
+		return 0, fmt.Errorf("%w %q", ErrUnknownEdge, one.Edge)
+	}
+	if one.Since.IsZero() {
+		one.Since = time.Now()
+	}
+	err = s.suspensions.Suspend(one)
+	closed = s.Enforce()
+	s.event(EventSuspend, one.Edge, one.String())
+	s.log.Warn("edge suspended", "edge", one.Edge, "by", one.By, "reason", one.Reason, "sessions", closed)
+	if err != nil {
+		s.log.Error("the suspension will not outlast a restart", "edge", one.Edge, "error", err)
+	}
+	return closed, err
+}
+
+// Resume ends the suspension of an edge, named as when it was suspended. The
+// error is ErrNotSuspended, or that the state file cannot be written; the edge
+// then stays suspended.
+func (s *Server) Resume(name, by string) error {
+	found, err := s.suspensions.Resume(name)
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		return fmt.Errorf("%w: %q", ErrNotSuspended, name)
+	}
+	s.event(EventResume, name, "resumed by "+by)
+	s.log.Warn("edge resumed", "edge", name, "by", by)
+	return nil
+}
+
+// event records what is not a request. The name may be an SPKI fingerprint.
+func (s *Server) event(what Event, name, reason string) {
+	rec := &Record{Time: time.Now(), Event: what, Reason: reason}
+	if id, err := ski.ParseKeyID(name); err == nil {
+		rec.Peer = id
+	} else {
+		rec.Edge = name
+	}
+	_ = s.record(context.Background(), rec) // It has been logged if it fails.
+}
+
+// What Suspend and Resume can find wrong with a name.
+var (
+	ErrUnknownEdge  = errors.New("it is neither an edge of the policy nor an SPKI fingerprint:")
+	ErrNotSuspended = errors.New("the edge is not suspended")
+)
+
+// names reports whether the text is the name of something that can be cut off.
+func (s *Server) names(text string) bool {
+	if _, err := ski.ParseKeyID(text); err == nil {
+		return true
+	}
+	return slices.ContainsFunc(s.policy.edges, func(e *edge) bool { return e.name == text })
+}
+
+// edgeNames joins the names of the edges that a peer is.
+func edgeNames(edges []*edge) string {
+	names := make([]string, len(edges))
+	for i, e := range edges {
+		names[i] = e.name
+	}
+	return strings.Join(names, ",")
+}

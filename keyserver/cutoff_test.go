@@ -1,0 +1,131 @@
+package keyserver
+
+import (
+	"context"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// liveSessions is a binding that has nothing but sessions.
+type liveSessions struct {
+	mu    sync.Mutex
+	peers []ski.Peer
+}
+
+func (l *liveSessions) Peers() []ski.Peer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.peers)
+}
+
+func (l *liveSessions) CloseSessions(_ error, match func(ski.Peer) bool) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := len(l.peers)
+	l.peers = slices.DeleteFunc(l.peers, match)
+	return before - len(l.peers)
+}
+
+// question is one that edgePeer gets an answer to.
+func question(keys testStore) *ski.Request {
+	return &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(p256), Hash: ski.SHA256, Input: ecdhe(x25519, basePoint(x25519))}
+}
+
+func TestSuspendedEdge(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys)
+	live := &liveSessions{peers: []ski.Peer{edgePeer, legacyPeer, edgePeer}}
+	s.SetSessions(live)
+	_, err := s.Suspend(Suspension{Edge: "no such edge", By: "a test"})
+	require.ErrorIs(t, err, ErrUnknownEdge)
+	require.NoError(t, s.Admit(edgePeer))
+	resp, _ := s.ask(edgePeer, question(keys))
+	require.NoError(t, resp.Err())
+
+	closed, err := s.Suspend(Suspension{Edge: "edge", By: "a test", Reason: "for a reason"})
+	require.NoError(t, err)
+	require.Equal(t, 2, closed)
+	require.Equal(t, []ski.Peer{legacyPeer}, live.Peers())
+	require.Equal(t, EventSuspend, s.trail.last().Event)
+	require.Equal(t, "edge", s.trail.last().Edge)
+	require.Contains(t, s.trail.last().Reason, "by a test: for a reason")
+	require.ErrorContains(t, s.Admit(edgePeer), "by a test: for a reason")
+	require.NoError(t, s.Admit(legacyPeer))
+	s.refuses(question(keys), ski.RequestDenied, "by a test: for a reason")
+	unknownKey := question(keys)
+	unknownKey.SPKI = ski.KeyID{1}
+	s.refuses(unknownKey, ski.RequestDenied, "by a test") // whichever keys there are
+	require.Equal(t, ski.RequestDenied, s.ServeMalformed(t.Context(), edgePeer, nil).Error)
+	resp, _ = s.ask(legacyPeer, question(keys))
+	require.NoError(t, resp.Err())
+
+	require.NoError(t, s.Resume("edge", "a test"))
+	require.Equal(t, EventResume, s.trail.last().Event)
+	require.ErrorIs(t, s.Resume("edge", "a test"), ErrNotSuspended)
+	resp, _ = s.ask(edgePeer, question(keys))
+	require.NoError(t, resp.Err())
+	require.NoError(t, s.Admit(edgePeer))
+}
+
+func TestSuspendedKeyOfAnEdge(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys)
+	stolen := edgePeer
+	stolen.SPKI = ski.KeyID{0xaa}
+	live := &liveSessions{peers: []ski.Peer{edgePeer, stolen}}
+	s.SetSessions(live)
+	closed, err := s.Suspend(Suspension{Edge: stolen.SPKI.String(), By: "a test"})
+	require.NoError(t, err)
+	require.Equal(t, 1, closed)
+	require.Equal(t, stolen.SPKI, s.trail.last().Peer)
+	resp, _ := s.ask(stolen, question(keys))
+	require.Equal(t, ski.RequestDenied, resp.Error)
+	resp, _ = s.ask(edgePeer, question(keys))
+	require.NoError(t, resp.Err())
+}
+
+func TestPeerThatThePolicyDoesNotKnowGetsNoSession(t *testing.T) {
+	s := newTestServer(t, testKeys())
+	require.ErrorContains(t, s.Admit(ski.Peer{DNSNames: []string{"other.example.net"}}), "the policy does not know the peer")
+}
+
+// A new CRL is in effect within a second: for requests, new sessions and those
+// there are.
+func TestRevokedCertificate(t *testing.T) {
+	ca := newAuthority(t, "authority")
+	file := filepath.Join(t.TempDir(), "crl.der")
+	require.NoError(t, os.WriteFile(file, ca.crl(1), 0o600))
+	revocations, err := OpenRevocations(file, []*x509.Certificate{ca.cert})
+	require.NoError(t, err)
+	keys := testKeys()
+	s := newTestServer(t, keys, func(o *Options) { o.Revocations = revocations })
+	revoked, other := edgePeer, edgePeer
+	revoked.Certificate, other.Certificate = ca.issued(42), ca.issued(43)
+	live := &liveSessions{peers: []ski.Peer{revoked, other}}
+	s.SetSessions(live)
+	ctx, cancel := context.WithCancel(t.Context())
+	watching := make(chan struct{})
+	go func() { s.Watch(ctx); close(watching) }()
+	defer func() { cancel(); <-watching }()
+
+	resp, _ := s.ask(revoked, question(keys))
+	require.NoError(t, resp.Err())
+	require.NoError(t, os.WriteFile(file, ca.crl(2, 42), 0o600))
+	require.Eventually(t, func() bool { return len(live.Peers()) == 1 }, time.Minute, time.Millisecond)
+	require.Equal(t, []ski.Peer{other}, live.Peers())
+	require.ErrorContains(t, s.Admit(revoked), "the certificate was revoked at 2026-02-03T04:05:06Z")
+	resp, rec := s.ask(revoked, question(keys))
+	require.Equal(t, ski.RequestDenied, resp.Error)
+	require.Equal(t, "the certificate was revoked at 2026-02-03T04:05:06Z", rec.Reason)
+	resp, _ = s.ask(other, question(keys))
+	require.NoError(t, resp.Err())
+}
