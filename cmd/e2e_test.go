@@ -56,6 +56,7 @@ func TestMain(m *testing.M) {
 type devSetup struct {
 	t         *testing.T
 	dir       string
+	printed   []string // the lines on its standard output
 	endpoints struct {
 		KeyServer   struct{ CoAPS string }
 		Edge        struct{ HTTPS string }
@@ -84,6 +85,7 @@ func startDev(t *testing.T) *devSetup {
 	lines := bufio.NewScanner(stdout)
 	running := false
 	for !running && lines.Scan() {
+		d.printed = append(d.printed, lines.Text())
 		running = strings.HasPrefix(lines.Text(), "running")
 	}
 	if !running {
@@ -214,6 +216,32 @@ func TestCurlFetchesAPageOverEachHTTPVersion(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestTheCommandsThatDevPrintsWork(t *testing.T) {
+	d := startDev(t)
+	commands := 0
+	for _, line := range d.printed {
+		program, _, _ := strings.Cut(line, " ")
+		switch program {
+		case "curl", "openssl":
+			out, all, status := run(t, "", "sh", "-c", line)
+			assert.Zero(t, status, "%s\n%s", line, all)
+			if program == "curl" {
+				assert.Contains(t, out, "<h1>", line)
+			} else {
+				assert.Contains(t, all, "Verification: OK", line)
+			}
+		case "skictl":
+			out, all, status := run(t, "", "sh", "-c", "PATH="+bin+":$PATH "+line)
+			assert.Equal(t, 3, status, "%s\n%s", line, all)
+			assert.Contains(t, out, "malformed request", "its input is no input")
+		default:
+			continue
+		}
+		commands++
+	}
+	assert.Equal(t, 7, commands, d.printed)
 }
 
 func TestDemoShowsEveryHandshakeAndFindsNoKeyAtTheEdge(t *testing.T) {
