@@ -2,13 +2,17 @@ package keyserver
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,8 +23,7 @@ import (
 
 func TestAuditLogLinesDoNotInterleave(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.log")
-	log, err := OpenAuditLog(file)
-	require.NoError(t, err)
+	log := openAudit(t, AuditOptions{File: file})
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
@@ -35,15 +38,42 @@ func TestAuditLogLinesDoNotInterleave(t *testing.T) {
 	wg.Wait()
 	require.NoError(t, log.Close())
 
-	data, err := os.ReadFile(file)
-	require.NoError(t, err)
 	seen := make(map[string]bool)
-	for line := range bytes.Lines(data) {
-		var r struct{ Edge string }
-		require.NoError(t, json.Unmarshal(line, &r), "%s", line)
-		seen[r.Edge] = true
+	for _, line := range auditLines(t, file) {
+		var r struct{ Edge, Event string }
+		require.NoError(t, json.Unmarshal([]byte(line), &r), "%s", line)
+		if r.Event == "request" {
+			seen[r.Edge] = true
+		}
 	}
 	require.Len(t, seen, 1000)
+	v := verifyFiles(t, nil, file)
+	require.Empty(t, v.Faults)
+	require.Equal(t, 1000, v.Requests)
+}
+
+func openAudit(t *testing.T, o AuditOptions) *AuditLog {
+	t.Helper()
+	o.Logger = slog.New(slog.DiscardHandler)
+	log, err := OpenAuditLog(o)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = log.Close() })
+	return log
+}
+
+// write audits requests of edges with these names.
+func write(t *testing.T, log *AuditLog, edges ...string) {
+	t.Helper()
+	for _, edge := range edges {
+		require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Edge: edge, Outcome: outcomeOutput}))
+	}
+}
+
+func auditLines(t *testing.T, file string) []string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	return strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 }
 
 func TestOpenAuditLog(t *testing.T) {
@@ -51,42 +81,103 @@ func TestOpenAuditLog(t *testing.T) {
 	require.NoError(t, CheckAuditLog(file))
 	require.NoFileExists(t, file)
 	for range 2 { // the second time it is appended to
-		log, err := OpenAuditLog(file)
-		require.NoError(t, err)
-		require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now()}))
+		log := openAudit(t, AuditOptions{File: file})
+		write(t, log, "edge")
+		_, err := OpenAuditLog(AuditOptions{File: file})
+		require.ErrorContains(t, err, "another process writes to it")
+		require.NoError(t, CheckAuditLog(file), "a check disturbs nobody")
 		require.NoError(t, log.Close())
-		require.NoError(t, CheckAuditLog(file))
+		require.ErrorIs(t, log.Audit(t.Context(), &Record{}), os.ErrClosed)
 	}
-	data, err := os.ReadFile(file)
-	require.NoError(t, err)
-	require.Equal(t, 2, bytes.Count(data, []byte{'\n'}))
+	lines := auditLines(t, file)
+	require.Len(t, lines, 6)
+	require.Contains(t, lines[0], `"event":"open","cause":"start"`)
+	require.Contains(t, lines[2], `"event":"checkpoint","cause":"stop"`)
+	require.Contains(t, lines[3], `"event":"open","cause":"restart"`)
 	info, err := os.Stat(file)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode())
 
-	missing := filepath.Join(t.TempDir(), "no", "audit.log")
-	require.Error(t, CheckAuditLog(missing))
-	_, err = OpenAuditLog(missing)
-	require.Error(t, err)
-
 	require.NoError(t, CheckAuditLog("-"))
-	log, err := OpenAuditLog("-")
+	log, err := OpenAuditLog(AuditOptions{File: "-"})
 	require.NoError(t, err)
 	require.NoError(t, log.Close())
 }
 
-// A record that the disk had no room for does not spoil the next.
+// Each of these is refused, by OpenAuditLog and beforehand by CheckAuditLog.
+func TestAuditFileThatIsNone(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600)) // To open it would wait for ever.
+	other := filepath.Join(dir, "other")
+	require.NoError(t, os.WriteFile(other, []byte("{}\n"), 0o600))
+	for file, want := range map[string]string{
+		filepath.Join(dir, "no", "audit.log"): "no such file",
+		pipe:                                  "neither a regular file nor a character device",
+		dir:                                   "neither a regular file nor a character device",
+		other:                                 "it is not an audit log: move it away",
+	} {
+		require.ErrorContains(t, CheckAuditLog(file), want)
+		_, err := OpenAuditLog(AuditOptions{File: file})
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func TestAuditFileThatOthersCanRead(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.log")
+	c := Config{Audit: AuditConfig{File: file}}
+	require.Empty(t, c.Warnings())
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.Empty(t, c.Warnings())
+	require.NoError(t, os.Chmod(file, 0o640))
+	require.Len(t, c.Warnings(), 1)
+	require.Contains(t, c.Warnings()[0], "(mode 0640)")
+}
+
+// A record that the disk had no room for does not spoil the next, and the log
+// says that there was one.
 func TestAuditLogAfterTornLine(t *testing.T) {
-	w := &fullWriter{room: 20}
-	log := NewAuditLog(w)
-	require.Error(t, log.Audit(t.Context(), &Record{Time: time.Now(), Edge: "torn"}))
-	require.Error(t, log.Audit(t.Context(), &Record{Time: time.Now(), Edge: "lost"}))
-	w.room = 1000
-	require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Edge: "whole"}))
-	lines := strings.Split(strings.TrimSpace(w.String()), "\n")
-	require.Len(t, lines, 2)
-	require.False(t, json.Valid([]byte(lines[0])))
-	require.True(t, json.Valid([]byte(lines[1])))
+	for room := range 300 {
+		w := &fullWriter{room: 10000}
+		log := NewAuditLog(w)
+		write(t, log, "before")
+		w.room = room
+		var failed int
+		for range 3 { // What says that a line was torn can be torn too.
+			if log.Audit(t.Context(), &Record{Time: time.Now(), Edge: strings.Repeat("torn", 50)}) != nil {
+				failed++
+			}
+			w.room += 7
+		}
+		require.Positive(t, failed)
+		w.room = 10000
+		write(t, log, "whole")
+		require.NoError(t, log.Close())
+		var v AuditVerifier
+		require.NoError(t, v.File("log", strings.NewReader(w.String())))
+		v.End(false)
+		require.Empty(t, v.Faults, "room for %d:\n%s", room, w.String())
+		require.Equal(t, 2+3-failed, v.Requests)
+	}
+}
+
+// A crash can leave the beginning of a line, at any byte.
+func TestAuditLogAfterCrash(t *testing.T) {
+	whole := filepath.Join(t.TempDir(), "audit.log")
+	log := openAudit(t, AuditOptions{File: whole})
+	write(t, log, "first", "last")
+	require.NoError(t, log.Close())
+	data, err := os.ReadFile(whole)
+	require.NoError(t, err)
+	for n := range len(data) + 1 {
+		file := filepath.Join(t.TempDir(), "audit.log")
+		require.NoError(t, os.WriteFile(file, data[:n], 0o600))
+		log := openAudit(t, AuditOptions{File: file})
+		write(t, log, "after")
+		require.NoError(t, log.Close())
+		v := verifyFiles(t, nil, file)
+		require.Empty(t, v.Faults, "the first %d bytes", n)
+	}
 }
 
 // fullWriter has room for some bytes more.
@@ -119,11 +210,27 @@ func TestAuditLinesOfRSA(t *testing.T) {
 		resp := s.ServeSKI(t.Context(), edgePeer, &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: input})
 		require.Empty(t, resp.Error)
 		require.Contains(t, out.String(), `"premaster_secret":"`+p.found+`"`)
-		require.NotContains(t, out.String(), fmt.Sprintf("%x", input[:8]))
-		require.NotContains(t, out.String(), fmt.Sprintf("%x", resp.Output[2:10]))
-		lengths = append(lengths, out.Len())
+		for _, secret := range [][]byte{input, resp.Output} {
+			requireNoTrace(t, out.String(), secret)
+		}
+		_, line, _ := strings.Cut(out.String(), `"event":"request"`) // what is before it grows
+		lengths = append(lengths, len(line))
 	}
 	for _, l := range lengths {
 		require.Equal(t, lengths[0], l)
+	}
+}
+
+// requireNoTrace fails where eight bytes of a secret, after the first two, are
+// in text: as they are, in hex or, whatever comes before them, in base64.
+func requireNoTrace(t *testing.T, text string, secret []byte) {
+	t.Helper()
+	for at := 2; at+8 <= len(secret); at++ {
+		part := secret[at : at+8]
+		require.NotContains(t, text, string(part))
+		require.NotContains(t, strings.ToLower(text), hex.EncodeToString(part))
+		// The first characters and the last depend on what is around.
+		require.NotContains(t, text, base64.RawStdEncoding.EncodeToString(part)[:10])
+		require.NotContains(t, text, base64.RawURLEncoding.EncodeToString(part)[:10])
 	}
 }

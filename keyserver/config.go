@@ -65,16 +65,6 @@ type Config struct {
 	Log LogConfig `yaml:"log"`
 }
 
-// AuditConfig says where the audit log goes.
-type AuditConfig struct {
-	// File is the file that records are appended to. Default "-", which is
-	// standard output.
-	File string `yaml:"file"`
-	// Required makes the answer 'unspecified error' where a record cannot be
-	// written. Default false.
-	Required bool `yaml:"required"`
-}
-
 // LogConfig is what the operator's log looks like.
 type LogConfig struct {
 	// Level is the least one logged: debug, info, warn or error. Default info.
@@ -106,9 +96,13 @@ func LoadConfig(file string) (*Config, error) {
 		return nil, err
 	}
 	c := &Config{
-		Listen:          ":5684",
-		Path:            "/ski",
-		Audit:           AuditConfig{File: "-"},
+		Listen: ":5684",
+		Path:   "/ski",
+		Audit: AuditConfig{
+			File:               "-",
+			CheckpointRecords:  DefaultCheckpointRecords,
+			CheckpointInterval: Duration(DefaultCheckpointInterval),
+		},
 		RSAFailure:      RSAFailureRandom,
 		MaxInFlight:     DefaultMaxInFlight,
 		ShutdownTimeout: Duration(10 * time.Second),
@@ -144,6 +138,10 @@ func (c *Config) check(doc *document) error {
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
 	case c.Audit.File == "":
 		return doc.errorAt("$.audit.file", `the file is empty: "-" is standard output`)
+	case c.Audit.File == "-" && c.Audit.MaxSizeMiB > 0:
+		return doc.errorAt("$.audit.max_size_mib", "standard output has no size")
+	case c.Audit.CheckpointRecords == 0:
+		return doc.errorAt("$.audit.checkpoint_records", "0 records never come")
 	case c.RSAFailure != RSAFailureRandom && c.RSAFailure != RSAFailureError:
 		return doc.errorAt("$.rsa_failure", "%q is neither random nor error", c.RSAFailure)
 	case c.MaxInFlight == 0:
@@ -174,7 +172,7 @@ func isListenAddress(s string) bool {
 }
 
 func (c *Config) joinPaths(dir string) {
-	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.CRL, &c.Admin, &c.Audit.File, &c.RSAFailureSecretFile} {
+	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile} {
 		if *p != "" && *p != "-" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -214,6 +212,9 @@ func (c *Config) Warnings() []string {
 	}
 	if c.RSAFailure == RSAFailureError {
 		warnings = append(warnings, "rsa_failure: error makes the key server a padding oracle for every edge that may use the RSA method")
+	}
+	if w := auditFileWarning(c.Audit.File); w != "" {
+		warnings = append(warnings, w)
 	}
 	return warnings
 }

@@ -34,7 +34,7 @@ func TestConfigDefaults(t *testing.T) {
 		Listen: ":5684", Path: "/ski",
 		Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem",
 		Keys: dir + "/keys", Policy: dir + "/policy.yaml",
-		Audit: AuditConfig{File: "-"}, RSAFailure: RSAFailureRandom,
+		Audit: AuditConfig{File: "-", CheckpointRecords: 1000, CheckpointInterval: Duration(time.Minute)}, RSAFailure: RSAFailureRandom,
 		MaxInFlight: 4096, ShutdownTimeout: Duration(10 * time.Second),
 		Log: LogConfig{Level: "info", Format: "text"},
 	}, c)
@@ -53,7 +53,7 @@ key: ../c.key
 client_ca: ca.pem
 keys: keys
 policy: policy.yaml
-audit: {file: audit.log, required: true}
+audit: {file: audit.log, required: true, key: audit.key, max_size_mib: 100, sync: true, checkpoint_records: 10, checkpoint_interval: 5s}
 rsa_failure: error
 rsa_failure_secret_file: secret
 rsa_workers: 3
@@ -65,7 +65,10 @@ log: {level: warn, format: json}
 	require.Equal(t, "127.0.0.1:0", c.Listen)
 	require.Equal(t, "/etc/c.pem", c.Certificate)
 	require.Equal(t, filepath.Join(filepath.Dir(dir), "c.key"), c.Key)
-	require.Equal(t, AuditConfig{File: dir + "/audit.log", Required: true}, c.Audit)
+	require.Equal(t, AuditConfig{
+		File: dir + "/audit.log", Required: true, Key: dir + "/audit.key",
+		MaxSizeMiB: 100, Sync: true, CheckpointRecords: 10, CheckpointInterval: Duration(5 * time.Second),
+	}, c.Audit)
 	require.Equal(t, RSAFailureError, c.RSAFailure)
 	require.EqualValues(t, 3, c.RSAWorkers)
 	require.EqualValues(t, 10, c.MaxInFlight)
@@ -106,6 +109,8 @@ func TestConfigErrors(t *testing.T) {
 		"port":           {leastConfig + "listen: localhost:coaps\n", "ks.yaml:6:9: "},
 		"path":           {leastConfig + "path: ski\n", `ks.yaml:6:7: "ski" does not begin with a slash`},
 		"audit":          {leastConfig + "audit:\n  file: ''\n", "ks.yaml:7:9: the file is empty"},
+		"no checkpoints": {leastConfig + "audit:\n  checkpoint_records: 0\n", "ks.yaml:7:23: 0 records never come"},
+		"size of stdout": {leastConfig + "audit:\n  max_size_mib: 1\n", "ks.yaml:7:17: standard output has no size"},
 		"rsa_failure":    {leastConfig + "rsa_failure: maybe\n", `ks.yaml:6:14: "maybe" is neither random nor error`},
 		"rsa_workers":    {leastConfig + "rsa_workers: -1\n", "ks.yaml:6:14: "},
 		"rsa_workers 2":  {leastConfig + "rsa_workers: many\n", "ks.yaml:6:14: a value of type string cannot stand here, which takes uint16"},

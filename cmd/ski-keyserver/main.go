@@ -39,7 +39,14 @@ the default.
   # state:                   # file that keeps which edges are suspended
   # crl:                     # CRLs of client_ca, PEM or DER; read again when changed
   # admin:                   # unix socket for skictl edge, e.g. /run/ski/admin.sock
-  # audit: {file: "-", required: false}  # JSON lines; "-" is standard output
+  # audit:                   # JSON lines; keep them from edge servers (chmod 600)
+  #   file: "-"              # "-" is standard output
+  #   required: false        # whether nothing is answered that is not recorded
+  #   key:                   # Ed25519, signs checkpoints: skictl audit keygen
+  #   checkpoint_records: 1000
+  #   checkpoint_interval: 1m
+  #   max_size_mib: 0        # begins a new file at this size; 0: never
+  #   sync: false            # whether each record waits for the disk
   # rsa_failure: random      # error is the draft's letter, and a padding oracle
   # rsa_failure_secret_file: # 32 bytes or more, the same on a whole fleet;
                              # default: derived from each private key
@@ -65,6 +72,7 @@ A policy. What no rule grants is denied.
 
 The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
 
+On SIGHUP it opens the audit log anew if the file was moved away.
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.
 `

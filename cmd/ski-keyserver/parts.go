@@ -22,6 +22,7 @@ type parts struct {
 	suspensions *keyserver.Suspensions
 	revocations *keyserver.Revocations // nil for none
 	secret      []byte
+	audit       keyserver.AuditOptions
 }
 
 // load reads all files that the configuration names. It creates none.
@@ -48,6 +49,9 @@ func load(cfg *keyserver.Config) (*parts, error) {
 		if p.revocations, err = keyserver.OpenRevocations(cfg.CRL, p.clientCAs); err != nil {
 			return nil, err
 		}
+	}
+	if p.audit, err = loadAudit(cfg, p.keys); err != nil {
+		return nil, err
 	}
 	p.secret, err = cfg.RSAFailureSecret()
 	return p, err

@@ -74,7 +74,7 @@ func TestProcess(t *testing.T) {
 
 	audit, err := os.ReadFile(filepath.Join(dir, "audit.log"))
 	require.NoError(t, err)
-	require.Equal(t, 2, bytes.Count(audit, []byte{'\n'}))
+	require.Equal(t, 2, bytes.Count(audit, []byte(`"event":"request"`)))
 	require.Contains(t, string(audit), `"edge":"edge-1"`)
 	require.Contains(t, string(audit), `"key_name":"ecdsa.test"`)
 	require.Contains(t, string(audit), `"outcome":"request denied","reason":"no rule grants the method"`)

@@ -22,13 +22,19 @@ func serve(p *parts, stderr io.Writer) int {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	// A reader of standard output or error that has gone is an error of the
+	// write, not the end of the key server.
+	signal.Ignore(syscall.SIGPIPE)
 
 	log := p.cfg.Logger(stderr)
-	audit, err := keyserver.OpenAuditLog(p.cfg.Audit.File)
+	audit, err := p.openAudit(log)
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer audit.Close()
+	defer closeAudit(audit, log)
 	server, err := p.newServer(audit, log)
 	if err != nil {
 		return fail(stderr, err)
@@ -58,16 +64,27 @@ func serve(p *parts, stderr io.Writer) int {
 	log.Info("listening", "addr", coap.Addr(), "path", p.cfg.Path, "keys", len(p.keys.IDs()),
 		"edges", p.policy.EdgeCount(), "version", buildVersion())
 
+	// What SIGHUP does, in this order.
+	reload := []func() error{audit.Reopen}
+
 	ended := make(chan error, 1)
 	go func() { ended <- coap.Serve() }()
-	select {
-	case err := <-ended:
-		log.Error("the key server has ended", "error", err)
-		return 1
-	case sig := <-signals:
-		log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
+	for {
+		select {
+		case err := <-ended:
+			log.Error("the key server has ended", "error", err)
+			return 1
+		case <-hangups:
+			for _, f := range reload {
+				if err := f(); err != nil {
+					log.Error("reload", "error", err)
+				}
+			}
+		case sig := <-signals:
+			log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
+			return stop(coap, time.Duration(p.cfg.ShutdownTimeout), signals, log)
+		}
 	}
-	return stop(coap, time.Duration(p.cfg.ShutdownTimeout), signals, log)
 }
 
 func serveAdmin(server *keyserver.Server, l net.Listener, log *slog.Logger) {

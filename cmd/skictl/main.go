@@ -59,6 +59,7 @@ other, asks key servers by hand, and runs both servers for development.`,
 		CompletionOptions:  cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	root.AddCommand(
+		newAuditCommand(),
 		newDemoCommand(),
 		newDevCommand(),
 		newEdgeCommand(),

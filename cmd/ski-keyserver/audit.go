@@ -1,0 +1,49 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
+)
+
+// loadAudit returns what the configuration says of the audit log.
+func loadAudit(cfg *keyserver.Config, keys keyserver.KeyStore) (keyserver.AuditOptions, error) {
+	o, err := cfg.Audit.Options()
+	if err != nil || o.Key == nil {
+		return o, err
+	}
+	id, err := ski.PublicKeyID(o.Key.Public())
+	if err != nil {
+		return o, err
+	}
+	if name, _, ok := keys.Lookup(id); ok {
+		return o, fmt.Errorf("%s is the private key %q of a site too: give the audit log a key of its own, "+
+			"skictl audit keygen makes one", cfg.Audit.Key, name)
+	}
+	return o, nil
+}
+
+// openAudit opens the audit log.
+func (p *parts) openAudit(log *slog.Logger) (*keyserver.AuditLog, error) {
+	o := p.audit
+	o.Logger = log
+	return keyserver.OpenAuditLog(o)
+}
+
+// closeAudit writes the end of the audit log. Where a reader of standard output
+// or a disk keeps it waiting, it does not keep the process.
+func closeAudit(audit *keyserver.AuditLog, log *slog.Logger) {
+	closed := make(chan error, 1)
+	go func() { closed <- audit.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			log.Error("audit log: its end could not be written", "error", err)
+		}
+	case <-time.After(time.Second):
+		log.Error("audit log: its end could not be written", "error", "the write takes too long")
+	}
+}

@@ -1,0 +1,45 @@
+package keyserver
+
+import "time"
+
+// AuditConfig says where the audit log goes.
+type AuditConfig struct {
+	// File is the file that records are appended to. Default "-", which is
+	// standard output.
+	File string `yaml:"file"`
+	// Required makes the answer 'unspecified error' where a record cannot be
+	// written. Default false. A record that waits, as for a disk that hangs or
+	// a reader of standard output that does not read, keeps its answer waiting
+	// in both cases.
+	Required bool `yaml:"required"`
+	// MaxSizeMiB is the size, in 2^20 bytes, at which a new file is begun; see
+	// AuditOptions.MaxSize. Default 0: never.
+	MaxSizeMiB uint32 `yaml:"max_size_mib"`
+	// Sync is AuditOptions.Sync. Default false.
+	Sync bool `yaml:"sync"`
+	// Key is the PEM file with the Ed25519 key that signs checkpoints, readable
+	// by its owner alone. Default none: nothing is signed.
+	Key string `yaml:"key"`
+	// CheckpointRecords is after how many records there is a checkpoint.
+	// Default 1000.
+	CheckpointRecords uint32 `yaml:"checkpoint_records"`
+	// CheckpointInterval is how long a record waits for a checkpoint at most.
+	// Default 1m.
+	CheckpointInterval Duration `yaml:"checkpoint_interval"`
+}
+
+// Options returns what OpenAuditLog takes, without a Logger. It reads Key.
+func (c *AuditConfig) Options() (AuditOptions, error) {
+	o := AuditOptions{
+		File:               c.File,
+		MaxSize:            int64(c.MaxSizeMiB) << 20,
+		Sync:               c.Sync,
+		CheckpointRecords:  int(c.CheckpointRecords),
+		CheckpointInterval: time.Duration(c.CheckpointInterval),
+	}
+	var err error
+	if c.Key != "" {
+		o.Key, err = LoadAuditKey(c.Key)
+	}
+	return o, err
+}

@@ -1,0 +1,14 @@
+//go:build !unix
+
+package keyserver
+
+import "os"
+
+// lockFile does nothing where there is no flock.
+func lockFile(*os.File) error { return nil }
+
+// mayCreateIn only finds out whether the folder is there.
+func mayCreateIn(dir string) error {
+	_, err := os.Stat(dir)
+	return err
+}
