@@ -13,6 +13,8 @@ type edgeState struct {
 	requests atomic.Uint64
 	refused  atomic.Uint64
 	last     atomic.Int64 // time of the last request, Unix nanoseconds; 0 for none
+	inFlight atomic.Int64
+	bucket   bucket
 }
 
 // count notes a request and whether it was refused.

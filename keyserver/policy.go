@@ -23,6 +23,7 @@ type Policy struct {
 	byDNS  map[string][]*edge // in lower case
 	byURI  map[string][]*edge
 	keys   map[ski.KeyID]string // the names of all keys
+	limits limits
 }
 
 // edge is a peer that the policy knows, with the rules that are for it.

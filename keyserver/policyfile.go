@@ -23,9 +23,12 @@ import (
 //	    protocols: [TLS 1.2, TLS 1.3]     # default: TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3
 //	    server_names: [www.example.com, "*.example.com"]  # default: any, or none sent
 //	    legacy: [sha-1]                   # default: none
+//
+// and the sections of limitsEntry.
 type policyFile struct {
-	Edges []edgeEntry `yaml:"edges"`
-	Rules []ruleEntry `yaml:"rules"`
+	Edges  []edgeEntry `yaml:"edges"`
+	Rules  []ruleEntry `yaml:"rules"`
+	Limits limitsEntry `yaml:"limits"`
 }
 
 type edgeEntry struct {
@@ -89,6 +92,9 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 		if err := b.addRule(fmt.Sprintf("$.rules[%d]", i), i+1, r); err != nil {
 			return nil, err
 		}
+	}
+	if err := b.addLimits(f.Limits); err != nil {
+		return nil, err
 	}
 	return b.policy, nil
 }
@@ -186,16 +192,22 @@ func (b *policyBuilder) ruleKeys(path string, entry ruleEntry, r *rule) error {
 			}
 			continue
 		}
-		id, ok := b.keys[text]
+		id, ok := b.keyNamed(text)
 		if !ok {
-			id, _ = ski.ParseKeyID(text)
-		}
-		if _, ok := b.policy.keys[id]; !ok {
 			return b.errorAt(fmt.Sprintf("%s.keys[%d]", path, i), "there is no key %q", text)
 		}
 		r.keys[id] = true
 	}
 	return nil
+}
+
+// keyNamed finds a key by its name or its fingerprint.
+func (b *policyBuilder) keyNamed(text string) (id ski.KeyID, ok bool) {
+	if id, ok = b.keys[text]; !ok {
+		id, _ = ski.ParseKeyID(text)
+		_, ok = b.policy.keys[id]
+	}
+	return id, ok
 }
 
 func (b *policyBuilder) ruleMethods(path string, entry ruleEntry, r *rule) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"runtime"
 	"sync/atomic"
+	"time"
 )
 
 // DefaultMaxInFlight is how many requests a Server works on at once by
@@ -18,6 +19,10 @@ const DefaultMaxInFlight = 4096
 // about 0.2 s with a modulus of 2048 bits, 1 s with 4096. It is far below
 // DefaultMaxInFlight, so that RSA cannot use up the room of the others.
 const rsaQueuePerWorker = 128
+
+// rsaPatience is how long an RSA operation waits for its turn at most. An edge
+// gives a request ski.DefaultTimeout in all: it can still ask another key server.
+const rsaPatience = 2 * time.Second
 
 // errOverloaded says that an operation was not done because too many wait for
 // the same processors.
@@ -34,6 +39,7 @@ type scheduler struct {
 	rsa           chan struct{} // holds one element for each RSA operation at work
 	maxRSAWaiting int64
 	rsaWaiting    atomic.Int64
+	patience      time.Duration // how long one of them waits at most
 }
 
 // newScheduler takes 0 for the default.
@@ -48,6 +54,7 @@ func newScheduler(maxInFlight, rsaWorkers int) *scheduler {
 		maxInFlight:   int64(maxInFlight),
 		rsa:           make(chan struct{}, rsaWorkers),
 		maxRSAWaiting: rsaQueuePerWorker * int64(rsaWorkers),
+		patience:      rsaPatience,
 	}
 }
 
@@ -66,8 +73,8 @@ func (s *scheduler) leave() { s.inFlight.Add(-1) }
 
 // private runs an operation with the private half of pub. The RSA ones wait
 // for their turn, first come, first served. Where ctx ends before that, the
-// operation is not done, and the error is that of ctx; where too many wait, it
-// is errOverloaded.
+// operation is not done, and the error is that of ctx; where too many wait, or
+// for too long, it is errOverloaded.
 func (s *scheduler) private(ctx context.Context, pub crypto.PublicKey, operation func() error) error {
 	if _, slow := pub.(*rsa.PublicKey); slow {
 		if err := s.awaitRSA(ctx); err != nil {
@@ -93,9 +100,13 @@ func (s *scheduler) awaitRSA(ctx context.Context) error {
 	if s.rsaWaiting.Add(1) > s.maxRSAWaiting {
 		return errOverloaded
 	}
+	late := time.NewTimer(s.patience)
+	defer late.Stop()
 	select {
 	case s.rsa <- struct{}{}:
 		return nil
+	case <-late.C:
+		return errOverloaded
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -65,6 +66,7 @@ type Server struct {
 	revocations      *Revocations // nil for none
 	sessions         Sessions     // nil for none
 	states           edgeStates
+	keyBuckets       sync.Map // of *bucket, by ski.KeyID
 	log              *slog.Logger
 }
 
@@ -122,7 +124,8 @@ type outcome struct {
 	wire            ski.Error
 	preMasterSecret string
 	reason          string
-	outputLen       int // what the answer is padded to; 0 for one that needs none
+	outputLen       int           // what the answer is padded to; 0 for one that needs none
+	retryAfter      time.Duration // where a limit refused; 0 for no such advice
 }
 
 func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire, reason: reason} }
@@ -131,10 +134,10 @@ func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire,
 // of what it does.
 func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
 	rec, edges := s.begin(peer)
-	out, ok := s.enter(peer, edges)
+	out, ok := s.enter(rec.Time, peer, edges)
 	if ok {
 		out = s.answer(ctx, edges, req, rec)
-		s.leave()
+		s.leave(edges)
 	}
 	return s.finish(ctx, rec, edges, out)
 }
@@ -142,10 +145,10 @@ func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) 
 // ServeMalformed answers a message that could not be parsed.
 func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *ski.Response {
 	rec, edges := s.begin(peer)
-	out, ok := s.enter(peer, edges)
+	out, ok := s.enter(rec.Time, peer, edges)
 	if ok {
 		out = refused(ski.MalformedRequest, malformedReason(err))
-		s.leave()
+		s.leave(edges)
 	}
 	return s.finish(ctx, rec, edges, out)
 }
@@ -196,6 +199,9 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 	if err != nil {
 		return refused(ski.MalformedRequest, err.Error())
 	}
+	if out, ok := s.takeKey(rec.Time, s.policy.limits.ofKey(k.id), k.id); !ok {
+		return out
+	}
 
 	// 6. and 7. The operation.
 	out, err = op.do(ctx, s)
@@ -238,9 +244,9 @@ func (s *Server) finish(ctx context.Context, rec *Record, edges []*edge, out out
 
 	if err := s.record(ctx, rec); err != nil && s.auditRequired {
 		clear(out.output)
-		out.output, out.wire = nil, ski.UnspecifiedError
+		out.output, out.wire, out.retryAfter = nil, ski.UnspecifiedError, 0
 	}
-	return &ski.Response{Output: out.output, Error: out.wire, OutputLen: out.outputLen}
+	return &ski.Response{Output: out.output, Error: out.wire, OutputLen: out.outputLen, RetryAfter: out.retryAfter}
 }
 
 // record writes a record, of a request or of another event, even if the caller

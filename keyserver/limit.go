@@ -1,0 +1,115 @@
+package keyserver
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// defaultEdgeInFlight is how many requests of one edge are worked on at once
+// unless the policy says otherwise: a quarter of DefaultMaxInFlight, so that it
+// takes more than one edge to use all of it.
+const defaultEdgeInFlight = 1024
+
+// retryInFlight is when an edge should ask again whose requests in flight are
+// too many: they are answered within that.
+const retryInFlight = time.Second
+
+// limit is how much there may be of the requests of an edge or for a key.
+type limit struct {
+	rate     rate.Limit // requests a second; 0 for any number
+	burst    int        // requests at once, while the rate is kept on average
+	inFlight int        // of an edge: requests that are worked on at once; 0 for any number
+}
+
+// limits are those of a policy.
+type limits struct {
+	edge, key limit // where there is no other
+	edges     map[string]limit
+	keys      map[ski.KeyID]limit
+}
+
+func (l *limits) ofEdge(name string) limit {
+	if own, ok := l.edges[name]; ok {
+		return own
+	}
+	return l.edge
+}
+
+func (l *limits) ofKey(id ski.KeyID) limit {
+	if own, ok := l.keys[id]; ok {
+		return own
+	}
+	return l.key
+}
+
+// bucket is a token bucket whose limit changes with the policy. The zero value
+// is a full one.
+type bucket struct {
+	mu     sync.Mutex
+	limit  limit
+	tokens *rate.Limiter
+}
+
+// take takes a token at the time now. Where there is none, it returns how long
+// it is until the next.
+func (b *bucket) take(now time.Time, l limit) (wait time.Duration, ok bool) {
+	if l.rate == 0 {
+		return 0, true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.tokens == nil:
+		b.tokens = rate.NewLimiter(l.rate, l.burst)
+	case b.limit.rate != l.rate || b.limit.burst != l.burst: // What has been taken stays taken.
+		b.tokens.SetLimitAt(now, l.rate)
+		b.tokens.SetBurstAt(now, l.burst)
+	}
+	b.limit = l
+	r := b.tokens.ReserveN(now, 1)
+	if wait = r.DelayFrom(now); wait > 0 {
+		r.CancelAt(now)
+		return wait, false
+	}
+	return 0, true
+}
+
+// take counts one more request of the edge in. If it is not one too many,
+// e.inFlight is to be counted down at its end.
+func (e *edgeState) take(now time.Time, l limit) (refusal outcome, ok bool) {
+	if n := e.inFlight.Add(1); l.inFlight > 0 && n > int64(l.inFlight) {
+		e.inFlight.Add(-1)
+		return limited("the edge has too many requests in flight", retryInFlight), false
+	}
+	if wait, ok := e.bucket.take(now, l); !ok {
+		e.inFlight.Add(-1)
+		return limited("the edge asks too often", wait), false
+	}
+	return outcome{}, true
+}
+
+// takeKey counts one more operation with a key in.
+func (s *Server) takeKey(now time.Time, l limit, id ski.KeyID) (refusal outcome, ok bool) {
+	if l.rate == 0 {
+		return outcome{}, true
+	}
+	b, ok := s.keyBuckets.Load(id)
+	if !ok { // As many as the key store has keys: it was asked before.
+		b, _ = s.keyBuckets.LoadOrStore(id, new(bucket))
+	}
+	if wait, ok := b.(*bucket).take(now, l); !ok {
+		return limited("the key is asked for too often", wait), false
+	}
+	return outcome{}, true
+}
+
+// limited refuses a request until the wait is over.
+func limited(reason string, wait time.Duration) outcome {
+	out := refused(ski.RequestDenied, reason)
+	out.retryAfter = wait
+	return out
+}

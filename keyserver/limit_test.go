@@ -1,0 +1,197 @@
+package keyserver
+
+import (
+	"context"
+	"crypto"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// withPolicy makes the server have the test's policy with more sections.
+func withPolicy(t testing.TB, keys KeyStore, sections string) func(*Options) {
+	t.Helper()
+	p, err := ParsePolicy("policy.yaml", []byte(testPolicy+sections), keys)
+	require.NoError(t, err)
+	return func(o *Options) { o.Policy = p }
+}
+
+func TestRateOfAnEdge(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, `
+limits:
+  edge: {rate: 0.01, burst: 3}
+  edges:
+    legacy: {burst: 1}
+`))
+	for range 3 {
+		resp, _ := s.ask(edgePeer, question(keys))
+		require.NoError(t, resp.Err())
+	}
+	resp, rec := s.ask(edgePeer, question(keys))
+	require.Equal(t, ski.RequestDenied, resp.Error)
+	require.Equal(t, "the edge asks too often", rec.Reason)
+	require.Greater(t, resp.RetryAfter, 90*time.Second)
+	require.LessOrEqual(t, resp.RetryAfter, 100*time.Second)
+	malformed := s.ServeMalformed(t.Context(), edgePeer, nil)
+	require.Equal(t, ski.RequestDenied, malformed.Error, "messages that cannot be parsed count too")
+
+	// Another edge has its own, which says otherwise.
+	resp, _ = s.ask(legacyPeer, question(keys))
+	require.NoError(t, resp.Err())
+	resp, _ = s.ask(legacyPeer, question(keys))
+	require.Equal(t, ski.RequestDenied, resp.Error)
+}
+
+// Whoever is not in the policy cannot make the log grow faster by having many
+// certificates.
+func TestRateOfThoseThePolicyDoesNotKnow(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, "limits:\n  edge: {rate: 0.01}\n"))
+	_, rec := s.ask(ski.Peer{SPKI: ski.KeyID{1}}, question(keys))
+	require.Equal(t, "the policy does not know the peer", rec.Reason)
+	_, rec = s.ask(ski.Peer{SPKI: ski.KeyID{2}}, question(keys))
+	require.Equal(t, "the edge asks too often", rec.Reason)
+}
+
+// Only what would be done with the key counts: nobody without a right to it
+// can keep others from it.
+func TestRateOfAKey(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, `
+limits:
+  keys:
+    test-only-ecdsa-p256: {rate: 0.01, burst: 2}
+`))
+	denied := question(keys)
+	denied.Hash = "" // SHA-1, which the edge may not use
+	malformed := question(keys)
+	malformed.Input = []byte{0}
+	for range 5 {
+		resp, _ := s.ask(edgePeer, denied)
+		require.Equal(t, ski.RequestDenied, resp.Error)
+		resp, _ = s.ask(edgePeer, malformed)
+		require.Equal(t, ski.MalformedRequest, resp.Error)
+	}
+	for _, peer := range []ski.Peer{edgePeer, legacyPeer} {
+		resp, _ := s.ask(peer, question(keys))
+		require.NoError(t, resp.Err())
+	}
+	resp, rec := s.ask(edgePeer, question(keys))
+	require.Equal(t, ski.RequestDenied, resp.Error)
+	require.Equal(t, "the key is asked for too often", rec.Reason)
+	require.Positive(t, resp.RetryAfter)
+	other := question(keys)
+	other.SPKI = keys.id(p384)
+	resp, _ = s.ask(edgePeer, other)
+	require.NoError(t, resp.Err())
+}
+
+func TestInFlightOfAnEdge(t *testing.T) {
+	keys := testKeys()
+	store := &slowStore{testStore: keys, begun: make(chan struct{}), release: make(chan struct{})}
+	s := newTestServer(t, store, withPolicy(t, keys, "limits:\n  edge: {in_flight: 2}\n"))
+	var asking sync.WaitGroup
+	for range 2 {
+		asking.Go(func() { s.ServeSKI(t.Context(), edgePeer, question(keys)) })
+		<-store.begun
+	}
+	resp, rec := s.ask(edgePeer, question(keys))
+	require.Equal(t, ski.RequestDenied, resp.Error)
+	require.Equal(t, "the edge has too many requests in flight", rec.Reason)
+	require.Equal(t, time.Second, resp.RetryAfter)
+	asking.Go(func() { s.ServeSKI(t.Context(), legacyPeer, question(keys)) })
+	<-store.begun // of the other edge
+	close(store.release)
+	asking.Wait()
+	go func() { <-store.begun }()
+	resp, _ = s.ask(edgePeer, question(keys))
+	require.NoError(t, resp.Err())
+}
+
+// slowStore signs when it is released.
+type slowStore struct {
+	testStore
+	begun, release chan struct{}
+}
+
+func (s *slowStore) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	s.begun <- struct{}{}
+	<-s.release
+	return s.testStore.Sign(ctx, id, digest, opts)
+}
+
+func TestNoRSAOperationWaitsForLong(t *testing.T) {
+	s := newScheduler(0, 1)
+	s.patience = time.Millisecond
+	working, done := make(chan struct{}), make(chan struct{})
+	go s.private(t.Context(), rsaPublic(testKeys()), func() error { close(working); <-done; return nil })
+	<-working
+	err := s.private(t.Context(), rsaPublic(testKeys()), func() error { panic("done") })
+	require.ErrorIs(t, err, errOverloaded)
+	close(done)
+}
+
+// One edge asks for ten times the RSA operations that the machine can do. The
+// other's median latency is the same as without it, but for noise; without the
+// limit it would be that of a whole queue, about a hundred operations.
+func TestOneEdgeAtItsLimitDoesNotSlowAnother(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, "limits:\n  edges:\n    legacy: {rate: 5, burst: 1}\n"))
+	req := question(keys)
+	req.SPKI = keys.id(rsa2048)
+	median := func() time.Duration {
+		var took []time.Duration
+		for end := time.Now().Add(time.Second); time.Now().Before(end); {
+			begin := time.Now()
+			resp := s.ServeSKI(t.Context(), edgePeer, req)
+			took = append(took, time.Since(begin))
+			require.NoError(t, resp.Err())
+		}
+		slices.Sort(took)
+		return took[len(took)/2]
+	}
+	calm := median()
+	ctx, stop := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	for range 64 {
+		flood.Go(func() {
+			pace := time.NewTicker(10 * time.Millisecond)
+			defer pace.Stop()
+			for ctx.Err() == nil {
+				s.ServeSKI(ctx, legacyPeer, req)
+				<-pace.C
+			}
+		})
+	}
+	flooded := median()
+	stop()
+	flood.Wait()
+	t.Logf("median without the flood %v, with it %v", calm, flooded)
+	require.Less(t, flooded, 8*calm)
+}
+
+func TestLimitsThatAreRefused(t *testing.T) {
+	for sections, want := range map[string]string{
+		"limits:\n  edge: {rate: 0}\n":                            "policy.yaml:16:16: a rate is a number of requests a second, above 0",
+		"limits:\n  edge: {rate: -1}\n":                           "above 0",
+		"limits:\n  edge: {rate: .nan}\n":                         "above 0",
+		"limits:\n  edge: {rate: .inf}\n":                         "above 0",
+		"limits:\n  edge: {rate: 5, burst: 0}\n":                  "no request is ever answered",
+		"limits:\n  edge: {burst: 5}\n":                           "a burst needs a rate",
+		"limits:\n  edge: {in_flight: 0}\n":                       "no request is ever answered",
+		"limits:\n  key: {rate: 5, in_flight: 1}\n":               "'in_flight' is for edges",
+		"limits:\n  edges:\n    nobody: {rate: 5}\n":              `policy.yaml:17:13: there is no edge called "nobody"`,
+		"limits:\n  keys:\n    www.example.com: {rate: 5}\n":      `there is no key "www.example.com"`,
+		"limits:\n  keys:\n    test-only-ecdsa-p256: {rate: 0}\n": "above 0",
+		"limits:\n  edges:\n    edge: {rates: 5}\n":               `unknown field "rates"`,
+	} {
+		_, err := ParsePolicy("policy.yaml", []byte(testPolicy+sections), testKeys())
+		require.ErrorContains(t, err, want, sections)
+	}
+}
