@@ -42,8 +42,8 @@ func TestAdmin(t *testing.T) {
 	peer.SPKI = ski.KeyID{0xaa}
 	live := &liveSessions{peers: []ski.Peer{peer, peer, legacyPeer}}
 	s.SetSessions(live)
-	s.ask(peer, question(keys))
-	wrong := question(keys)
+	s.ask(peer, grantedRequest(keys))
+	wrong := grantedRequest(keys)
 	wrong.Input = []byte{0}
 	s.ask(peer, wrong)
 
@@ -75,7 +75,7 @@ func TestAdmin(t *testing.T) {
 	require.Equal(t, http.StatusOK, adminCall(t, socket, "POST", AdminSuspend, order, &result))
 	require.Equal(t, 2, result.Closed)
 	require.Contains(t, result.Warning, "no state file")
-	resp, rec := s.ask(peer, question(keys))
+	resp, rec := s.ask(peer, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
 	require.Contains(t, rec.Reason, "because")
 	require.Equal(t, http.StatusOK, adminCall(t, socket, "GET", AdminEdges, nil, &edges))
@@ -83,7 +83,7 @@ func TestAdmin(t *testing.T) {
 	require.Contains(t, edges[0].Suspended.By, "uid ", "the kernel knows who it was")
 
 	require.Equal(t, http.StatusOK, adminCall(t, socket, "POST", AdminResume, order, &result))
-	resp, _ = s.ask(peer, question(keys))
+	resp, _ = s.ask(peer, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 
 	// By the key of a certificate that no policy knows.

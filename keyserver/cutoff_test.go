@@ -35,8 +35,8 @@ func (l *liveSessions) CloseSessions(_ error, match func(ski.Peer) bool) int {
 	return before - len(l.peers)
 }
 
-// question is one that edgePeer gets an answer to.
-func question(keys testStore) *ski.Request {
+// grantedRequest is one that edgePeer gets an answer to.
+func grantedRequest(keys testStore) *ski.Request {
 	return &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(p256), Hash: ski.SHA256, Input: ecdhe(x25519, basePoint(x25519))}
 }
 
@@ -48,7 +48,7 @@ func TestSuspendedEdge(t *testing.T) {
 	_, err := s.Suspend(Suspension{Edge: "no such edge", By: "a test"})
 	require.ErrorIs(t, err, ErrUnknownEdge)
 	require.NoError(t, s.Admit(edgePeer))
-	resp, _ := s.ask(edgePeer, question(keys))
+	resp, _ := s.ask(edgePeer, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 
 	closed, err := s.Suspend(Suspension{Edge: "edge", By: "a test", Reason: "for a reason"})
@@ -60,18 +60,18 @@ func TestSuspendedEdge(t *testing.T) {
 	require.Contains(t, s.trail.last().Reason, "by a test: for a reason")
 	require.ErrorContains(t, s.Admit(edgePeer), "by a test: for a reason")
 	require.NoError(t, s.Admit(legacyPeer))
-	s.refuses(question(keys), ski.RequestDenied, "by a test: for a reason")
-	unknownKey := question(keys)
+	s.refuses(grantedRequest(keys), ski.RequestDenied, "by a test: for a reason")
+	unknownKey := grantedRequest(keys)
 	unknownKey.SPKI = ski.KeyID{1}
 	s.refuses(unknownKey, ski.RequestDenied, "by a test") // whichever keys there are
 	require.Equal(t, ski.RequestDenied, s.ServeMalformed(t.Context(), edgePeer, nil).Error)
-	resp, _ = s.ask(legacyPeer, question(keys))
+	resp, _ = s.ask(legacyPeer, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 
 	require.NoError(t, s.Resume("edge", "a test"))
 	require.Equal(t, EventResume, s.trail.last().Event)
 	require.ErrorIs(t, s.Resume("edge", "a test"), ErrNotSuspended)
-	resp, _ = s.ask(edgePeer, question(keys))
+	resp, _ = s.ask(edgePeer, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 	require.NoError(t, s.Admit(edgePeer))
 }
@@ -87,9 +87,9 @@ func TestSuspendedKeyOfAnEdge(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, closed)
 	require.Equal(t, stolen.SPKI, s.trail.last().Peer)
-	resp, _ := s.ask(stolen, question(keys))
+	resp, _ := s.ask(stolen, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
-	resp, _ = s.ask(edgePeer, question(keys))
+	resp, _ = s.ask(edgePeer, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 }
 
@@ -117,15 +117,15 @@ func TestRevokedCertificate(t *testing.T) {
 	go func() { s.Watch(ctx); close(watching) }()
 	defer func() { cancel(); <-watching }()
 
-	resp, _ := s.ask(revoked, question(keys))
+	resp, _ := s.ask(revoked, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 	require.NoError(t, os.WriteFile(file, ca.crl(2, 42), 0o600))
 	require.Eventually(t, func() bool { return len(live.Peers()) == 1 }, time.Minute, time.Millisecond)
 	require.Equal(t, []ski.Peer{other}, live.Peers())
 	require.ErrorContains(t, s.Admit(revoked), "the certificate was revoked at 2026-02-03T04:05:06Z")
-	resp, rec := s.ask(revoked, question(keys))
+	resp, rec := s.ask(revoked, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
 	require.Equal(t, "the certificate was revoked at 2026-02-03T04:05:06Z", rec.Reason)
-	resp, _ = s.ask(other, question(keys))
+	resp, _ = s.ask(other, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 }

@@ -30,10 +30,10 @@ limits:
     legacy: {burst: 1}
 `))
 	for range 3 {
-		resp, _ := s.ask(edgePeer, question(keys))
+		resp, _ := s.ask(edgePeer, grantedRequest(keys))
 		require.NoError(t, resp.Err())
 	}
-	resp, rec := s.ask(edgePeer, question(keys))
+	resp, rec := s.ask(edgePeer, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
 	require.Equal(t, "the edge asks too often", rec.Reason)
 	require.Greater(t, resp.RetryAfter, 90*time.Second)
@@ -42,9 +42,9 @@ limits:
 	require.Equal(t, ski.RequestDenied, malformed.Error, "messages that cannot be parsed count too")
 
 	// Another edge has its own, which says otherwise.
-	resp, _ = s.ask(legacyPeer, question(keys))
+	resp, _ = s.ask(legacyPeer, grantedRequest(keys))
 	require.NoError(t, resp.Err())
-	resp, _ = s.ask(legacyPeer, question(keys))
+	resp, _ = s.ask(legacyPeer, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
 }
 
@@ -53,9 +53,9 @@ limits:
 func TestRateOfThoseThePolicyDoesNotKnow(t *testing.T) {
 	keys := testKeys()
 	s := newTestServer(t, keys, withPolicy(t, keys, "limits:\n  edge: {rate: 0.01}\n"))
-	_, rec := s.ask(ski.Peer{SPKI: ski.KeyID{1}}, question(keys))
+	_, rec := s.ask(ski.Peer{SPKI: ski.KeyID{1}}, grantedRequest(keys))
 	require.Equal(t, "the policy does not know the peer", rec.Reason)
-	_, rec = s.ask(ski.Peer{SPKI: ski.KeyID{2}}, question(keys))
+	_, rec = s.ask(ski.Peer{SPKI: ski.KeyID{2}}, grantedRequest(keys))
 	require.Equal(t, "the edge asks too often", rec.Reason)
 }
 
@@ -68,9 +68,9 @@ limits:
   keys:
     test-only-ecdsa-p256: {rate: 0.01, burst: 2}
 `))
-	denied := question(keys)
+	denied := grantedRequest(keys)
 	denied.Hash = "" // SHA-1, which the edge may not use
-	malformed := question(keys)
+	malformed := grantedRequest(keys)
 	malformed.Input = []byte{0}
 	for range 5 {
 		resp, _ := s.ask(edgePeer, denied)
@@ -79,14 +79,14 @@ limits:
 		require.Equal(t, ski.MalformedRequest, resp.Error)
 	}
 	for _, peer := range []ski.Peer{edgePeer, legacyPeer} {
-		resp, _ := s.ask(peer, question(keys))
+		resp, _ := s.ask(peer, grantedRequest(keys))
 		require.NoError(t, resp.Err())
 	}
-	resp, rec := s.ask(edgePeer, question(keys))
+	resp, rec := s.ask(edgePeer, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
 	require.Equal(t, "the key is asked for too often", rec.Reason)
 	require.Positive(t, resp.RetryAfter)
-	other := question(keys)
+	other := grantedRequest(keys)
 	other.SPKI = keys.id(p384)
 	resp, _ = s.ask(edgePeer, other)
 	require.NoError(t, resp.Err())
@@ -98,19 +98,19 @@ func TestInFlightOfAnEdge(t *testing.T) {
 	s := newTestServer(t, store, withPolicy(t, keys, "limits:\n  edge: {in_flight: 2}\n"))
 	var asking sync.WaitGroup
 	for range 2 {
-		asking.Go(func() { s.ServeSKI(t.Context(), edgePeer, question(keys)) })
+		asking.Go(func() { s.ServeSKI(t.Context(), edgePeer, grantedRequest(keys)) })
 		<-store.begun
 	}
-	resp, rec := s.ask(edgePeer, question(keys))
+	resp, rec := s.ask(edgePeer, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
 	require.Equal(t, "the edge has too many requests in flight", rec.Reason)
 	require.Equal(t, time.Second, resp.RetryAfter)
-	asking.Go(func() { s.ServeSKI(t.Context(), legacyPeer, question(keys)) })
+	asking.Go(func() { s.ServeSKI(t.Context(), legacyPeer, grantedRequest(keys)) })
 	<-store.begun // of the other edge
 	close(store.release)
 	asking.Wait()
 	go func() { <-store.begun }()
-	resp, _ = s.ask(edgePeer, question(keys))
+	resp, _ = s.ask(edgePeer, grantedRequest(keys))
 	require.NoError(t, resp.Err())
 }
 
@@ -143,7 +143,7 @@ func TestNoRSAOperationWaitsForLong(t *testing.T) {
 func TestOneEdgeAtItsLimitDoesNotSlowAnother(t *testing.T) {
 	keys := testKeys()
 	s := newTestServer(t, keys, withPolicy(t, keys, "limits:\n  edges:\n    legacy: {rate: 5, burst: 1}\n"))
-	req := question(keys)
+	req := grantedRequest(keys)
 	req.SPKI = keys.id(rsa2048)
 	median := func() time.Duration {
 		var took []time.Duration
