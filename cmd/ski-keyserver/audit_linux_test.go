@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
+)
+
+// daemon is a key server that runs as a process.
+type daemon struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	client *skicoap.Client
+	req    *ski.Request
+	log    chan string // lines of standard error, closed at its end
+}
+
+// startDaemon starts a key server whose configuration has this line for the
+// audit log.
+func startDaemon(t *testing.T, dir, audit string, stdout *os.File) *daemon {
+	t.Helper()
+	require.NoError(t, writeFiles(dir))
+	config := strings.Replace(configYAML, "audit: {file: audit.log}", audit, 1)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(config), 0o600))
+	command, err := exec.LookPath("ski-keyserver")
+	require.NoError(t, err)
+	d := &daemon{t: t, cmd: exec.Command(command, "-config", filepath.Join(dir, "config.yaml")), log: make(chan string, 1000)}
+	if stdout != nil {
+		d.cmd.Stdout = stdout
+	}
+	stderr, err := d.cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, d.cmd.Start())
+	t.Cleanup(func() { _ = d.cmd.Process.Kill() })
+	go func() {
+		defer close(d.log)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			d.log <- lines.Text()
+		}
+	}()
+	addr := regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(d.logged("msg=listening"))[1]
+	d.client = newClient(t, dir, addr)
+	id, err := ski.PublicKeyID(sitePublicKey(t, dir))
+	require.NoError(t, err)
+	input := append(make([]byte, 64), 3, 0, 29, 32, 9)
+	d.req = &ski.Request{Protocol: ski.TLS12, SPKI: id, Hash: ski.SHA256, Input: append(input, make([]byte, 31)...)}
+	return d
+}
+
+// logged waits for a line of the log and returns it.
+func (d *daemon) logged(part string) string {
+	d.t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case line, ok := <-d.log:
+			require.True(d.t, ok, "the log has ended without %q", part)
+			if strings.Contains(line, part) {
+				return line
+			}
+		case <-timeout:
+			require.Fail(d.t, "timeout", "the log has no %q", part)
+		}
+	}
+}
+
+// ask returns the answer, and fails without one.
+func (d *daemon) ask() *ski.Response {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), 20*time.Second)
+	defer cancel()
+	resp, err := d.client.RoundTrip(ctx, d.req)
+	require.NoError(d.t, err)
+	return resp
+}
+
+func (d *daemon) signal(s os.Signal) {
+	d.t.Helper()
+	require.NoError(d.t, d.cmd.Process.Signal(s))
+}
+
+// end returns the exit status.
+func (d *daemon) end() int {
+	for range d.log {
+	}
+	_ = d.cmd.Wait()
+	return d.cmd.ProcessState.ExitCode()
+}
+
+// The reader of standard output goes away, as `| head -n1` does.
+func TestAuditReaderGoes(t *testing.T) {
+	for required, want := range map[string]ski.Error{"false": "", "true": ski.UnspecifiedError} {
+		t.Run("required "+required, func(t *testing.T) {
+			out, in, err := os.Pipe()
+			require.NoError(t, err)
+			d := startDaemon(t, t.TempDir(), `audit: {file: "-", required: `+required+`}`, in)
+			require.NoError(t, in.Close())
+			require.Empty(t, d.ask().Error)
+			require.NoError(t, out.Close())
+			for range 3 {
+				require.Equal(t, want, d.ask().Error)
+			}
+			require.Contains(t, d.logged("audit log fails"), "broken pipe")
+			d.signal(syscall.SIGTERM)
+			require.Zero(t, d.end())
+		})
+	}
+}
+
+// logrotate moves the log away and sends SIGHUP.
+func TestAuditRotatedByHand(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "audit.log")
+	d := startDaemon(t, dir, "audit: {file: audit.log}", nil)
+	require.Empty(t, d.ask().Error)
+	d.signal(syscall.SIGHUP) // It means nothing to the log yet.
+	require.NoError(t, os.Rename(file, file+".1"))
+	d.signal(syscall.SIGHUP)
+	d.logged("audit log reopened")
+	require.Empty(t, d.ask().Error)
+	d.signal(syscall.SIGTERM)
+	require.Zero(t, d.end())
+
+	var v keyserver.AuditVerifier
+	for _, name := range []string{file + ".1", file} {
+		f, err := os.Open(name)
+		require.NoError(t, err)
+		require.NoError(t, v.File(name, f))
+		require.Equal(t, map[string]int{file + ".1": 1, file: 2}[name], v.Requests)
+		require.NoError(t, f.Close())
+	}
+	v.End(false)
+	require.Empty(t, v.Faults)
+}
+
+// The disk is full, then it is not.
+func TestAuditDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	full := filepath.Join(dir, "disk")
+	require.NoError(t, os.Mkdir(full, 0o700))
+	const size = 64 << 10
+	mounted := exec.Command("mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", full).Run() == nil
+	file := filepath.Join(full, "audit.log")
+	if mounted {
+		t.Cleanup(func() { _ = exec.Command("umount", "-l", full).Run() })
+	} else { // A device that is always full shows the first half of this.
+		file = "/dev/full"
+	}
+	for required, want := range map[string]ski.Error{"true": ski.UnspecifiedError, "false": ""} {
+		_ = os.Remove(filepath.Join(full, "audit.log"))
+		d := startDaemon(t, filepath.Join(t.TempDir()), "audit: {file: "+file+", required: "+required+"}", nil)
+		if mounted {
+			require.Empty(t, d.ask().Error)
+			fill, err := os.Create(filepath.Join(full, "fill"))
+			require.NoError(t, err)
+			_, err = fill.Write(make([]byte, 2*size))
+			require.ErrorIs(t, err, syscall.ENOSPC)
+			require.NoError(t, fill.Close())
+			// What is left of the page that the log is in.
+			for range 20 {
+				d.ask()
+			}
+		}
+		require.Equal(t, want, d.ask().Error, "required: %s", required)
+		require.Contains(t, d.logged("audit log fails"), "no space left on device")
+		if mounted {
+			require.NoError(t, os.Remove(filepath.Join(full, "fill")))
+			require.Empty(t, d.ask().Error, "there is room again")
+		}
+		d.signal(syscall.SIGTERM)
+		require.Zero(t, d.end())
+		if mounted {
+			var v keyserver.AuditVerifier
+			f, err := os.Open(file)
+			require.NoError(t, err)
+			require.NoError(t, v.File(file, f))
+			require.NoError(t, f.Close())
+			v.End(false)
+			require.Empty(t, v.Faults)
+		}
+	}
+}
+
+// holdRequest starts a key server with a request in flight: its audit record
+// waits for the reader of the pipe that is returned.
+func holdRequest(t *testing.T) (d *daemon, audit *os.File, answer chan error) {
+	t.Helper()
+	out, in, err := os.Pipe()
+	require.NoError(t, err)
+	const setPipeSize, page = 1031, 4096 // F_SETPIPE_SZ
+	if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, in.Fd(), setPipeSize, page); errno != 0 {
+		require.NoError(t, errno)
+	}
+	d = startDaemon(t, t.TempDir(), `audit: {file: "-"}`, in)
+	require.NoError(t, in.Close())
+	t.Cleanup(func() { _ = out.Close() })
+	answer = make(chan error, 1)
+	for {
+		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			_, err := d.client.RoundTrip(ctx, d.req)
+			answer <- err
+		}()
+		select {
+		case err := <-answer:
+			require.NoError(t, err)
+		case <-time.After(500 * time.Millisecond):
+			return d, out, answer
+		}
+	}
+}
+
+func TestStopAnswersWhatIsInFlight(t *testing.T) {
+	d, audit, answer := holdRequest(t)
+	d.signal(syscall.SIGTERM)
+	d.logged("msg=stopping")
+	select {
+	case err := <-answer:
+		require.Fail(t, "it was answered without its record", "%v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	go func() { _, _ = io.Copy(io.Discard, audit) }()
+	require.NoError(t, <-answer)
+	d.logged("msg=stopped")
+	require.Zero(t, d.end())
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	d, _, answer := holdRequest(t)
+	d.signal(syscall.SIGTERM)
+	d.logged("msg=stopping")
+	begin := time.Now()
+	d.signal(syscall.SIGTERM)
+	d.logged("requests were cut short")
+	require.Equal(t, 1, d.end())
+	require.Less(t, time.Since(begin), 5*time.Second, "the default shutdown_timeout is 10 s")
+	require.Error(t, <-answer)
+}
