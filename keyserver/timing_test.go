@@ -74,16 +74,16 @@ var timedPlaintexts = []struct {
 	{"length", func(em []byte, secret int) { em[secret-1], em[secret] = 0xA5, 0 }},
 }
 
-// question is a request of a class.
-type question struct {
+// timedQuestion is a request of a class.
+type timedQuestion struct {
 	class int
 	req   *ski.Request
 }
 
 // newQuestions returns n questions, their classes in random order.
-func newQuestions(keys testStore, n int) []question {
+func newQuestions(keys testStore, n int) []timedQuestion {
 	pub := rsaPublic(keys)
-	questions := make([]question, n)
+	questions := make([]timedQuestion, n)
 	for i := range questions {
 		em := encodedMessage(pub, preMasterSecret(0x0303))
 		secret := len(em) - ski.PreMasterSecretLen
@@ -94,7 +94,7 @@ func newQuestions(keys testStore, n int) []question {
 		rand.Read(em[secret+2:])
 		class := mathrand.IntN(len(timedPlaintexts))
 		timedPlaintexts[class].spoil(em, secret)
-		questions[i] = question{class, &ski.Request{
+		questions[i] = timedQuestion{class, &ski.Request{
 			Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: rawEncrypt(pub, em),
 		}}
 	}
