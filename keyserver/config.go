@@ -61,9 +61,23 @@ type Config struct {
 	// ShutdownTimeout is how long a stop waits for requests to be answered.
 	// Default 10s.
 	ShutdownTimeout Duration `yaml:"shutdown_timeout"`
+	// Sandbox is "auto", the default, or "off": whether ski-keyserver takes from
+	// itself what it does not need while it runs.
+	Sandbox Sandbox `yaml:"sandbox"`
 	// Log is the operator's log, on standard error.
 	Log LogConfig `yaml:"log"`
 }
+
+// Sandbox says whether a key server confines itself.
+type Sandbox string
+
+// The values of Sandbox.
+const (
+	// SandboxAuto is whatever the system lets the key server do.
+	SandboxAuto Sandbox = "auto"
+	// SandboxOff is for debuggers and profilers.
+	SandboxOff Sandbox = "off"
+)
 
 // LogConfig is what the operator's log looks like.
 type LogConfig struct {
@@ -106,6 +120,7 @@ func LoadConfig(file string) (*Config, error) {
 		RSAFailure:      RSAFailureRandom,
 		MaxInFlight:     DefaultMaxInFlight,
 		ShutdownTimeout: Duration(10 * time.Second),
+		Sandbox:         SandboxAuto,
 		Log:             LogConfig{Level: "info", Format: "text"},
 	}
 	doc, err := decodeYAML(file, data, c)
@@ -146,6 +161,8 @@ func (c *Config) check(doc *document) error {
 		return doc.errorAt("$.rsa_failure", "%q is neither random nor error", c.RSAFailure)
 	case c.MaxInFlight == 0:
 		return doc.errorAt("$.max_in_flight", "with 0, no request is ever answered")
+	case c.Sandbox != SandboxAuto && c.Sandbox != SandboxOff:
+		return doc.errorAt("$.sandbox", "%q is neither auto nor off", c.Sandbox)
 	case c.Log.Format != "text" && c.Log.Format != "json":
 		return doc.errorAt("$.log.format", "%q is neither text nor json", c.Log.Format)
 	}
@@ -215,6 +232,9 @@ func (c *Config) Warnings() []string {
 	}
 	if w := auditFileWarning(c.Audit.File); w != "" {
 		warnings = append(warnings, w)
+	}
+	if c.Sandbox == SandboxOff {
+		warnings = append(warnings, "sandbox: off lets other processes of the user read the keys, and core dumps have them")
 	}
 	return warnings
 }

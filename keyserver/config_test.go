@@ -35,7 +35,7 @@ func TestConfigDefaults(t *testing.T) {
 		Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem",
 		Keys: dir + "/keys", Policy: dir + "/policy.yaml",
 		Audit: AuditConfig{File: "-", CheckpointRecords: 1000, CheckpointInterval: Duration(time.Minute)}, RSAFailure: RSAFailureRandom,
-		MaxInFlight: 4096, ShutdownTimeout: Duration(10 * time.Second),
+		MaxInFlight: 4096, ShutdownTimeout: Duration(10 * time.Second), Sandbox: SandboxAuto,
 		Log: LogConfig{Level: "info", Format: "text"},
 	}, c)
 	require.Empty(t, c.Warnings())
@@ -59,6 +59,7 @@ rsa_failure_secret_file: secret
 rsa_workers: 3
 max_in_flight: 10
 shutdown_timeout: 1m30s
+sandbox: off
 log: {level: warn, format: json}
 `)
 	require.NoError(t, err)
@@ -73,7 +74,8 @@ log: {level: warn, format: json}
 	require.EqualValues(t, 3, c.RSAWorkers)
 	require.EqualValues(t, 10, c.MaxInFlight)
 	require.Equal(t, Duration(90*time.Second), c.ShutdownTimeout)
-	require.Len(t, c.Warnings(), 1)
+	require.Equal(t, SandboxOff, c.Sandbox)
+	require.Len(t, c.Warnings(), 2)
 
 	var out bytes.Buffer
 	log := c.Logger(&out)
@@ -111,6 +113,7 @@ func TestConfigErrors(t *testing.T) {
 		"audit":          {leastConfig + "audit:\n  file: ''\n", "ks.yaml:7:9: the file is empty"},
 		"no checkpoints": {leastConfig + "audit:\n  checkpoint_records: 0\n", "ks.yaml:7:23: 0 records never come"},
 		"size of stdout": {leastConfig + "audit:\n  max_size_mib: 1\n", "ks.yaml:7:17: standard output has no size"},
+		"sandbox":        {leastConfig + "sandbox: on\n", `ks.yaml:6:10: "on" is neither auto nor off`},
 		"rsa_failure":    {leastConfig + "rsa_failure: maybe\n", `ks.yaml:6:14: "maybe" is neither random nor error`},
 		"rsa_workers":    {leastConfig + "rsa_workers: -1\n", "ks.yaml:6:14: "},
 		"rsa_workers 2":  {leastConfig + "rsa_workers: many\n", "ks.yaml:6:14: a value of type string cannot stand here, which takes uint16"},

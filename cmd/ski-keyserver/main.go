@@ -53,6 +53,7 @@ the default.
   # rsa_workers: 0           # RSA operations at once; 0: processors less one
   # max_in_flight: 4096
   # shutdown_timeout: 10s    # for requests in flight
+  # sandbox: auto            # off, for debuggers: core dumps, and no Landlock
   # log: {level: info, format: text}     # debug, warn, error; json
 
 A policy. What no rule grants is denied.
@@ -111,6 +112,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
+	box := enterSandbox(cfg)
 	p, err := load(cfg)
 	if err != nil {
 		return fail(stderr, err)
@@ -122,7 +124,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		p.summary(stdout, *file)
 		return 0
 	}
-	return serve(p, stderr)
+	return serve(p, box, stderr)
 }
 
 func fail(stderr io.Writer, err error) int {

@@ -19,8 +19,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
+// commands are the programs that the tests run as processes.
+var commands = map[string]func(){"ski-keyserver": main}
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ski-keyserver": main})
+	testscript.Main(m, commands)
 }
 
 func TestScripts(t *testing.T) {

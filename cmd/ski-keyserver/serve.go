@@ -16,7 +16,7 @@ import (
 
 // serve runs the key server until a signal ends it. It returns the exit
 // status.
-func serve(p *parts, stderr io.Writer) int {
+func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	// Before anything can be heard of the server, so that a signal is never
 	// met unprepared.
 	signals := make(chan os.Signal, 2)
@@ -55,6 +55,7 @@ func serve(p *parts, stderr io.Writer) int {
 		defer admin.Close()
 		go serveAdmin(server, admin, log)
 	}
+	box.confine()
 	for _, one := range p.suspensions.All() {
 		log.Warn("suspended", "edge", one.Edge, "why", one)
 	}
@@ -63,6 +64,7 @@ func serve(p *parts, stderr io.Writer) int {
 	}
 	log.Info("listening", "addr", coap.Addr(), "path", p.cfg.Path, "keys", len(p.keys.IDs()),
 		"edges", p.policy.EdgeCount(), "version", buildVersion())
+	box.report(log)
 
 	// What SIGHUP does, in this order.
 	reload := []func() error{audit.Reopen}
