@@ -1,0 +1,59 @@
+package cmd_test
+
+import (
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// libcoap's clients share nothing with us, neither CoAP nor DTLS.
+func TestLibcoapClientsAreServed(t *testing.T) {
+	d := startDev(t)
+	input, err := hex.DecodeString(strings.Repeat("11", 32) + strings.Repeat("22", 32) + "03001741" +
+		"046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296" +
+		"4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5")
+	require.NoError(t, err)
+	for _, client := range []string{"coap-client-openssl", "coap-client-gnutls"} {
+		for _, tc := range []struct {
+			name   string
+			format ski.Format
+			number string // of the Content-Format
+			req    *ski.Request
+			want   ski.Error
+		}{
+			{"CBOR", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[0].SPKI, Hash: ski.SHA256, Input: input}, ""},
+			{"JSON", ski.JSON, "50", &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[0].SPKI, Hash: ski.SHA256, Input: input}, ""},
+			{"unknown key", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: ski.KeyID{1}, Hash: ski.SHA256, Input: input}, ski.SPKINotFound},
+			{"malformed", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[0].SPKI, Hash: ski.SHA256, Input: input[1:]}, ski.MalformedRequest},
+		} {
+			t.Run(client+" "+tc.name, func(t *testing.T) {
+				body, err := ski.EncodeRequest(tc.format, tc.req)
+				require.NoError(t, err)
+				dir := t.TempDir()
+				request, answer := filepath.Join(dir, "request"), filepath.Join(dir, "answer")
+				require.NoError(t, os.WriteFile(request, body, 0o600))
+				_, all, status := run(t, "", client, "-m", "post", "-t", tc.number, "-A", tc.number, "-f", request, "-o", answer, "-B", "10",
+					"-c", d.endpoints.EdgeCert, "-j", d.endpoints.EdgeKey, "-C", d.endpoints.KeyServerCA, "-R", d.endpoints.KeyServerCA,
+					d.endpoints.KeyServer.CoAPS)
+				require.Zero(t, status, all)
+				data, err := os.ReadFile(answer)
+				if tc.want != "" {
+					// For an answer with an error code, the client prints the payload.
+					assert.Contains(t, all, string(tc.want))
+					return
+				}
+				require.NoError(t, err, all)
+				resp, err := ski.DecodeResponse(tc.format, data)
+				require.NoError(t, err)
+				assert.NotEmpty(t, resp.Output)
+			})
+		}
+	}
+}
