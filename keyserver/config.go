@@ -5,7 +5,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -105,7 +104,7 @@ func (d *Duration) UnmarshalYAML(node ast.Node) error {
 // LoadConfig reads and checks a configuration file, but none of the files it
 // names. The error names file, line and column.
 func LoadConfig(file string) (*Config, error) {
-	data, err := os.ReadFile(file)
+	data, err := readTrustedFile(file)
 	if err != nil {
 		return nil, err
 	}
@@ -135,6 +134,9 @@ func LoadConfig(file string) (*Config, error) {
 }
 
 func (c *Config) check(doc *document) error {
+	if err := doc.checkWhole("$.rsa_workers", "$.max_in_flight"); err != nil {
+		return err
+	}
 	for _, required := range []struct{ name, value string }{
 		{"certificate", c.Certificate},
 		{"key", c.Key},

@@ -100,9 +100,9 @@ log: {level: warn, format: json}
 
 func TestConfigErrors(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"empty":          {"", `ks.yaml: "certificate" is missing`},
-		"missing":        {strings.Replace(leastConfig, "policy: policy.yaml\n", "", 1), `ks.yaml: "policy" is missing`},
-		"null":           {strings.Replace(leastConfig, "policy.yaml", "", 1), `"policy" is missing`},
+		"empty":          {"", "ks.yaml:1:1: the file is empty"},
+		"missing":        {strings.Replace(leastConfig, "policy: policy.yaml\n", "", 1), `ks.yaml:1:1: "policy" is missing`},
+		"null":           {strings.Replace(leastConfig, "policy.yaml", "", 1), `ks.yaml:5:1: "policy" has no value`},
 		"unknown":        {leastConfig + "polcy: x\n", `ks.yaml:6:1: unknown field "polcy"`},
 		"unknown deeper": {leastConfig + "audit:\n  path: x\n", `ks.yaml:7:3: unknown field "path"`},
 		"duplicate":      {leastConfig + "key: x\n", "ks.yaml:6:1: "},
@@ -116,7 +116,11 @@ func TestConfigErrors(t *testing.T) {
 		"sandbox":        {leastConfig + "sandbox: on\n", `ks.yaml:6:10: "on" is neither auto nor off`},
 		"rsa_failure":    {leastConfig + "rsa_failure: maybe\n", `ks.yaml:6:14: "maybe" is neither random nor error`},
 		"rsa_workers":    {leastConfig + "rsa_workers: -1\n", "ks.yaml:6:14: "},
-		"rsa_workers 2":  {leastConfig + "rsa_workers: many\n", "ks.yaml:6:14: a value of type string cannot stand here, which takes uint16"},
+		"rsa_workers 2":  {leastConfig + "rsa_workers: many\n", "ks.yaml:6:14: found a text where a whole number belongs"},
+		"rsa_workers 3":  {leastConfig + "rsa_workers: 1.5\n", "ks.yaml:6:14: it is not a whole number"},
+		"fraction":       {leastConfig + "max_in_flight: 1.0\n", "ks.yaml:6:16: it is not a whole number"},
+		"audit without":  {leastConfig + "audit:\n  # file: audit.log\n", `ks.yaml:6:1: "audit" has no value`},
+		"text for a map": {leastConfig + "audit: audit.log\n", "ks.yaml:6:8: string was used where mapping is expected"},
 		"max_in_flight":  {leastConfig + "max_in_flight: 0\n", "ks.yaml:6:16: "},
 		"duration":       {leastConfig + "shutdown_timeout: 10\n", "ks.yaml:6:19: it is not a duration"},
 		"duration 0":     {leastConfig + "shutdown_timeout: 0s\n", "ks.yaml:6:19: it is not a duration"},

@@ -17,9 +17,10 @@ import (
 // its file's name without that ending.
 //
 // A file holds one private key in PEM form (PKCS #8, PKCS #1 or SEC 1), and may
-// hold its certificate chain too. Files that group or others can read, and
-// folders in which they can put files, are refused. A symbolic link stands for
-// what it points at.
+// hold its certificate chain too. Refused are files that group or others have
+// any right to, folders in which they can put files, and both if they belong to
+// another user than root or the process's own. A symbolic link stands for what
+// it points at.
 //
 // One bad file fails the whole: a key server that starts without a key that it
 // is thought to have is found out by the clients.
@@ -111,6 +112,9 @@ func parseKey(data []byte) (crypto.Signer, error) {
 			}
 			clear(block.Bytes)
 		}
+	}
+	if bytes.Contains(data, []byte("-----BEGIN")) { // which Decode skips, and so might a key be missed
+		return nil, errors.New("it has a PEM block that cannot be read")
 	}
 	if private == nil {
 		return nil, errors.New("it has no private key in PEM form")

@@ -63,6 +63,14 @@ func folder(t *testing.T, files map[string][]byte) string {
 	return dir
 }
 
+// ownedBy is a file as it would look to be another user's.
+type ownedBy struct {
+	os.FileInfo
+	uid uint32
+}
+
+func (o ownedBy) Sys() any { return &syscall.Stat_t{Uid: o.uid} }
+
 func TestLoadFolder(t *testing.T) {
 	ec, ec2 := newECDSA(t, elliptic.P256()), newECDSA(t, elliptic.P384())
 	sec1, err := x509.MarshalECPrivateKey(ec2)
@@ -117,6 +125,8 @@ func TestLoadFolderRefusesKeys(t *testing.T) {
 	}{
 		"empty":             {nil, "no private key"},
 		"certificate alone": {certificateOf(t, ec), "no private key"},
+		"spoilt key":        {append(pkcs8(t, ec), "-----BEGIN PRIVATE KEY-----\nnot base64!\n-----END PRIVATE KEY-----\n"...), "PEM block that cannot be read"},
+		"torn key":          {append(pkcs8(t, ec), "-----BEGIN PRIVATE KEY-----\nMIG"...), "PEM block that cannot be read"},
 		"two keys":          {append(pkcs8(t, ec), pkcs8(t, newECDSA(t, elliptic.P256()))...), "more than one private key"},
 		"other certificate": {append(certificateOf(t, newECDSA(t, elliptic.P256())), pkcs8(t, ec)...), "of another key"},
 		"broken":            {pemBlock("PRIVATE KEY", []byte{1, 2, 3}), "asn1"},
@@ -153,7 +163,7 @@ func TestLoadFolderRefusesFiles(t *testing.T) {
 			_, err := LoadFolder(dir)
 			require.NoError(t, err)
 		}
-		for _, mode := range []os.FileMode{0o770, 0o707, 0o722} {
+		for _, mode := range []os.FileMode{0o770, 0o707, 0o722, 0o777 | os.ModeSticky} {
 			require.NoError(t, os.Chmod(dir, mode))
 			_, err := LoadFolder(dir)
 			require.ErrorContains(t, err, "can write the folder")
@@ -166,9 +176,12 @@ func TestLoadFolderRefusesFiles(t *testing.T) {
 		_, err := LoadFolder(dir)
 		require.NoError(t, err)
 
-		require.NoError(t, os.Chmod(elsewhere, 0o770))
-		_, err = LoadFolder(dir)
-		require.ErrorContains(t, err, "can write the folder")
+		for _, d := range []string{elsewhere, dir} {
+			require.NoError(t, os.Chmod(d, 0o770))
+			_, err = LoadFolder(dir)
+			require.ErrorContains(t, err, d+": group or others can write the folder")
+			require.NoError(t, os.Chmod(d, 0o700))
+		}
 
 		require.NoError(t, os.Chmod(elsewhere, 0o700))
 		require.NoError(t, os.Chmod(filepath.Join(elsewhere, "key"), 0o644))
@@ -179,6 +192,27 @@ func TestLoadFolderRefusesFiles(t *testing.T) {
 		_, err = LoadFolder(dir)
 		require.ErrorIs(t, err, os.ErrNotExist)
 	})
+	t.Run("owner", func(t *testing.T) {
+		dir := folder(t, map[string][]byte{"a.pem": key})
+		info, err := os.Stat(dir)
+		require.NoError(t, err)
+		for _, uid := range []uint32{0, uint32(os.Geteuid())} {
+			require.NoError(t, checkOwner("a", ownedBy{info, uid}))
+			require.NoError(t, checkRights("a", ownedBy{info, uid}, anyRight))
+		}
+		stranger := ownedBy{info, uint32(os.Geteuid()) + 1}
+		require.ErrorContains(t, checkOwner("a", stranger), "a: it belongs to another user (uid ")
+		require.ErrorContains(t, checkRights("a", stranger, anyRight), "a: it belongs to another user (uid ")
+		if os.Geteuid() != 0 {
+			return // Only root can give files away.
+		}
+		for _, name := range []string{filepath.Join(dir, "a.pem"), dir} {
+			require.NoError(t, os.Chown(name, 12345, -1))
+			_, err := LoadFolder(dir)
+			require.ErrorContains(t, err, name+": it belongs to another user (uid 12345)")
+			require.NoError(t, os.Chown(name, 0, -1))
+		}
+	})
 	t.Run("pipe", func(t *testing.T) {
 		dir := folder(t, nil)
 		require.NoError(t, syscall.Mkfifo(filepath.Join(dir, "a.pem"), 0o600))
@@ -186,7 +220,7 @@ func TestLoadFolderRefusesFiles(t *testing.T) {
 		require.ErrorContains(t, err, "not a regular file")
 	})
 	t.Run("too long", func(t *testing.T) {
-		_, err := LoadFolder(folder(t, map[string][]byte{"a.pem": make([]byte, maxPrivateFile+1)}))
+		_, err := LoadFolder(folder(t, map[string][]byte{"a.pem": make([]byte, maxFile+1)}))
 		require.ErrorContains(t, err, "more than")
 	})
 	t.Run("same key", func(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 )
@@ -25,7 +24,7 @@ func (c *Config) Identity(now time.Time) (own tls.Certificate, clientCAs []*x509
 }
 
 func (c *Config) ownCertificate(now time.Time) (tls.Certificate, error) {
-	chain, err := os.ReadFile(c.Certificate)
+	chain, err := readTrustedFile(c.Certificate)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
@@ -49,7 +48,7 @@ func (c *Config) ownCertificate(now time.Time) (tls.Certificate, error) {
 }
 
 func loadAuthorities(file string, now time.Time) ([]*x509.Certificate, error) {
-	data, err := os.ReadFile(file)
+	data, err := readTrustedFile(file)
 	if err != nil {
 		return nil, err
 	}

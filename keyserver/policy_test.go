@@ -1,8 +1,13 @@
 package keyserver
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -136,7 +141,7 @@ func TestPolicyRights(t *testing.T) {
 	require.Equal(t, []string{"policy rule 3 allows legacy sha-1, tls-1.1"}, p.Warnings())
 
 	require.Len(t, parsePolicy(t, testPolicy).Rights(), 15)
-	require.Empty(t, parsePolicy(t, "").Rights())
+	require.Empty(t, parsePolicy(t, "edges: []\nrules: []\n").Rights())
 }
 
 // A key can be named by its fingerprint in either case.
@@ -151,14 +156,21 @@ func TestPolicyKeyByFingerprint(t *testing.T) {
 func TestPolicyErrors(t *testing.T) {
 	const e = "edges: [{name: e, dns: [e.example]}]\n"
 	for name, c := range map[string]struct{ text, want string }{
-		"unknown section":  {"rule: []\n", `policy.yaml:1:1: unknown field "rule"`},
+		"unknown section":  {"rule: [1]\n", `policy.yaml:1:1: unknown field "rule"`},
 		"unknown key":      {"edges:\n  - name: e\n    ip: [x]\n", `policy.yaml:3:5: unknown field "ip"`},
 		"duplicate key":    {"edges: []\nedges: []\n", "policy.yaml:2:1: "},
 		"not YAML":         {"edges: [\n", "policy.yaml:1:8: "},
 		"not a list":       {"edges: e\n", "policy.yaml:1:8: "},
-		"list in a name":   {"edges:\n  - name: [a]\n", "policy.yaml:2:11: a value of type []interface {} cannot stand here, which takes string"},
-		"two documents":    {"edges: []\n---\nrules: []\n", "policy.yaml: it has more than one document"},
-		"no name":          {"edges:\n  - dns: [a]\n", "policy.yaml:2:8: an edge needs a 'name'"},
+		"list in a name":   {"edges:\n  - name: [a]\n", "policy.yaml:2:11: found a list where a text belongs"},
+		"empty file":       {"", "policy.yaml:1:1: the file is empty"},
+		"only comments":    {"# edges:\n", "policy.yaml:1:1: the file is empty"},
+		"two documents":    {"edges: []\n---\nrules: []\n", "policy.yaml:2:1: there is more than one document"},
+		"empty documents":  {"---\n---\nedges: []\n", "policy.yaml:1:1: the file is empty"},
+		"no section":       {"edges:\n", `policy.yaml:1:1: "edges" has no value`},
+		"null entry":       {"edges: [~]\n", "policy.yaml:1:8: an entry of the list has no value"},
+		"alias":            {"edges: &e\n  - {name: a, dns: [a]}\nrules: *e\n", "policy.yaml:1:8: anchors and aliases"},
+		"merge key":        {"edges:\n  - <<: {name: a}\n    dns: [a]\n", "policy.yaml:2:5: anchors and aliases"},
+		"no name":          {"edges:\n  - dns: [a]\n", "policy.yaml:2:5: an edge needs a 'name'"},
 		"comma":            {"edges:\n  - name: a,b\n    dns: [a]\n", "policy.yaml:2:11: an edge's name cannot have a comma"},
 		"same name":        {"edges:\n  - {name: a, dns: [a]}\n  - {name: a, dns: [b]}\n", `policy.yaml:3:12: there are two edges called "a"`},
 		"no identity":      {"edges:\n  - name: a\n", `edge "a" needs one of`},
@@ -189,4 +201,66 @@ func TestPolicyErrors(t *testing.T) {
 	}
 	_, err := LoadPolicy("missing.yaml", testKeys())
 	require.ErrorContains(t, err, "missing.yaml")
+}
+
+// A limit without a value is not the same as no limit: every key of a rule and
+// of an edge, with all its lines commented out or with an empty list.
+func TestPolicyRefusesEmptyValues(t *testing.T) {
+	const rule = "edges: [{name: e, dns: [e.example]}]\nrules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n"
+	for _, key := range ruleKeys(t) {
+		for _, value := range []string{"", " []", " ~", " null", " {}", " !!seq []", "\n    # - www.example.com"} {
+			text := rule + "    " + key + ":" + value + "\n"
+			line := 6
+			for i, l := range strings.Split(rule, "\n") {
+				if name := strings.TrimLeft(l, " -"); strings.HasPrefix(name, key+":") && strings.HasPrefix(l, "  ") {
+					lines := strings.Split(rule, "\n")
+					lines[i] = l[:strings.Index(l, ":")] + ":" + value
+					text, line = strings.Join(lines, "\n"), i+1
+				}
+			}
+			_, err := ParsePolicy("policy.yaml", []byte(text), testKeys())
+			require.ErrorContains(t, err, fmt.Sprintf("policy.yaml:%d:5: %q has no value", line, key), text)
+		}
+	}
+	for _, key := range []string{"spki", "dns", "uri"} {
+		_, err := ParsePolicy("policy.yaml", []byte("edges:\n  - name: e\n    "+key+": []\n"), testKeys())
+		require.ErrorContains(t, err, fmt.Sprintf("policy.yaml:3:5: %q has no value", key))
+	}
+}
+
+// ruleKeys returns the YAML keys of a rule.
+func ruleKeys(t *testing.T) []string {
+	var keys []string
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[ruleEntry]()) {
+		keys = append(keys, f.Tag.Get("yaml"))
+	}
+	require.Contains(t, keys, "server_names")
+	return keys
+}
+
+func TestPolicyByteOrderMark(t *testing.T) {
+	require.Equal(t, 3, parsePolicy(t, "\ufeff"+strings.TrimSpace(policyText)).EdgeCount())
+}
+
+// A policy, a configuration and certificates decide over keys: nobody else may
+// write them.
+func TestTrustedFiles(t *testing.T) {
+	dir := folder(t, map[string][]byte{"policy.yaml": []byte(policyText)})
+	file := filepath.Join(dir, "policy.yaml")
+	for _, mode := range []os.FileMode{0o644, 0o640, 0o600, 0o444} {
+		require.NoError(t, os.Chmod(file, mode))
+		_, err := LoadPolicy(file, testKeys())
+		require.NoError(t, err)
+	}
+	for _, mode := range []os.FileMode{0o664, 0o646, 0o620, 0o602} {
+		require.NoError(t, os.Chmod(file, mode))
+		_, err := LoadPolicy(file, testKeys())
+		require.ErrorContains(t, err, "policy.yaml: group or others can write it")
+		_, err = LoadConfig(file)
+		require.ErrorContains(t, err, "policy.yaml: group or others can write it")
+		_, err = loadAuthorities(file, time.Now())
+		require.ErrorContains(t, err, "policy.yaml: group or others can write it")
+		_, _, err = (&Config{Certificate: file}).Identity(time.Now())
+		require.ErrorContains(t, err, "policy.yaml: group or others can write it")
+	}
 }

@@ -2,7 +2,6 @@ package keyserver
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -53,7 +52,7 @@ var modernProtocols = []ski.Protocol{ski.TLS12, ski.TLS13, ski.DTLS12, ski.DTLS1
 // LoadPolicy reads a policy file. Its rules speak of the keys of the store. The
 // error names file, line and column.
 func LoadPolicy(file string, keys KeyStore) (*Policy, error) {
-	data, err := os.ReadFile(file)
+	data, err := readTrustedFile(file)
 	if err != nil {
 		return nil, err
 	}

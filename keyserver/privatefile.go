@@ -6,16 +6,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
-// maxPrivateFile bounds what is read of one file, in bytes. A key of 8192 bits
-// with a chain of certificates stays far below it.
-const maxPrivateFile = 1 << 20
+// maxFile bounds what is read of one file, in bytes. A key of 8192 bits with a
+// chain of certificates stays far below it, and so does a policy for a thousand
+// edges.
+const maxFile = 1 << 20
+
+// Rights to a file that group and others must not have.
+const (
+	anyRight   fs.FileMode = 0o077 // for what is secret
+	writeRight fs.FileMode = 0o022 // for what decides over secrets
+)
 
 // readPrivateFile reads a file that holds a secret. It refuses one that group
-// or others have any right to, and one in a folder where they could put
-// another in its place.
-func readPrivateFile(file string) ([]byte, error) {
+// or others have any right to, and all that readTrustedFile refuses.
+func readPrivateFile(file string) ([]byte, error) { return readChecked(file, anyRight) }
+
+// readTrustedFile reads a file that says who may do what. It refuses one that
+// another user than root or the process's own can change: by its owner, its
+// mode, or the folder it is in. Of a symbolic link, the folder of the link and
+// that of its target count. Folders further up are not looked at.
+func readTrustedFile(file string) ([]byte, error) { return readChecked(file, writeRight) }
+
+func readChecked(file string, forbidden fs.FileMode) ([]byte, error) {
 	// A link is followed here, so that the folder that is checked is the one
 	// the file is in.
 	target, err := filepath.EvalSymlinks(file)
@@ -42,24 +57,60 @@ func readPrivateFile(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch mode := info.Mode(); {
-	case mode.Perm()&0o077 != 0:
-		return nil, fmt.Errorf("%s: group or others have rights to it (mode %04o): chmod 600", file, mode.Perm())
-	case info.Size() > maxPrivateFile:
-		return nil, fmt.Errorf("%s: it has more than %d bytes", file, maxPrivateFile)
+	if err := checkRights(file, info, forbidden); err != nil {
+		return nil, err
 	}
-	return io.ReadAll(io.LimitReader(f, maxPrivateFile))
+	if info.Size() > maxFile {
+		return nil, fmt.Errorf("%s: it has more than %d bytes", file, maxFile)
+	}
+	// Of the right size at once: a buffer that grows leaves copies of a secret
+	// behind, which nobody clears.
+	data := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, data); err != nil {
+		clear(data)
+		return nil, fmt.Errorf("%s: it changes while it is read: %w", file, err)
+	}
+	return data, nil
 }
 
-// checkFolder refuses a folder in which group or others can replace files. With
-// the sticky bit set, as on /tmp, they can only add some.
+// checkRights refuses a file that belongs to another user, or that group or
+// others have a forbidden right to.
+func checkRights(file string, info fs.FileInfo, forbidden fs.FileMode) error {
+	if err := checkOwner(file, info); err != nil {
+		return err
+	}
+	mode := info.Mode().Perm()
+	switch {
+	case mode&forbidden == 0:
+		return nil
+	case forbidden == anyRight:
+		return fmt.Errorf("%s: group or others have rights to it (mode %04o): chmod 600", file, mode)
+	}
+	return fmt.Errorf("%s: group or others can write it (mode %04o): chmod go-w", file, mode)
+}
+
+// checkFolder refuses a folder in which another user can put files. The sticky
+// bit, as on /tmp, does not keep them from that.
 func checkFolder(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
 		return err
 	}
-	if mode := info.Mode(); mode.Perm()&0o022 != 0 && mode&fs.ModeSticky == 0 {
-		return fmt.Errorf("%s: group or others can write the folder (mode %04o): chmod go-w", dir, mode.Perm())
+	if err := checkOwner(dir, info); err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&writeRight != 0 {
+		return fmt.Errorf("%s: group or others can write the folder (mode %04o): chmod go-w", dir, mode)
+	}
+	return nil
+}
+
+// checkOwner refuses what belongs neither to root nor to the user that the
+// process runs as: its owner can change it whatever its mode is.
+func checkOwner(name string, info fs.FileInfo) error {
+	owner := int(info.Sys().(*syscall.Stat_t).Uid)
+	if owner != 0 && owner != os.Geteuid() {
+		return fmt.Errorf("%s: it belongs to another user (uid %d): chown it to root or to the user the key server runs as", name, owner)
 	}
 	return nil
 }

@@ -357,7 +357,7 @@ func TestConcurrency(t *testing.T) {
 
 func TestNew(t *testing.T) {
 	keys := testKeys()
-	policy, err := ParsePolicy("policy.yaml", nil, keys)
+	policy, err := ParsePolicy("policy.yaml", []byte(testPolicy), keys)
 	require.NoError(t, err)
 	valid := Options{Keys: keys, Policy: policy, Audit: new(auditTrail)}
 	_, err = New(valid)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -32,8 +33,9 @@ func (p *parts) tryOut() error {
 	return coap.Close()
 }
 
-// summary prints what -check has found.
-func (p *parts) summary(w io.Writer, file string) {
+// summary prints what -check has found. The error is that of the writing.
+func (p *parts) summary(out io.Writer, file string) error {
+	w := new(bytes.Buffer)
 	fmt.Fprintf(w, "%s is valid\n", file)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
@@ -60,6 +62,8 @@ func (p *parts) summary(w io.Writer, file string) {
 	if len(rights) == 0 {
 		fmt.Fprintln(w, "the policy grants nothing")
 	}
+	_, err := out.Write(w.Bytes())
+	return err
 }
 
 func list[T ~string](values []T, none string) string {

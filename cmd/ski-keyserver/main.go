@@ -121,7 +121,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if err := p.tryOut(); err != nil {
 			return fail(stderr, err)
 		}
-		p.summary(stdout, *file)
+		if err := p.summary(stdout, *file); err != nil {
+			return fail(stderr, err)
+		}
 		return 0
 	}
 	return serve(p, box, stderr)
