@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -63,6 +64,12 @@ type Config struct {
 	// Sandbox is "auto", the default, or "off": whether ski-keyserver takes from
 	// itself what it does not need while it runs.
 	Sandbox Sandbox `yaml:"sandbox"`
+	// Metrics is the TCP address, HOST:PORT, on which GET /metrics (Prometheus)
+	// and GET /healthz are answered, without authentication. It is a loopback
+	// address unless MetricsPublic is set. Default none.
+	Metrics string `yaml:"metrics"`
+	// MetricsPublic lets Metrics be an address that other machines reach.
+	MetricsPublic bool `yaml:"metrics_public"`
 	// Log is the operator's log, on standard error.
 	Log LogConfig `yaml:"log"`
 }
@@ -155,6 +162,10 @@ func (c *Config) check(doc *document) error {
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
 	case c.Audit.File == "":
 		return doc.errorAt("$.audit.file", `the file is empty: "-" is standard output`)
+	case c.Metrics != "" && !isListenAddress(c.Metrics):
+		return doc.errorAt("$.metrics", "%q is not HOST:PORT", c.Metrics)
+	case c.Metrics != "" && !isLoopback(c.Metrics) && !c.MetricsPublic:
+		return doc.errorAt("$.metrics", "%q is not a loopback address: edges and keys are named there, say metrics_public: true to serve it all the same", c.Metrics)
 	case c.Audit.File == "-" && c.Audit.MaxSizeMiB > 0:
 		return doc.errorAt("$.audit.max_size_mib", "standard output has no size")
 	case c.Audit.CheckpointRecords == 0:
@@ -188,6 +199,14 @@ func isListenAddress(s string) bool {
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
+}
+
+// isLoopback reports whether only this machine reaches an address. A name does
+// not say that.
+func isLoopback(s string) bool {
+	host, _, _ := net.SplitHostPort(s)
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback()
 }
 
 func (c *Config) joinPaths(dir string) {
@@ -231,6 +250,9 @@ func (c *Config) Warnings() []string {
 	}
 	if c.RSAFailure == RSAFailureError {
 		warnings = append(warnings, "rsa_failure: error makes the key server a padding oracle for every edge that may use the RSA method")
+	}
+	if c.Metrics != "" && !isLoopback(c.Metrics) {
+		warnings = append(warnings, "metrics_public: whoever reaches "+c.Metrics+" reads the names of edges and keys, and how often they are used")
 	}
 	if w := auditFileWarning(c.Audit.File); w != "" {
 		warnings = append(warnings, w)

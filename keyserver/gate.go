@@ -17,7 +17,7 @@ func (s *Server) enter(now time.Time, peer ski.Peer, edges []*edge) (refusal out
 	}
 	if !s.schedule.enter() {
 		s.leaveEdges(edges)
-		return refused(ski.UnspecifiedError, "overloaded"), false
+		return overloaded(), false
 	}
 	return outcome{}, true
 }

@@ -46,6 +46,8 @@ type Options struct {
 	Suspensions *Suspensions
 	// Revocations are the certificates that are revoked. nil means none.
 	Revocations *Revocations
+	// Metrics counts what the Server does. nil means that nothing does.
+	Metrics *Metrics
 	// Logger gets what is of interest to the operator and is not a request's
 	// outcome: failures of keys and of the audit log. nil means slog.Default.
 	Logger *slog.Logger
@@ -67,6 +69,7 @@ type Server struct {
 	sessions         Sessions     // nil for none
 	states           edgeStates
 	keyBuckets       sync.Map // of *bucket, by ski.KeyID
+	metrics          *Metrics // nil for none
 	log              *slog.Logger
 }
 
@@ -86,6 +89,7 @@ func New(o Options) (*Server, error) {
 		rsaFailureSecret: o.RSAFailureSecret,
 		suspensions:      o.Suspensions,
 		revocations:      o.Revocations,
+		metrics:          o.Metrics,
 		log:              o.Logger,
 	}
 	switch {
@@ -114,6 +118,9 @@ func New(o Options) (*Server, error) {
 		s.suspensions, _ = OpenSuspensions("")
 	}
 	s.schedule = newScheduler(o.MaxInFlight, o.RSAWorkers)
+	if s.metrics != nil {
+		s.metrics.server = s
+	}
 	return s, nil
 }
 
@@ -125,6 +132,7 @@ type outcome struct {
 	preMasterSecret string
 	reason          string
 	outputLen       int           // what the answer is padded to; 0 for one that needs none
+	limit           string        // the name of the limit that refused; "" for none
 	retryAfter      time.Duration // where a limit refused; 0 for no such advice
 }
 
@@ -204,12 +212,14 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 	}
 
 	// 6. and 7. The operation.
+	start := time.Now()
 	out, err = op.do(ctx, s)
+	s.metrics.operated(rec.Method, time.Since(start))
 
 	// 8. Anything else that goes wrong.
 	switch {
 	case errors.Is(err, errOverloaded):
-		return refused(ski.UnspecifiedError, "overloaded")
+		return overloaded()
 	case err != nil && errors.Is(err, ctx.Err()):
 		return refused(ski.UnspecifiedError, "the caller has gone")
 	case err != nil:
@@ -245,6 +255,11 @@ func (s *Server) finish(ctx context.Context, rec *Record, edges []*edge, out out
 	if err := s.record(ctx, rec); err != nil && s.auditRequired {
 		clear(out.output)
 		out.output, out.wire, out.retryAfter = nil, ski.UnspecifiedError, 0
+		rec.Outcome = string(out.wire) // for the metrics: there is no record
+	}
+	s.metrics.answered(rec)
+	if out.limit != "" {
+		s.metrics.Limited(out.limit)
 	}
 	return &ski.Response{Output: out.output, Error: out.wire, OutputLen: out.outputLen, RetryAfter: out.retryAfter}
 }
@@ -254,7 +269,18 @@ func (s *Server) finish(ctx context.Context, rec *Record, edges []*edge, out out
 func (s *Server) record(ctx context.Context, rec *Record) error {
 	err := s.audit.Audit(context.WithoutCancel(ctx), rec)
 	s.noteAudit(err)
+	if err != nil {
+		s.metrics.auditFailed()
+	}
 	return err
+}
+
+// Health returns why no request can be answered at the moment, or nil.
+func (s *Server) Health() error {
+	if s.auditRequired && s.auditFailing.Load() {
+		return errors.New("the audit log cannot be written")
+	}
+	return nil
 }
 
 // noteAudit logs when the audit log begins to fail and when it works again,

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,6 +100,37 @@ func (d *daemon) end() int {
 	}
 	_ = d.cmd.Wait()
 	return d.cmd.ProcessState.ExitCode()
+}
+
+func TestMetricsListener(t *testing.T) {
+	d := startDaemon(t, t.TempDir(), "metrics: 127.0.0.1:0\naudit: {file: /dev/full, required: true}", nil)
+	addr := regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(d.logged("msg=metrics"))[1]
+	get := func(path string) (int, string) {
+		resp, err := http.Get("http://" + addr + path)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		return resp.StatusCode, string(body)
+	}
+	status, body := get("/healthz")
+	require.Equal(t, 200, status)
+	require.Equal(t, "ok\n", body)
+	require.Equal(t, ski.UnspecifiedError, d.ask().Error)
+	status, body = get("/healthz")
+	require.Equal(t, 503, status)
+	require.Equal(t, "the audit log cannot be written\n", body)
+	_, body = get("/metrics")
+	require.Contains(t, body, `ski_keyserver_requests_total{edge="edge-1",key="ecdsa.test",method="ECDHE",outcome="unspecified error"} 1`)
+	require.Contains(t, body, "ski_keyserver_sessions 1\n")
+	require.Contains(t, body, "ski_keyserver_audit_failures_total 1\n")
+	require.Contains(t, body, `ski_keyserver_build_info{goversion="`)
+	require.Contains(t, body, "go_goroutines ")
+	require.Regexp(t, `ski_keyserver_certificate_expiry_timestamp_seconds [1-9]`, body)
+	status, _ = get("/")
+	require.Equal(t, 404, status)
+	d.signal(syscall.SIGTERM)
+	require.Zero(t, d.end())
 }
 
 // The reader of standard output goes away, as `| head -n1` does.

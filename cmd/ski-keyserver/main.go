@@ -54,6 +54,8 @@ the default.
   # max_in_flight: 4096
   # shutdown_timeout: 10s    # for requests in flight
   # sandbox: auto            # off, for debuggers: core dumps, and no Landlock
+  # metrics: 127.0.0.1:9684  # GET /metrics and /healthz; default: nowhere
+  # metrics_public: false    # lets metrics be an address that others reach
   # log: {level: info, format: text}     # debug, warn, error; json
 
 A policy. What no rule grants is denied.

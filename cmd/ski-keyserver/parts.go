@@ -23,6 +23,7 @@ type parts struct {
 	revocations *keyserver.Revocations // nil for none
 	secret      []byte
 	audit       keyserver.AuditOptions
+	metrics     *keyserver.Metrics
 }
 
 // load reads all files that the configuration names. It creates none.
@@ -53,6 +54,8 @@ func load(cfg *keyserver.Config) (*parts, error) {
 	if p.audit, err = loadAudit(cfg, p.keys); err != nil {
 		return nil, err
 	}
+	p.metrics = keyserver.NewMetrics(buildVersion())
+	p.metrics.SetCertificateExpiry(p.certificate.Leaf.NotAfter)
 	p.secret, err = cfg.RSAFailureSecret()
 	return p, err
 }
@@ -70,6 +73,7 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		MaxInFlight:      int(p.cfg.MaxInFlight),
 		Suspensions:      p.suspensions,
 		Revocations:      p.revocations,
+		Metrics:          p.metrics,
 		Logger:           log,
 	})
 }

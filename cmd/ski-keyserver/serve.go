@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -55,6 +56,14 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 		defer admin.Close()
 		go serveAdmin(server, admin, log)
 	}
+	var metrics *http.Server
+	if p.cfg.Metrics != "" {
+		if metrics, err = serveMetrics(p.cfg.Metrics, p.metrics, server.Health, log); err != nil {
+			_ = coap.Close()
+			return fail(stderr, err)
+		}
+		defer metrics.Close()
+	}
 	box.confine()
 	for _, one := range p.suspensions.All() {
 		log.Warn("suspended", "edge", one.Edge, "why", one)
@@ -64,6 +73,9 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	}
 	log.Info("listening", "addr", coap.Addr(), "path", p.cfg.Path, "keys", len(p.keys.IDs()),
 		"edges", p.policy.EdgeCount(), "version", buildVersion())
+	if metrics != nil {
+		log.Info("metrics", "addr", metrics.Addr)
+	}
 	box.report(log)
 
 	// What SIGHUP does, in this order.

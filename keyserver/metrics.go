@@ -1,0 +1,215 @@
+package keyserver
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// metricsPrefix begins the name of every metric here.
+const metricsPrefix = "ski_keyserver_"
+
+// otherLabel stands for all edges, keys and methods that are none of the
+// configuration's, so that nobody can make labels. No edge can have this name
+// by mistake.
+const otherLabel = "(other)"
+
+// Metrics counts what a Server does. It is a prometheus.Collector, which the
+// program registers, and belongs to one Server (Options.Metrics). Its methods
+// do nothing on nil.
+type Metrics struct {
+	server *Server // nil until New
+
+	requests       *prometheus.CounterVec
+	operations     *prometheus.HistogramVec
+	answers        *prometheus.HistogramVec
+	limited        *prometheus.CounterVec
+	detections     *prometheus.CounterVec
+	policyLoads    *prometheus.CounterVec
+	policyLoaded   prometheus.Gauge
+	policyExpiry   prometheus.Gauge
+	certificateEnd prometheus.Gauge
+	auditFailures  prometheus.Counter
+	buildInfo      prometheus.Gauge
+
+	// Read when they are asked for.
+	inFlight, rsaWaiting, sessions *prometheus.Desc
+}
+
+// latencyBuckets are in seconds: from a signature on a curve to the longest
+// that a client may wait.
+var latencyBuckets = prometheus.ExponentialBuckets(50e-6, 2, 17)
+
+// NewMetrics returns Metrics for a program of this version.
+func NewMetrics(version string) *Metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricsPrefix + name, Help: help}, labels)
+	}
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: metricsPrefix + name, Help: help, Buckets: latencyBuckets,
+		}, []string{"method"})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: metricsPrefix + name, Help: help})
+	}
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc(metricsPrefix+name, help, nil, nil)
+	}
+	m := &Metrics{
+		requests: counter("requests_total", "Requests by edge, name of the key, method and what the edge was told.",
+			"edge", "key", "method", "outcome"),
+		operations: histogram("operation_seconds", "Time of the operation with the private key, its wait for a processor included."),
+		answers:    histogram("answer_seconds", "Time from the request to its answer, the audit record not included."),
+		limited:    counter("limited_total", "Requests refused by a limit.", "limit"),
+		detections: counter("detections_total", "What the detectors have found.", "detector"),
+		policyLoads: counter("policy_loads_total", "Attempts to load the policy after the start; a failed one leaves the old policy.",
+			"result"),
+		policyLoaded:   gauge("policy_loaded_timestamp_seconds", "When the policy in force was loaded."),
+		policyExpiry:   gauge("policy_expiry_timestamp_seconds", "When the first rule of the policy that is in force ends; 0 if none does."),
+		certificateEnd: gauge("certificate_expiry_timestamp_seconds", "When the key server's own certificate ends."),
+		auditFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: metricsPrefix + "audit_failures_total", Help: "Audit records that could not be written.",
+		}),
+		buildInfo: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: metricsPrefix + "build_info", Help: "1, with what runs as labels.",
+			ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
+		}),
+		inFlight:   desc("in_flight", "Requests that are worked on."),
+		rsaWaiting: desc("rsa_waiting", "RSA operations that wait for a processor."),
+		sessions:   desc("sessions", "Live sessions of edge servers."),
+	}
+	m.buildInfo.Set(1)
+	m.policyLoaded.SetToCurrentTime()
+	for _, result := range []string{"ok", "failed"} {
+		m.policyLoads.WithLabelValues(result) // A rate needs its zero.
+	}
+	return m
+}
+
+// Limited counts a request that a limit refused. The limit's name is one of a
+// fixed few.
+func (m *Metrics) Limited(limit string) {
+	if m != nil {
+		m.limited.WithLabelValues(limit).Inc()
+	}
+}
+
+// Detected counts what a detector has found. Its name is one of a fixed few.
+func (m *Metrics) Detected(detector string) {
+	if m != nil {
+		m.detections.WithLabelValues(detector).Inc()
+	}
+}
+
+// PolicyLoaded counts an attempt to load the policy anew; err is what became of
+// it.
+func (m *Metrics) PolicyLoaded(err error) {
+	switch {
+	case m == nil:
+	case err != nil:
+		m.policyLoads.WithLabelValues("failed").Inc()
+	default:
+		m.policyLoads.WithLabelValues("ok").Inc()
+		m.policyLoaded.SetToCurrentTime()
+	}
+}
+
+// SetPolicyExpiry says when the first of the policy's rules ends. The zero time
+// means that none does.
+func (m *Metrics) SetPolicyExpiry(t time.Time) {
+	if m != nil {
+		m.policyExpiry.Set(unixSeconds(t))
+	}
+}
+
+// SetCertificateExpiry says when the key server's own certificate ends.
+func (m *Metrics) SetCertificateExpiry(t time.Time) {
+	if m != nil {
+		m.certificateEnd.Set(unixSeconds(t))
+	}
+}
+
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
+}
+
+// answered counts a request by its record.
+func (m *Metrics) answered(r *Record) {
+	if m == nil {
+		return
+	}
+	method := methodLabel(r.Method)
+	m.requests.WithLabelValues(label(r.Edge), label(r.KeyName), method, r.Outcome).Inc()
+	m.answers.WithLabelValues(method).Observe(r.Duration.Seconds())
+}
+
+// operated counts the time of an operation.
+func (m *Metrics) operated(method ski.Method, d time.Duration) {
+	if m != nil {
+		m.operations.WithLabelValues(methodLabel(method)).Observe(d.Seconds())
+	}
+}
+
+func (m *Metrics) auditFailed() {
+	if m != nil {
+		m.auditFailures.Inc()
+	}
+}
+
+func label(name string) string {
+	if name == "" {
+		return otherLabel
+	}
+	return name
+}
+
+func methodLabel(m ski.Method) string {
+	for _, served := range servedMethods {
+		if m == served {
+			return string(m)
+		}
+	}
+	return otherLabel
+}
+
+func (m *Metrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{
+		m.requests, m.operations, m.answers, m.limited, m.detections, m.policyLoads,
+		m.policyLoaded, m.policyExpiry, m.certificateEnd, m.auditFailures, m.buildInfo,
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range m.collectors() {
+		c.Describe(ch)
+	}
+	ch <- m.inFlight
+	ch <- m.rsaWaiting
+	ch <- m.sessions
+}
+
+// Collect implements prometheus.Collector.
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range m.collectors() {
+		c.Collect(ch)
+	}
+	if m.server == nil {
+		return
+	}
+	now := func(desc *prometheus.Desc, v int64) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(v))
+	}
+	now(m.inFlight, m.server.schedule.inFlight.Load())
+	now(m.rsaWaiting, m.server.schedule.rsaWaiting.Load())
+	if s := m.server.sessions; s != nil {
+		now(m.sessions, int64(len(s.Peers())))
+	}
+}
