@@ -34,7 +34,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// writeFiles writes what a configuration names: ca.pem; keyserver.pem and .key
+// writeFiles writes what a configuration names: ca.pem and .key, and crl.pem
+// that revokes nothing; keyserver.pem and .key
 // for 127.0.0.1; edge.pem and .key for edge.test; and the keys of the sites
 // ecdsa.test and rsa.test in keys. A config.yaml and policy.yaml that a script
 // has brought along stay as they are.
@@ -54,8 +55,13 @@ func writeFiles(dir string) error {
 			return err
 		}
 	}
-	ca, err := newIdentity(dir, "ca", nil, &x509.Certificate{IsCA: true, BasicConstraintsValid: true})
+	ca, err := newIdentity(dir, "ca", nil, &x509.Certificate{
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	})
 	if err != nil {
+		return err
+	}
+	if err := writeCRL(filepath.Join(dir, "crl.pem"), ca, 1); err != nil {
 		return err
 	}
 	for name, template := range map[string]*x509.Certificate{
@@ -136,6 +142,20 @@ func newIdentity(dir, name string, issuer *identity, template *x509.Certificate)
 		return nil, err
 	}
 	return &identity{cert, key}, writeKey(filepath.Join(dir, name+".key"), key)
+}
+
+// writeCRL writes a CRL that revokes certificates.
+func writeCRL(file string, ca *identity, number int64, serials ...*big.Int) error {
+	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+	for _, s := range serials {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
+			x509.RevocationListEntry{SerialNumber: s, RevocationTime: time.Now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, ca.cert, ca.key)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}), 0o600)
 }
 
 func writeKey(file string, key crypto.Signer) error {

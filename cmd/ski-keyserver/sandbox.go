@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"log/slog"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -37,8 +38,10 @@ func (s *sandbox) confine() {
 	if s.cfg.Sandbox == keyserver.SandboxOff {
 		return
 	}
-	// The log's times need the time zone, whose file is read once.
+	// Both are read from files once: the time zone, for the log's times, and the
+	// user's name, for who has used the admin socket.
 	_, _ = time.Now().Zone()
+	_, _ = user.Current()
 	s.note(confine(folders(s.cfg)))
 }
 

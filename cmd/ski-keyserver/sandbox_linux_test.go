@@ -2,18 +2,26 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	llsys "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"github.com/stretchr/testify/require"
@@ -203,6 +211,58 @@ func TestSandboxConfinesEveryThread(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Everything that a key server opens after its start, in folders of its own.
+func TestSandboxLetsTheKeyServerWork(t *testing.T) {
+	dir := t.TempDir()
+	for _, folder := range []string{"log", "state", "run"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, folder), 0o700))
+	}
+	at := func(file string) string { return filepath.Join(dir, file) }
+	d := startDaemon(t, dir, "audit: {file: log/audit.log}\nstate: state/suspended\ncrl: crl.pem\nadmin: run/admin", nil)
+	require.Contains(t, d.logged("msg=sandbox"), "memory closed")
+	require.Empty(t, d.ask().Error)
+
+	// The admin socket, the state file, and who it was.
+	order := func(path string) {
+		client := http.Client{Transport: &http.Transport{
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", at("run/admin")) },
+		}}
+		resp, err := client.Post("http://keyserver"+path, "application/json", strings.NewReader(`{"edge": "edge-1"}`))
+		require.NoError(t, err)
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, resp.StatusCode, "%s", body)
+		require.NotContains(t, string(body), "warning")
+	}
+	order(keyserver.AdminSuspend)
+	state, err := os.ReadFile(at("state/suspended"))
+	require.NoError(t, err)
+	self, err := user.Current()
+	require.NoError(t, err)
+	require.Contains(t, string(state), "edge-1")
+	require.Contains(t, string(state), "user "+self.Username)
+	order(keyserver.AdminResume)
+	require.Empty(t, d.ask().Error)
+
+	// The audit log, moved away.
+	require.NoError(t, os.Rename(at("log/audit.log"), at("log/audit.old")))
+	d.signal(syscall.SIGHUP)
+	require.Eventually(t, func() bool { _, err := os.Stat(at("log/audit.log")); return err == nil },
+		10*time.Second, 10*time.Millisecond)
+
+	// A CRL that takes the place of the old one.
+	ca, err := tls.LoadX509KeyPair(at("ca.pem"), at("ca.key"))
+	require.NoError(t, err)
+	authority := &identity{ca.Leaf, ca.PrivateKey.(*ecdsa.PrivateKey)}
+	require.NoError(t, writeCRL(at("new"), authority, 2, big.NewInt(1), big.NewInt(2)))
+	require.NoError(t, os.Rename(at("new"), at("crl.pem")))
+	require.Contains(t, d.logged("CRLs read"), "revoked=2")
+
+	d.signal(syscall.SIGTERM)
+	require.Zero(t, d.end())
+	require.NoFileExists(t, at("run/admin"), "it is removed at the end")
 }
 
 func TestSandboxFolders(t *testing.T) {
