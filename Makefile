@@ -25,8 +25,8 @@ race: test-tools
 	$(GO) test -race -timeout 15m ./...
 
 # The programs that the tests run against: nothing here stands in for them.
-TOOLS    := openssl curl coap-client-openssl coap-client-gnutls
-PACKAGES := openssl curl ca-certificates libcoap3-bin
+TOOLS    := openssl curl coap-client-openssl coap-client-gnutls systemd-analyze
+PACKAGES := openssl curl ca-certificates libcoap3-bin systemd
 
 test-tools:
 	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
