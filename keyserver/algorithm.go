@@ -9,6 +9,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -89,6 +91,33 @@ func hashName(h crypto.Hash) string {
 		return ""
 	}
 	return h.String()
+}
+
+// draftHashes are the values of 'hash', the one that is left out included.
+var draftHashes = []ski.Hash{ski.HashDefault, ski.SHA224, ski.SHA256, ski.SHA384, ski.SHA512}
+
+// algorithmName returns what audit logs and policies call the algorithm that a
+// request for a signature asks for: the scheme's name where it asks with
+// 'scheme', and otherwise the hash's.
+func algorithmName(req *ski.Request, alg algorithm) string {
+	if req.Scheme != 0 {
+		return schemeName(req.Scheme)
+	}
+	return hashName(alg.hash)
+}
+
+// algorithmNames returns the names of all that is served and is not legacy.
+func algorithmNames() []string {
+	var names []string
+	for _, h := range draftHashes {
+		if h != ski.HashDefault {
+			names = append(names, string(h))
+		}
+	}
+	for _, code := range slices.Sorted(maps.Keys(schemes)) {
+		names = append(names, schemes[code].name)
+	}
+	return names
 }
 
 // chooseAlgorithm returns the algorithm that a request for a signature asks

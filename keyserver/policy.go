@@ -1,10 +1,6 @@
 package keyserver
 
 import (
-	"crypto"
-	"crypto/rsa"
-	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -19,10 +15,11 @@ import (
 // request is granted where one rule of one of them grants the whole of it.
 type Policy struct {
 	edges  []*edge
+	rules  []*rule
 	bySPKI map[ski.KeyID][]*edge
 	byDNS  map[string][]*edge // in lower case
 	byURI  map[string][]*edge
-	keys   map[ski.KeyID]string // the names of all keys
+	keys   map[ski.KeyID]key // all of the key store
 	limits limits
 }
 
@@ -32,42 +29,11 @@ type edge struct {
 	rules []*rule
 }
 
-// rule grants what satisfies all its dimensions.
-type rule struct {
-	number      int // in the file, from 1
-	keys        map[ski.KeyID]bool
-	methods     map[ski.Method]bool
-	protocols   map[ski.Protocol]bool
-	serverNames []string // in lower case; none means any
-	legacy      legacy
-}
-
-// access is what a request asks of the policy, besides who asks.
-type access struct {
-	key        ski.KeyID
-	method     ski.Method
-	protocol   ski.Protocol
-	serverName string // in lower case
-	legacy     legacy
-}
-
-// dimensions are what a rule can limit, in the order in which they are looked
-// at: the reason of a denial is the one that the best rule stopped at.
-var dimensions = []struct {
-	denial string
-	grants func(*rule, *access) bool
-}{
-	{"no rule grants the key", func(r *rule, a *access) bool { return r.keys[a.key] }},
-	{"no rule grants the method", func(r *rule, a *access) bool { return r.methods[a.method] }},
-	{"no rule grants the protocol", func(r *rule, a *access) bool { return r.protocols[a.protocol] }},
-	{"no rule grants the server name", func(r *rule, a *access) bool { return r.grantsName(a.serverName) }},
-	{"no rule grants the legacy algorithm", func(r *rule, a *access) bool { return a.legacy&^r.legacy == 0 }},
-}
-
 const denialUnknownPeer = "the policy does not know the peer"
 
-// decide reports whether one of the edges may do a, and if none may, why.
-func (p *Policy) decide(edges []*edge, a access) (denial string, ok bool) {
+// decide reports whether one of the edges may do a, and if none may, why: what
+// it was that the rule which came furthest does not grant.
+func decide(edges []*edge, a access) (denial string, ok bool) {
 	if len(edges) == 0 {
 		return denialUnknownPeer, false
 	}
@@ -82,34 +48,6 @@ func (p *Policy) decide(edges []*edge, a access) (denial string, ok bool) {
 		}
 	}
 	return dimensions[furthest].denial, false
-}
-
-// reaches returns how many dimensions grant a before one does not.
-func (r *rule) reaches(a *access) int {
-	for i, d := range dimensions {
-		if !d.grants(r, a) {
-			return i
-		}
-	}
-	return len(dimensions)
-}
-
-// grantsName compares as RFC 9525, Section 6.3, does: without regard to case,
-// and with "*" for one whole leftmost label.
-func (r *rule) grantsName(name string) bool {
-	if len(r.serverNames) == 0 {
-		return true
-	}
-	_, parent, _ := strings.Cut(name, ".")
-	for _, granted := range r.serverNames {
-		if suffix, wild := strings.CutPrefix(granted, "*."); wild && parent == suffix {
-			return true
-		}
-		if name == granted && name != "" {
-			return true
-		}
-	}
-	return false
 }
 
 // match returns the edges that the peer is.
@@ -131,118 +69,5 @@ func (p *Policy) match(peer ski.Peer) []*edge {
 	return found
 }
 
-func newAccess(req *ski.Request, k key, alg algorithm) access {
-	a := access{
-		key:        k.id,
-		method:     req.KeyExchange(),
-		protocol:   req.Protocol,
-		serverName: strings.ToLower(req.ServerName),
-	}
-	if a.method != ski.MethodRSA {
-		switch alg.hash {
-		case crypto.SHA1:
-			a.legacy |= legacySHA1
-		case crypto.MD5SHA1:
-			a.legacy |= legacyMD5SHA1
-		}
-	}
-	if pub, ok := k.public.(*rsa.PublicKey); ok && pub.N.BitLen() < modernRSABits {
-		a.legacy |= legacyShortRSA
-	}
-	return a
-}
-
-// legacy is a set of what is off unless a rule switches it on.
-type legacy uint8
-
-const (
-	legacySHA1 legacy = 1 << iota
-	legacyMD5SHA1
-	legacyShortRSA
-)
-
-// legacySwitches are the words of a rule's 'legacy' list.
-var legacySwitches = []struct {
-	word string
-	// algorithm or protocol is what the word switches on.
-	algorithm legacy
-	protocol  ski.Protocol
-}{
-	{word: "sha-1", algorithm: legacySHA1},
-	{word: "md5-sha-1", algorithm: legacyMD5SHA1},
-	{word: "rsa-below-2048", algorithm: legacyShortRSA},
-	{word: "tls-1.0", protocol: ski.TLS10},
-	{word: "tls-1.1", protocol: ski.TLS11},
-	{word: "dtls-1.0", protocol: ski.DTLS10},
-}
-
-// legacyWords returns the words that the rule has switched on.
-func (r *rule) legacyWords() []string {
-	var words []string
-	for _, s := range legacySwitches {
-		if s.algorithm&r.legacy != 0 || r.protocols[s.protocol] {
-			words = append(words, s.word)
-		}
-	}
-	return words
-}
-
-// Right is what one rule grants one edge with one key.
-type Right struct {
-	Edge        string
-	KeyName     string
-	Key         ski.KeyID
-	Methods     []ski.Method
-	Protocols   []ski.Protocol
-	ServerNames []string // none means any
-	Legacy      []string
-}
-
-// Rights returns all that the policy grants, by edge in the file's order and
-// by the key's name.
-func (p *Policy) Rights() []Right {
-	var rights []Right
-	for _, e := range p.edges {
-		for _, r := range e.rules {
-			ids := slices.SortedFunc(maps.Keys(r.keys), func(a, b ski.KeyID) int {
-				return strings.Compare(p.keys[a], p.keys[b])
-			})
-			for _, id := range ids {
-				rights = append(rights, Right{
-					Edge:        e.name,
-					KeyName:     p.keys[id],
-					Key:         id,
-					Methods:     keep(ski.Methods(), r.methods),
-					Protocols:   keep(ski.Protocols(), r.protocols),
-					ServerNames: r.serverNames,
-					Legacy:      r.legacyWords(),
-				})
-			}
-		}
-	}
-	return rights
-}
-
-// keep returns those of all that are in the set, in their order.
-func keep[T comparable](all []T, set map[T]bool) []T {
-	return slices.DeleteFunc(all, func(v T) bool { return !set[v] })
-}
-
 // EdgeCount returns how many edges the policy knows.
 func (p *Policy) EdgeCount() int { return len(p.edges) }
-
-// Warnings returns a line for each thing that the policy allows and that is
-// not safe any more.
-func (p *Policy) Warnings() []string {
-	var warnings []string
-	seen := make(map[int]bool)
-	for _, e := range p.edges {
-		for _, r := range e.rules {
-			if words := r.legacyWords(); len(words) > 0 && !seen[r.number] {
-				seen[r.number] = true
-				warnings = append(warnings, fmt.Sprintf("policy rule %d allows legacy %s", r.number, strings.Join(words, ", ")))
-			}
-		}
-	}
-	return warnings
-}

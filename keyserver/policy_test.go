@@ -118,7 +118,7 @@ func TestPolicyDecide(t *testing.T) {
 		{both, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS12, serverName: "www.example.com"}, ""},
 		{both, access{key: keys.id(rsa2048), method: rsaMethod, protocol: ski.TLS11, serverName: "www.example.com"}, "no rule grants the protocol"},
 	} {
-		denial, ok := p.decide(p.match(c.peer), c.access)
+		denial, ok := decide(p.match(c.peer), c.access)
 		require.Equal(t, c.denial, denial, "%+v", c.access)
 		require.Equal(t, c.denial == "", ok)
 	}
@@ -132,13 +132,13 @@ func TestPolicyRights(t *testing.T) {
 	require.Equal(t, []Right{
 		{Edge: "one", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern},
 		{Edge: "one", KeyName: rsa2048, Key: keys.id(rsa2048), Methods: ecdheOnly,
-			Protocols: []ski.Protocol{ski.TLS11, ski.TLS12, ski.TLS13, ski.DTLS12, ski.DTLS13}, Legacy: []string{"sha-1", "tls-1.1"}},
+			Protocols: modern, Legacy: []string{"sha-1"}}, // In TLS 1.1 an RSA key needs md5-sha-1 too.
 		{Edge: "two", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern},
 		{Edge: "two", KeyName: rsa2048, Key: keys.id(rsa2048), Methods: []ski.Method{ski.MethodRSA},
 			Protocols: []ski.Protocol{ski.TLS12}, ServerNames: []string{"www.example.com", "*.example.org"}},
 	}, p.Rights())
 	require.Equal(t, 3, p.EdgeCount())
-	require.Equal(t, []string{"policy rule 3 allows legacy sha-1, tls-1.1"}, p.Warnings())
+	require.Equal(t, []string{"policy rule 3 allows legacy sha-1, tls-1.1"}, p.Warnings(time.Now()))
 
 	require.Len(t, parsePolicy(t, testPolicy).Rights(), 15)
 	require.Empty(t, parsePolicy(t, "edges: []\nrules: []\n").Rights())
@@ -176,7 +176,10 @@ func TestPolicyErrors(t *testing.T) {
 		"no identity":      {"edges:\n  - name: a\n", `edge "a" needs one of`},
 		"bad fingerprint":  {"edges:\n  - name: a\n    spki: [12, \n      ab]\n", "policy.yaml:3:12: an SPKI fingerprint"},
 		"zero fingerprint": {"edges:\n  - name: a\n    spki: ['" + strings.Repeat("0", 64) + "']\n", "policy.yaml:3:12: an SPKI fingerprint"},
-		"wildcard edge":    {"edges:\n  - name: a\n    dns: ['*.example']\n", "policy.yaml:3:11: a DNS name here"},
+		"wildcard edge":    {"edges:\n  - name: a\n    dns: ['*.example']\n", `policy.yaml:3:11: "*.example" is not a DNS name`},
+		"DNS name, space":  {"edges:\n  - name: a\n    dns: ['e.example ']\n", `policy.yaml:3:11: "e.example " is not a DNS name`},
+		"DNS name, dot":    {"edges:\n  - name: a\n    dns: [e.example.]\n", `policy.yaml:3:11: "e.example." is not a DNS name`},
+		"fingerprint name": {"edges:\n  - name: " + strings.Repeat("a", 64) + "\n    dns: [a]\n", "policy.yaml:2:11: an edge's name cannot look like a fingerprint"},
 		"empty URI":        {"edges:\n  - name: a\n    uri: ['']\n", "policy.yaml:3:11: the URI is empty"},
 		"rule without edges": {
 			e + "rules:\n  - keys: ['*']\n    methods: [RSA]\n", "a rule needs 'edges'"},
@@ -191,6 +194,27 @@ func TestPolicyErrors(t *testing.T) {
 		"legacy protocol":      {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    protocols: [TLS 1.0]\n", `policy.yaml:6:17: "TLS 1.0" has to be switched on by "tls-1.0" in 'legacy'`},
 		"unknown switch":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    legacy: [md5]\n", `policy.yaml:6:14: "md5" is not a legacy switch`},
 		"server name":          {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: [a.*.b]\n", `policy.yaml:6:20: "a.*.b" is neither`},
+		"two dots":             {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: [a, '*..b']\n", `policy.yaml:6:23: "*..b" is neither`},
+		"wildcard twice":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: ['*.*.b']\n", `policy.yaml:6:20: "*.*.b" is neither`},
+		"unknown algorithm":    {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    algorithms: [SHA-256, sha-384]\n", `policy.yaml:6:27: "sha-384" is not one of SHA-224, SHA-256, SHA-384, SHA-512, rsa_pkcs1_sha256,`},
+		"legacy algorithm":     {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    algorithms: [SHA-1]\n", `policy.yaml:6:18: "SHA-1" is not one of`},
+		"no network":           {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    networks: [192.0.2.0/24, 192.0.2/24]\n", `policy.yaml:6:30: "192.0.2/24" is neither a network such as`},
+		"bits beyond":          {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    networks: [192.0.2.1/24]\n", `policy.yaml:6:16: "192.0.2.1/24" has bits beyond its prefix: the network is 192.0.2.0/24`},
+		"mapped network":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    networks: ['::ffff:192.0.2.1']\n", `policy.yaml:6:16: "::ffff:192.0.2.1" is neither`},
+		"network's zone":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    networks: ['fe80::1%eth0']\n", `policy.yaml:6:16: `},
+		"no time":              {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    not_after: 2026-12-31\n", `policy.yaml:6:16: "2026-12-31" is not a time such as`},
+		"ends first":           {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    not_before: 2026-02-01T00:00:00Z\n    not_after: 2026-01-01T00:00:00Z\n", "policy.yaml:7:16: it is before 'not_before'"},
+		"group without name":   {"edge_groups:\n  - edges: [a]\n", "policy.yaml:2:5: a group needs a 'name'"},
+		"group of edges":       {e + "edge_groups:\n  - {name: g, edges: [e, f]}\n", `policy.yaml:3:26: there is no edge called "f"`},
+		"group without edges":  {e + "edge_groups:\n  - name: g\n", "policy.yaml:3:5: a group of edges needs 'edges'"},
+		"group in a group":     {e + "edge_groups:\n  - {name: g, edges: [e]}\n  - {name: h, edges: [g]}\n", `policy.yaml:4:23: there is no edge called "g"`},
+		"group called an edge": {e + "edge_groups:\n  - {name: e, edges: [e]}\n", `policy.yaml:3:12: there is another edge or group of edges called "e"`},
+		"two groups":           {e + "edge_groups:\n  - {name: g, edges: [e]}\n  - {name: g, edges: [e]}\n", `policy.yaml:4:12: there is another edge or group`},
+		"group of keys":        {"key_groups:\n  - {name: g, keys: [www]}\n", `policy.yaml:2:22: there is no key "www"`},
+		"group without keys":   {"key_groups:\n  - name: g\n", "policy.yaml:2:5: a group of keys needs 'keys'"},
+		"group called a key":   {"key_groups:\n  - {name: test-only-ed25519, keys: ['*']}\n", "policy.yaml:2:12: there is another key or group of keys called"},
+		"group called all":     {"key_groups:\n  - {name: '*', keys: ['*']}\n", "policy.yaml:2:12: a group of keys cannot have the name"},
+		"group of keys, again": {"key_groups:\n  - {name: g, keys: ['*']}\n  - {name: g, keys: ['*']}\n", "policy.yaml:3:12: there is another key or group"},
 		"bare wildcard":        {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: ['*']\n", "policy.yaml:6:20: "},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package keyserver
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -20,14 +21,26 @@ import (
 //	    keys: [www.example.com]           # names, fingerprints, or "*" for all
 //	    methods: [ECDHE, RSA]
 //	    protocols: [TLS 1.2, TLS 1.3]     # default: TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3
+//	    algorithms: [ecdsa_secp256r1_sha256, SHA-256]  # default: all that are not legacy
 //	    server_names: [www.example.com, "*.example.com"]  # default: any, or none sent
+//	    networks: [192.0.2.0/24]          # where the edge asks from; default: anywhere
+//	    not_before: 2026-01-01T00:00:00Z  # RFC 3339; default: always
+//	    not_after: 2026-12-31T23:59:59Z   # default: for ever
 //	    legacy: [sha-1]                   # default: none
+//	edge_groups:                          # their names stand in 'edges' of a rule
+//	  - name: europe
+//	    edges: [edge-1]
+//	key_groups:                           # their names stand in 'keys' of a rule
+//	  - name: shop
+//	    keys: [www.example.com]
 //
 // and the sections of limitsEntry.
 type policyFile struct {
-	Edges  []edgeEntry `yaml:"edges"`
-	Rules  []ruleEntry `yaml:"rules"`
-	Limits limitsEntry `yaml:"limits"`
+	Edges      []edgeEntry      `yaml:"edges"`
+	EdgeGroups []edgeGroupEntry `yaml:"edge_groups"`
+	KeyGroups  []keyGroupEntry  `yaml:"key_groups"`
+	Rules      []ruleEntry      `yaml:"rules"`
+	Limits     limitsEntry      `yaml:"limits"`
 }
 
 type edgeEntry struct {
@@ -37,12 +50,26 @@ type edgeEntry struct {
 	URI  []string `yaml:"uri"`
 }
 
+type edgeGroupEntry struct {
+	Name  string   `yaml:"name"`
+	Edges []string `yaml:"edges"`
+}
+
+type keyGroupEntry struct {
+	Name string   `yaml:"name"`
+	Keys []string `yaml:"keys"`
+}
+
 type ruleEntry struct {
 	Edges       []string       `yaml:"edges"`
 	Keys        []string       `yaml:"keys"`
 	Methods     []ski.Method   `yaml:"methods"`
 	Protocols   []ski.Protocol `yaml:"protocols"`
+	Algorithms  []string       `yaml:"algorithms"`
 	ServerNames []string       `yaml:"server_names"`
+	Networks    []string       `yaml:"networks"`
+	NotBefore   string         `yaml:"not_before"`
+	NotAfter    string         `yaml:"not_after"`
 	Legacy      []string       `yaml:"legacy"`
 }
 
@@ -67,23 +94,33 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 		return nil, err
 	}
 	b := policyBuilder{
-		document: doc,
-		keys:     make(map[string]ski.KeyID),
-		edges:    make(map[string]*edge),
+		document:   doc,
+		keys:       make(map[string]ski.KeyID),
+		edges:      make(map[string]*edge),
+		edgeGroups: make(map[string][]*edge),
+		keyGroups:  make(map[string][]ski.KeyID),
 		policy: &Policy{
 			bySPKI: make(map[ski.KeyID][]*edge),
 			byDNS:  make(map[string][]*edge),
 			byURI:  make(map[string][]*edge),
-			keys:   make(map[ski.KeyID]string),
+			keys:   make(map[ski.KeyID]key),
 		},
 	}
-	for _, id := range keys.IDs() {
-		k, _ := lookup(keys, id)
-		b.keys[k.name] = id
-		b.policy.keys[id] = k.name
+	if err := b.addKeys(keys); err != nil {
+		return nil, err
 	}
 	for i, e := range f.Edges {
 		if err := b.addEdge(fmt.Sprintf("$.edges[%d]", i), e); err != nil {
+			return nil, err
+		}
+	}
+	for i, g := range f.EdgeGroups {
+		if err := b.addEdgeGroup(fmt.Sprintf("$.edge_groups[%d]", i), g); err != nil {
+			return nil, err
+		}
+	}
+	for i, g := range f.KeyGroups {
+		if err := b.addKeyGroup(fmt.Sprintf("$.key_groups[%d]", i), g); err != nil {
 			return nil, err
 		}
 	}
@@ -102,9 +139,28 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 // methods get is the entry's in the document.
 type policyBuilder struct {
 	*document
-	keys   map[string]ski.KeyID // by name
-	edges  map[string]*edge     // by name
-	policy *Policy
+	keys       map[string]ski.KeyID   // by name
+	edges      map[string]*edge       // by name
+	edgeGroups map[string][]*edge     // by name
+	keyGroups  map[string][]ski.KeyID // by name
+	policy     *Policy
+}
+
+// addKeys refuses names that a policy could not tell apart. A MemoryStore has
+// none.
+func (b *policyBuilder) addKeys(keys KeyStore) error {
+	for _, id := range keys.IDs() {
+		k, _ := lookup(keys, id)
+		if err := checkKeyName(k.name); err != nil {
+			return fmt.Errorf("%s: the key store: %w", b.name, err)
+		}
+		if _, taken := b.keys[k.name]; taken {
+			return fmt.Errorf("%s: the key store has two keys called %q", b.name, k.name)
+		}
+		b.keys[k.name] = id
+		b.policy.keys[id] = k
+	}
+	return nil
 }
 
 func (b *policyBuilder) addEdge(path string, entry edgeEntry) error {
@@ -113,6 +169,8 @@ func (b *policyBuilder) addEdge(path string, entry edgeEntry) error {
 		return b.errorAt(path, "an edge needs a 'name'")
 	case strings.Contains(entry.Name, ","):
 		return b.errorAt(path+".name", "an edge's name cannot have a comma")
+	case isFingerprint(entry.Name):
+		return b.errorAt(path+".name", "an edge's name cannot look like a fingerprint")
 	case b.edges[entry.Name] != nil:
 		return b.errorAt(path+".name", "there are two edges called %q", entry.Name)
 	case len(entry.SPKI)+len(entry.DNS)+len(entry.URI) == 0:
@@ -127,8 +185,8 @@ func (b *policyBuilder) addEdge(path string, entry edgeEntry) error {
 		addTo(b.policy.bySPKI, id, e)
 	}
 	for i, name := range entry.DNS {
-		if name == "" || strings.Contains(name, "*") {
-			return b.errorAt(fmt.Sprintf("%s.dns[%d]", path, i), "a DNS name here is a whole name, without wildcard")
+		if !isDNSName(name) {
+			return b.errorAt(fmt.Sprintf("%s.dns[%d]", path, i), "%q is not a DNS name: a whole one, without wildcard", name)
 		}
 		addTo(b.policy.byDNS, strings.ToLower(name), e)
 	}
@@ -149,55 +207,78 @@ func addTo[K comparable](index map[K][]*edge, k K, e *edge) {
 	}
 }
 
-func (b *policyBuilder) addRule(path string, number int, entry ruleEntry) error {
-	switch {
-	case len(entry.Edges) == 0:
-		return b.errorAt(path, "a rule needs 'edges'")
-	case len(entry.Keys) == 0:
-		return b.errorAt(path, "a rule needs 'keys'")
-	case len(entry.Methods) == 0:
-		return b.errorAt(path, "a rule needs 'methods'")
-	}
-	r := &rule{
-		number:    number,
-		keys:      make(map[ski.KeyID]bool),
-		methods:   make(map[ski.Method]bool),
-		protocols: make(map[ski.Protocol]bool),
-	}
-	for _, step := range []func(string, ruleEntry, *rule) error{
-		b.ruleKeys, b.ruleMethods, b.ruleProtocols, b.ruleLegacy, b.ruleServerNames,
-	} {
-		if err := step(path, entry, r); err != nil {
-			return err
-		}
-	}
-	for i, name := range entry.Edges {
-		e := b.edges[name]
-		if e == nil {
-			return b.errorAt(fmt.Sprintf("%s.edges[%d]", path, i), "there is no edge called %q", name)
-		}
-		if !slices.Contains(e.rules, r) {
-			e.rules = append(e.rules, r)
-		}
-	}
-	return nil
+func isFingerprint(text string) bool {
+	_, err := ski.ParseKeyID(text)
+	return err == nil
 }
 
-func (b *policyBuilder) ruleKeys(path string, entry ruleEntry, r *rule) error {
-	for i, text := range entry.Keys {
-		if text == "*" {
-			for id := range b.policy.keys {
-				r.keys[id] = true
-			}
+func (b *policyBuilder) addEdgeGroup(path string, entry edgeGroupEntry) error {
+	switch {
+	case entry.Name == "":
+		return b.errorAt(path, "a group needs a 'name'")
+	case b.edges[entry.Name] != nil || b.edgeGroups[entry.Name] != nil:
+		return b.errorAt(path+".name", "there is another edge or group of edges called %q", entry.Name)
+	case len(entry.Edges) == 0:
+		return b.errorAt(path, "a group of edges needs 'edges'")
+	}
+	members, err := b.edgesNamed(path+".edges", entry.Edges, nil)
+	b.edgeGroups[entry.Name] = members
+	return err
+}
+
+func (b *policyBuilder) addKeyGroup(path string, entry keyGroupEntry) error {
+	_, isKey := b.keys[entry.Name]
+	switch {
+	case entry.Name == "":
+		return b.errorAt(path, "a group needs a 'name'")
+	case checkKeyName(entry.Name) != nil:
+		return b.errorAt(path+".name", "a group of keys cannot have the name %q", entry.Name)
+	case isKey || b.keyGroups[entry.Name] != nil:
+		return b.errorAt(path+".name", "there is another key or group of keys called %q", entry.Name)
+	case len(entry.Keys) == 0:
+		return b.errorAt(path, "a group of keys needs 'keys'")
+	}
+	members, err := b.keysNamed(path+".keys", entry.Keys, nil)
+	b.keyGroups[entry.Name] = members
+	return err
+}
+
+// edgesNamed returns the edges of a list, each of which can be one of the
+// groups.
+func (b *policyBuilder) edgesNamed(path string, names []string, groups map[string][]*edge) ([]*edge, error) {
+	var found []*edge
+	for i, name := range names {
+		members, ok := groups[name]
+		if e := b.edges[name]; e != nil {
+			members, ok = []*edge{e}, true
+		}
+		if !ok {
+			return nil, b.errorAt(fmt.Sprintf("%s[%d]", path, i), "there is no edge called %q", name)
+		}
+		found = append(found, members...)
+	}
+	return found, nil
+}
+
+// keysNamed returns the keys of a list, each of which can be "*", for all, or
+// one of the groups.
+func (b *policyBuilder) keysNamed(path string, names []string, groups map[string][]ski.KeyID) ([]ski.KeyID, error) {
+	var found []ski.KeyID
+	for i, name := range names {
+		if name == "*" {
+			found = slices.AppendSeq(found, maps.Keys(b.policy.keys))
 			continue
 		}
-		id, ok := b.keyNamed(text)
-		if !ok {
-			return b.errorAt(fmt.Sprintf("%s.keys[%d]", path, i), "there is no key %q", text)
+		members, ok := groups[name]
+		if id, isKey := b.keyNamed(name); isKey {
+			members, ok = []ski.KeyID{id}, true
 		}
-		r.keys[id] = true
+		if !ok {
+			return nil, b.errorAt(fmt.Sprintf("%s[%d]", path, i), "there is no key %q", name)
+		}
+		found = append(found, members...)
 	}
-	return nil
+	return found, nil
 }
 
 // keyNamed finds a key by its name or its fingerprint.
@@ -207,61 +288,4 @@ func (b *policyBuilder) keyNamed(text string) (id ski.KeyID, ok bool) {
 		_, ok = b.policy.keys[id]
 	}
 	return id, ok
-}
-
-func (b *policyBuilder) ruleMethods(path string, entry ruleEntry, r *rule) error {
-	for i, m := range entry.Methods {
-		if !slices.Contains(servedMethods, m) {
-			return b.errorAt(fmt.Sprintf("%s.methods[%d]", path, i), "%q is not a method that is served: use ECDHE or RSA", m)
-		}
-		r.methods[m] = true
-	}
-	return nil
-}
-
-func (b *policyBuilder) ruleProtocols(path string, entry ruleEntry, r *rule) error {
-	if len(entry.Protocols) == 0 {
-		entry.Protocols = modernProtocols
-	}
-	for i, p := range entry.Protocols {
-		at := fmt.Sprintf("%s.protocols[%d]", path, i)
-		switch {
-		case !p.Valid():
-			return b.errorAt(at, "%q is not a protocol", p)
-		case !slices.Contains(modernProtocols, p):
-			word := strings.ToLower(strings.ReplaceAll(string(p), " ", "-"))
-			return b.errorAt(at, "%q has to be switched on by %q in 'legacy'", p, word)
-		}
-		r.protocols[p] = true
-	}
-	return nil
-}
-
-func (b *policyBuilder) ruleLegacy(path string, entry ruleEntry, r *rule) error {
-words:
-	for i, word := range entry.Legacy {
-		for _, s := range legacySwitches {
-			if s.word != word {
-				continue
-			}
-			r.legacy |= s.algorithm
-			if s.protocol != "" {
-				r.protocols[s.protocol] = true
-			}
-			continue words
-		}
-		return b.errorAt(fmt.Sprintf("%s.legacy[%d]", path, i), "%q is not a legacy switch", word)
-	}
-	return nil
-}
-
-func (b *policyBuilder) ruleServerNames(path string, entry ruleEntry, r *rule) error {
-	for i, name := range entry.ServerNames {
-		rest := strings.TrimPrefix(name, "*.")
-		if rest == "" || strings.Contains(rest, "*") {
-			return b.errorAt(fmt.Sprintf("%s.server_names[%d]", path, i), `%q is neither a name nor "*." and a name`, name)
-		}
-		r.serverNames = append(r.serverNames, strings.ToLower(name))
-	}
-	return nil
 }

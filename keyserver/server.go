@@ -194,7 +194,7 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 	// only told to a peer that may use the key.
 	alg, algErr := chooseAlgorithm(req, k.public)
 	rec.describeAlgorithm(req, alg)
-	if reason, ok := s.policy.decide(edges, newAccess(req, k, alg)); !ok {
+	if reason, ok := decide(edges, newAccess(rec, req, k, alg)); !ok {
 		return refused(ski.RequestDenied, reason)
 	}
 
@@ -309,9 +309,9 @@ func (r *Record) describeAlgorithm(req *ski.Request, alg algorithm) {
 	switch {
 	case req.KeyExchange() == ski.MethodRSA: // Nothing is signed.
 	case req.Scheme != 0:
-		r.Scheme = schemeName(req.Scheme)
+		r.Scheme = algorithmName(req, alg)
 	default:
-		r.Hash = hashName(alg.hash)
+		r.Hash = algorithmName(req, alg)
 	}
 }
 

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
 )
 
 // tryOut finds what only putting the parts together shows: it makes the
@@ -51,12 +53,12 @@ func (p *parts) summary(out io.Writer, file string) error {
 	table.Flush()
 
 	fmt.Fprintln(w)
-	row("EDGE", "KEY", "TYPE", "METHODS", "PROTOCOLS", "SERVER NAMES", "LEGACY")
+	row("EDGE", "KEY", "TYPE", "METHODS", "PROTOCOLS", "ALGORITHMS", "SERVER NAMES", "NETWORKS", "VALID", "LEGACY")
 	rights := p.policy.Rights()
 	for _, r := range rights {
 		_, pub, _ := p.keys.Lookup(r.Key)
-		row(r.Edge, r.KeyName, keyType(pub), list(r.Methods, ""), list(r.Protocols, ""),
-			list(r.ServerNames, "any"), list(r.Legacy, "-"))
+		row(r.Edge, r.KeyName, keyType(pub), list(r.Methods, ""), list(r.Protocols, ""), algorithms(r),
+			list(r.ServerNames, "any"), list(texts(r.Networks), "any"), validity(r), list(r.Legacy, "-"))
 	}
 	table.Flush()
 	if len(rights) == 0 {
@@ -75,6 +77,35 @@ func list[T ~string](values []T, none string) string {
 		texts[i] = string(v)
 	}
 	return strings.Join(texts, ", ")
+}
+
+func texts[T fmt.Stringer](values []T) []string {
+	all := make([]string, len(values))
+	for i, v := range values {
+		all[i] = v.String()
+	}
+	return all
+}
+
+func algorithms(r keyserver.Right) string {
+	if !slices.Contains(r.Methods, ski.MethodECDHE) {
+		return "-" // Nothing is signed.
+	}
+	return list(r.Algorithms, "any")
+}
+
+func validity(r keyserver.Right) string {
+	from, until := "", ""
+	if !r.NotBefore.IsZero() {
+		from = "from " + r.NotBefore.Format(time.RFC3339)
+	}
+	if !r.NotAfter.IsZero() {
+		until = "until " + r.NotAfter.Format(time.RFC3339)
+	}
+	if from == "" && until == "" {
+		return "always"
+	}
+	return strings.TrimSpace(from + " " + until)
 }
 
 func keyType(pub crypto.PublicKey) string {

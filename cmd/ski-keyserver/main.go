@@ -70,8 +70,14 @@ A policy. What no rule grants is denied.
       keys: [www.example.com]            # names of files, fingerprints or "*"
       methods: [ECDHE]                   # RSA has no forward secrecy
       # protocols: [TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3]
-      # server_names: [www.example.com, "*.example.com"]      # default: any
-      # legacy: []   # sha-1, md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0
+      # algorithms: [SHA-256, ecdsa_secp256r1_sha256]    # default: any not legacy
+      # server_names: [www.example.com, "*.example.com"]           # default: any
+      # networks: [192.0.2.0/24, "2001:db8::/32"]       # default: from anywhere
+      # not_before: 2026-01-01T00:00:00Z                # default: always
+      # not_after: 2026-12-31T23:59:59Z
+      # legacy: [sha-1]   # md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0
+  # edge_groups: [{name: europe, edges: [edge-1]}]      # for a rule's 'edges'
+  # key_groups: [{name: shop, keys: [www.example.com]}] # for a rule's 'keys'
 
 The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
 

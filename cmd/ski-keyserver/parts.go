@@ -103,7 +103,7 @@ func (p *parts) listen(addr string, server *keyserver.Server, log *slog.Logger) 
 
 // warnings returns what the operator should know of.
 func (p *parts) warnings() []string {
-	warnings := append(p.cfg.Warnings(), p.policy.Warnings()...)
+	warnings := append(p.cfg.Warnings(), p.policy.Warnings(time.Now())...)
 	if p.revocations != nil {
 		warnings = append(warnings, p.revocations.Warnings(time.Now())...)
 	}

@@ -1,0 +1,132 @@
+package keyserver
+
+import (
+	"crypto/rsa"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// Right is what one rule grants one edge with one key, without what the key
+// cannot do.
+type Right struct {
+	Edge        string
+	KeyName     string
+	Key         ski.KeyID
+	Methods     []ski.Method
+	Protocols   []ski.Protocol
+	Algorithms  []string // none means all that the key can do
+	ServerNames []string // none means any
+	Networks    []netip.Prefix
+	NotBefore   time.Time // zero means always
+	NotAfter    time.Time // zero means for ever
+	Legacy      []string
+}
+
+// Rights returns all that the policy grants, by edge in the file's order and
+// by the key's name.
+func (p *Policy) Rights() []Right {
+	var rights []Right
+	for _, e := range p.edges {
+		for _, r := range e.rules {
+			ids := slices.SortedFunc(maps.Keys(r.keys), func(a, b ski.KeyID) int {
+				return strings.Compare(p.keys[a].name, p.keys[b].name)
+			})
+			for _, id := range ids {
+				if right, ok := r.right(p.keys[id]); ok {
+					right.Edge = e.name
+					rights = append(rights, right)
+				}
+			}
+		}
+	}
+	return rights
+}
+
+// right returns what the rule grants with a key. It tries out every operation,
+// since what one part of a rule grants another can take away: MD5 and SHA-1 for
+// TLS 1.0, say, without which an RSA key cannot sign there.
+func (r *rule) right(k key) (right Right, ok bool) {
+	methods, protocols, algorithms := make(map[ski.Method]bool), make(map[ski.Protocol]bool), make(map[string]bool)
+	var used legacy
+	for _, a := range operationsOf(k) {
+		if r.reachesOf(operationDimensions, &a) < len(operationDimensions) {
+			continue
+		}
+		methods[a.method], protocols[a.protocol], algorithms[a.algorithm] = true, true, true
+		used |= a.legacy
+	}
+	return Right{
+		KeyName:     k.name,
+		Key:         k.id,
+		Methods:     keep(ski.Methods(), methods),
+		Protocols:   keep(ski.Protocols(), protocols),
+		Algorithms:  keep(slices.Clone(r.algorithms), algorithms),
+		ServerNames: r.serverNames,
+		Networks:    r.networks,
+		NotBefore:   r.notBefore,
+		NotAfter:    r.notAfter,
+		Legacy:      legacyWords(used, protocols),
+	}, len(methods) > 0
+}
+
+// operationsOf returns every operation that there is for a key.
+func operationsOf(k key) []access {
+	var all []access
+	add := func(req ski.Request) {
+		if alg, err := chooseAlgorithm(&req, k.public); err == nil {
+			all = append(all, operationAccess(&req, k, alg))
+		}
+	}
+	for _, p := range ski.Protocols() {
+		for _, h := range draftHashes {
+			add(ski.Request{Protocol: p, Hash: h})
+		}
+		for s := range schemes {
+			add(ski.Request{Protocol: p, Scheme: s})
+		}
+		if _, isRSA := k.public.(*rsa.PublicKey); isRSA && !p.Is13() {
+			req := ski.Request{Protocol: p, Method: ski.MethodRSA}
+			all = append(all, operationAccess(&req, k, algorithm{}))
+		}
+	}
+	return all
+}
+
+// keep returns those of all that are in the set, in their order.
+func keep[T comparable](all []T, set map[T]bool) []T {
+	return slices.DeleteFunc(all, func(v T) bool { return !set[v] })
+}
+
+// Warnings returns a line for each thing that the policy allows and that is
+// not safe any more, and for each rule that grants nothing any more at the time
+// now.
+func (p *Policy) Warnings(now time.Time) []string {
+	var warnings []string
+	for _, r := range p.rules {
+		if words := legacyWords(r.legacy, r.protocols); len(words) > 0 {
+			warnings = append(warnings, fmt.Sprintf("policy rule %d allows legacy %s", r.number, strings.Join(words, ", ")))
+		}
+		if !r.notAfter.IsZero() && now.After(r.notAfter) {
+			warnings = append(warnings, fmt.Sprintf("policy rule %d has not been valid since %s", r.number, r.notAfter.Format(time.RFC3339)))
+		}
+	}
+	return warnings
+}
+
+// NextExpiry returns when the next of the rules that are valid at the time now,
+// or will be, ends. It is zero if none does.
+func (p *Policy) NextExpiry(now time.Time) time.Time {
+	var next time.Time
+	for _, r := range p.rules {
+		if !r.notAfter.IsZero() && !now.After(r.notAfter) && (next.IsZero() || r.notAfter.Before(next)) {
+			next = r.notAfter
+		}
+	}
+	return next
+}
