@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -193,6 +194,37 @@ func TestAuditFails(t *testing.T) {
 		})
 	}
 }
+
+// What the operator sees of a log that fails for a while: two lines.
+func TestAuditFailureIsLoggedOnce(t *testing.T) {
+	var out bytes.Buffer
+	s := newTestServer(t, testKeys(), func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&out, nil)) })
+	for _, err := range []error{nil, errors.New("disk full"), errors.New("disk full"), nil, nil} {
+		s.trail.err = err
+		s.ask(edgePeer, validRequest(testKeys()))
+	}
+	require.Equal(t, 1, strings.Count(out.String(), `msg="audit log fails" error="disk full"`))
+	require.Equal(t, 1, strings.Count(out.String(), `msg="audit log works again"`))
+}
+
+// The record of a request is written though its caller has gone.
+func TestAuditOfACallerThatHasGone(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var audited error = errors.New("not at all")
+	s := newTestServer(t, testKeys(), func(o *Options) {
+		o.Audit = auditFunc(func(ctx context.Context, _ *Record) error {
+			audited = ctx.Err()
+			return audited
+		})
+	})
+	s.ServeSKI(ctx, edgePeer, validRequest(testKeys()))
+	require.NoError(t, audited)
+}
+
+type auditFunc func(context.Context, *Record) error
+
+func (f auditFunc) Audit(ctx context.Context, r *Record) error { return f(ctx, r) }
 
 func TestOverload(t *testing.T) {
 	keys := testKeys()
