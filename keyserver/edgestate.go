@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,10 @@ type edgeState struct {
 	last     atomic.Int64 // time of the last request, Unix nanoseconds; 0 for none
 	inFlight atomic.Int64
 	bucket   bucket
+	rsa      rsaCounts
+
+	mu       sync.Mutex // of what follows, and of what the sweep uses in rsa
+	findings [detectors]findings
 }
 
 // count notes a request and whether it was refused.
@@ -55,6 +60,13 @@ func (s *edgeStates) of(name string) *edgeState {
 		s.byName[name] = e
 	}
 	return e
+}
+
+// all returns the states of all edges, by their names.
+func (s *edgeStates) all() map[string]*edgeState {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return maps.Clone(s.byName)
 }
 
 // each calls f with the state of each edge that a peer is, at least one.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,9 @@ func withPolicy(t testing.TB, keys KeyStore, sections string) func(*Options) {
 	t.Helper()
 	p, err := ParsePolicy("policy.yaml", []byte(testPolicy+sections), keys)
 	require.NoError(t, err)
+	if !strings.Contains(sections, "detectors:") {
+		p.detectors = detectorRules{}
+	}
 	return func(o *Options) { o.Policy = p }
 }
 

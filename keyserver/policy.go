@@ -21,6 +21,8 @@ type Policy struct {
 	byURI  map[string][]*edge
 	keys   map[ski.KeyID]key // all of the key store
 	limits limits
+
+	detectors detectorRules
 }
 
 // edge is a peer that the policy knows, with the rules that are for it.

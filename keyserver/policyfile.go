@@ -34,13 +34,14 @@ import (
 //	  - name: shop
 //	    keys: [www.example.com]
 //
-// and the sections of limitsEntry.
+// and the sections of limitsEntry and detectorsEntry.
 type policyFile struct {
 	Edges      []edgeEntry      `yaml:"edges"`
 	EdgeGroups []edgeGroupEntry `yaml:"edge_groups"`
 	KeyGroups  []keyGroupEntry  `yaml:"key_groups"`
 	Rules      []ruleEntry      `yaml:"rules"`
 	Limits     limitsEntry      `yaml:"limits"`
+	Detectors  detectorsEntry   `yaml:"detectors"`
 }
 
 type edgeEntry struct {
@@ -130,6 +131,9 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 		}
 	}
 	if err := b.addLimits(f.Limits); err != nil {
+		return nil, err
+	}
+	if err := b.addDetectors(f.Detectors); err != nil {
 		return nil, err
 	}
 	return b.policy, nil

@@ -70,6 +70,9 @@ type Server struct {
 	states           edgeStates
 	keyBuckets       sync.Map // of *bucket, by ski.KeyID
 	metrics          *Metrics // nil for none
+	memory           *memory
+	found            [detectors]atomic.Uint64
+	sweeping         atomic.Bool // a sweepRSA is to come
 	log              *slog.Logger
 }
 
@@ -117,6 +120,7 @@ func New(o Options) (*Server, error) {
 	if s.suspensions == nil {
 		s.suspensions, _ = OpenSuspensions("")
 	}
+	s.memory = newMemory()
 	s.schedule = newScheduler(o.MaxInFlight, o.RSAWorkers)
 	if s.metrics != nil {
 		s.metrics.server = s
@@ -144,7 +148,7 @@ func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) 
 	rec, edges := s.begin(peer)
 	out, ok := s.enter(rec.Time, peer, edges)
 	if ok {
-		out = s.answer(ctx, edges, req, rec)
+		out = s.answer(ctx, peer, edges, req, rec)
 		s.leave(edges)
 	}
 	return s.finish(ctx, rec, edges, out)
@@ -164,7 +168,7 @@ func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *
 // answer takes a request through the steps of docs/protocol.md, section 3. The
 // first, that the peer is authenticated, is the binding's: it has no Peer to
 // hand over otherwise.
-func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
+func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
 	longest := 0
 	defer func() {
 		if p := recover(); p != nil {
@@ -210,11 +214,15 @@ func (s *Server) answer(ctx context.Context, edges []*edge, req *ski.Request, re
 	if out, ok := s.takeKey(rec.Time, s.policy.limits.ofKey(k.id), k.id); !ok {
 		return out
 	}
+	if out, ok := s.inspect(edges, peer, req, rec); !ok {
+		return out
+	}
 
 	// 6. and 7. The operation.
 	start := time.Now()
 	out, err = op.do(ctx, s)
 	s.metrics.operated(rec.Method, time.Since(start))
+	s.countRSA(s.states.of(edges[0].name), out.preMasterSecret)
 
 	// 8. Anything else that goes wrong.
 	switch {
