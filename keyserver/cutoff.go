@@ -113,7 +113,7 @@ func (s *Server) cutOff(peer ski.Peer, edges []*edge) string {
 // ErrUnknownEdge, nothing has been done.
 func (s *Server) Suspend(one Suspension) (closed int, err error) {
 	if !s.names(one.Edge) {
-		return 0, fmt.Errorf("%w %q", ErrUnknownEdge, one.Edge)
+		return 0, fmt.Errorf("%w: %q", ErrUnknownEdge, one.Edge)
 	}
 	if one.Since.IsZero() {
 		one.Since = time.Now()
@@ -157,7 +157,7 @@ func (s *Server) event(what Event, name, reason string) {
 
 // What Suspend and Resume can find wrong with a name.
 var (
-	ErrUnknownEdge  = errors.New("it is neither an edge of the policy nor an SPKI fingerprint:")
+	ErrUnknownEdge  = errors.New("it is neither an edge of the policy nor an SPKI fingerprint")
 	ErrNotSuspended = errors.New("the edge is not suspended")
 )
 

@@ -78,6 +78,17 @@ A policy. What no rule grants is denied.
       # legacy: [sha-1]   # md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0
   # edge_groups: [{name: europe, edges: [edge-1]}]      # for a rule's 'edges'
   # key_groups: [{name: shop, keys: [www.example.com]}] # for a rule's 'keys'
+  # limits:                  # rate: requests a second; burst: one second's worth
+  #   edge: {in_flight: 1024}            # of each; e.g. {rate: 500, burst: 1000}
+  #   key: {rate: 2000}                  # for each, of all edges; default: none
+  #   edges: {edge-1: {rate: 50}}        # and keys: {www.example.com: {rate: 9}}
+  # detectors:               # action: off, alarm, deny or suspend (the edge)
+  #   replay: {action: deny, threshold: 1, window: 1m}
+  #   repeat: {action: alarm, threshold: 100, window: 1m}
+  #   premaster-repeat: {action: alarm, threshold: 100, window: 1m}
+  #   weak-randoms: {action: alarm, threshold: 3, window: 1m}
+  #   rsa-failures: {action: alarm, threshold: 20, share: 0.1, window: 1m}
+  #   addresses: {action: alarm, threshold: 3, window: 1m}
 
 The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
 
