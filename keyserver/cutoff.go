@@ -32,7 +32,7 @@ func (s *Server) SetSessions(sessions Sessions) { s.sessions = sessions }
 // log, says why not: the policy does not know it, its certificate is revoked,
 // or the edge is suspended. Bindings call it after the handshake.
 func (s *Server) Admit(peer ski.Peer) error {
-	edges := s.policy.match(peer)
+	edges := s.policy.Load().match(peer)
 	if reason := s.cutOff(peer, edges); reason != "" {
 		return errors.New(reason)
 	}
@@ -166,7 +166,7 @@ func (s *Server) names(text string) bool {
 	if _, err := ski.ParseKeyID(text); err == nil {
 		return true
 	}
-	return slices.ContainsFunc(s.policy.edges, func(e *edge) bool { return e.name == text })
+	return slices.ContainsFunc(s.policy.Load().edges, func(e *edge) bool { return e.name == text })
 }
 
 // edgeNames joins the names of the edges that a peer is.

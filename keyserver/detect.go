@@ -91,7 +91,7 @@ func (f *findings) add(now time.Time, r detectorRule) (enough, first bool) {
 func (s *Server) inspect(edges []*edge, peer ski.Peer, req *ski.Request, rec *Record) (refusal outcome, ok bool) {
 	name := edges[0].name
 	state := s.states.of(name)
-	rules := &s.policy.detectors
+	rules := &s.policy.Load().detectors
 	denied := false
 	for _, d := range s.memory.look(state.number, peer, req, rec.Time) {
 		s.found[d].Add(1)

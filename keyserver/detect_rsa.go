@@ -41,7 +41,7 @@ func (s *Server) countRSA(e *edgeState, verdict string) {
 func (s *Server) sweepRSA() {
 	s.sweeping.Store(false) // What is counted from now on has a sweep of its own.
 	now := time.Now()
-	rule := s.policy.detectors[detectRSAFailures]
+	rule := s.policy.Load().detectors[detectRSAFailures]
 	for name, e := range s.states.all() {
 		e.mu.Lock()
 		wrong, all, first := e.rsa.sweep(now, rule, &s.found[detectRSAFailures])

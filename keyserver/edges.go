@@ -39,7 +39,7 @@ func (s *Server) Edges() []EdgeStatus {
 			all = append(all, s.counted(name))
 		}
 	}
-	for _, e := range s.policy.edges {
+	for _, e := range s.policy.Load().edges {
 		add(e.name)
 	}
 	for _, one := range s.suspensions.All() {
@@ -51,7 +51,7 @@ func (s *Server) Edges() []EdgeStatus {
 	}
 	for _, p := range s.sessions.Peers() {
 		names := []string{p.SPKI.String()}
-		for _, e := range s.policy.match(p) {
+		for _, e := range s.policy.Load().match(p) {
 			names = append(names, e.name)
 		}
 		for _, name := range names {

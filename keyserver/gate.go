@@ -30,7 +30,7 @@ func (s *Server) leave(edges []*edge) {
 // enterEdges counts the request in at each edge that the peer is: it has their
 // rights together, and their limits together.
 func (s *Server) enterEdges(now time.Time, edges []*edge) (refusal outcome, ok bool) {
-	limits := &s.policy.limits
+	limits := &s.policy.Load().limits
 	if len(edges) == 0 {
 		return s.states.of(unknownEdge).take(now, limits.edge)
 	}

@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"crypto/sha256"
 	"slices"
 	"strings"
 
@@ -8,7 +9,8 @@ import (
 )
 
 // Policy says which peer may use which key, and how. What no rule grants is
-// denied. It is made by LoadPolicy or ParsePolicy and does not change.
+// denied. It is made by LoadPolicy or ParsePolicy and does not change: see
+// Server.SetPolicy and PolicyReloader.
 //
 // A peer can be several edges of the policy at once, by its fingerprint and by
 // each name in its certificate. It then has the rights of all of them: a
@@ -21,6 +23,7 @@ type Policy struct {
 	byURI  map[string][]*edge
 	keys   map[ski.KeyID]key // all of the key store
 	limits limits
+	digest [sha256.Size]byte // of the file
 
 	detectors detectorRules
 }

@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"slices"
@@ -105,6 +106,7 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 			byDNS:  make(map[string][]*edge),
 			byURI:  make(map[string][]*edge),
 			keys:   make(map[ski.KeyID]key),
+			digest: sha256.Sum256(data),
 		},
 	}
 	if err := b.addKeys(keys); err != nil {

@@ -57,7 +57,7 @@ type Options struct {
 type Server struct {
 	keys             KeyStore
 	failureKeys      FailureKeyStore // nil where rsaFailureSecret serves all keys
-	policy           *Policy
+	policy           atomic.Pointer[Policy]
 	audit            Auditor
 	auditRequired    bool
 	auditFailing     atomic.Bool
@@ -85,7 +85,6 @@ var (
 func New(o Options) (*Server, error) {
 	s := &Server{
 		keys:             o.Keys,
-		policy:           o.Policy,
 		audit:            o.Audit,
 		auditRequired:    o.AuditRequired,
 		rsaFailure:       o.RSAFailure,
@@ -125,7 +124,17 @@ func New(o Options) (*Server, error) {
 	if s.metrics != nil {
 		s.metrics.server = s
 	}
+	s.SetPolicy(o.Policy)
 	return s, nil
+}
+
+// SetPolicy puts another policy, made with the Server's key store, in the place
+// of the one in effect. Each request is answered by one of the two. Sessions of
+// peers that the new one does not know are closed.
+func (s *Server) SetPolicy(p *Policy) {
+	s.policy.Store(p)
+	s.metrics.SetPolicyExpiry(p.NextExpiry(time.Now()))
+	s.Enforce()
 }
 
 // outcome is how a request ends: what the peer is told, output or wire, and
@@ -211,7 +220,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 	if err != nil {
 		return refused(ski.MalformedRequest, err.Error())
 	}
-	if out, ok := s.takeKey(rec.Time, s.policy.limits.ofKey(k.id), k.id); !ok {
+	if out, ok := s.takeKey(rec.Time, s.policy.Load().limits.ofKey(k.id), k.id); !ok {
 		return out
 	}
 	if out, ok := s.inspect(edges, peer, req, rec); !ok {
@@ -240,7 +249,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 // begin opens the record of a request and finds the policy's edges that the
 // peer is.
 func (s *Server) begin(peer ski.Peer) (*Record, []*edge) {
-	edges := s.policy.match(peer)
+	edges := s.policy.Load().match(peer)
 	return &Record{
 		Time:    time.Now(),
 		Edge:    edgeNames(edges),

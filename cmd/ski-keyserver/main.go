@@ -92,7 +92,9 @@ A policy. What no rule grants is denied.
 
 The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
 
-On SIGHUP it opens the audit log anew if the file was moved away.
+On SIGHUP it opens the audit log anew if the file was moved away, and reads the
+policy again. It also does the latter when the file changes. A policy with a
+fault in it is refused with a line in the log, and the one before stays.
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.
 `

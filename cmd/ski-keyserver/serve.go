@@ -47,6 +47,8 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	watched, unwatch := context.WithCancel(context.Background())
 	defer unwatch()
 	go server.Watch(watched)
+	policy := keyserver.NewPolicyReloader(p.cfg.Policy, server)
+	go watchPolicy(watched, policy, log)
 	if p.cfg.Admin != "" {
 		admin, err := keyserver.ListenAdmin(p.cfg.Admin)
 		if err != nil {
@@ -79,7 +81,10 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	box.report(log)
 
 	// What SIGHUP does, in this order.
-	reload := []func() error{audit.Reopen}
+	reload := []func() error{
+		audit.Reopen,
+		func() error { _ = policy.Reload(); return nil }, // which logs by itself
+	}
 
 	ended := make(chan error, 1)
 	go func() { ended <- coap.Serve() }()
@@ -98,6 +103,12 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 			log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
 			return stop(coap, time.Duration(p.cfg.ShutdownTimeout), signals, log)
 		}
+	}
+}
+
+func watchPolicy(ctx context.Context, policy *keyserver.PolicyReloader, log *slog.Logger) {
+	if err := policy.Watch(ctx); err != nil {
+		log.Warn("the policy is read again with SIGHUP alone", "error", err)
 	}
 }
 
