@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -104,21 +105,122 @@ func TestAFloodOfHandshakesDoesNotKeepAnEdgeOut(t *testing.T) {
 		Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo),
 		Logger: slog.New(slog.NewTextHandler(&log, nil)), MaxSessions: 8,
 	})
-	for range 3 * maxUnverified {
+	for i := range 3 * maxUnverified / 2 {
 		forger, err := net.Dial("udp", s.Addr().String())
 		require.NoError(t, err)
-		_, err = forger.Write(record(22, 0, 0, 1)) // as much of a ClientHello as it takes
+		_, err = forger.Write(helloOf(byte(i), byte(i>>8)))
 		require.NoError(t, err)
 		_ = forger.Close()
 	}
-	require.NoError(t, ask(t.Context(), dialTo(t, s, ca), 1))
+	client := &ski.Client{Transports: []ski.Transport{dialTo(t, s, ca)}, Timeout: 10 * time.Second}
+	require.NoError(t, ask(t.Context(), client, 1))
 	s.mux.mu.Lock()
-	half := s.mux.unverified.Len() + s.mux.verified.Len()
+	half := s.mux.unverified.Len()
 	s.mux.mu.Unlock()
 	assert.LessOrEqual(t, half, maxUnverified)
 	assert.Less(t, strings.Count(log.String(), "\n"), 5, "the log is not flooded either: %s", log.String())
+	for deadline := time.Now().Add(5 * time.Second); s.unlogged.Load() == 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
 	s.tidy(time.Now())
 	assert.Contains(t, log.String(), "not gone on with")
+}
+
+// helloOf is the shortest thing that could be a ClientHello.
+func helloOf(random ...byte) []byte {
+	message := append([]byte{1, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 42, 0xfe, 0xfd}, make([]byte, 32)...)
+	copy(message[14:], random)
+	return record(22, 0, 0, append(message, 0, 0, 0, 2, 0xc0, 0x2b, 1, 0)...)
+}
+
+// Forgers who do not know where the edges are cannot take the places of those
+// that have been there before.
+func TestAFloodOfHandshakesDoesNotTakeThePlacesOfKnownPeers(t *testing.T) {
+	m := newMux(nil, func(*flow) {})
+	edge := netip.MustParseAddrPort("192.0.2.1:1000")
+	m.mu.Lock()
+	m.remember(edge.Addr())
+	m.mu.Unlock()
+	m.route(edge, helloOf(1))
+	for i := range 2 * maxUnverified {
+		m.route(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), uint16(i)), helloOf(2))
+	}
+	assert.NotNil(t, m.byAddr[edge])
+	assert.LessOrEqual(t, len(m.byAddr), maxUnverified+1)
+	assert.LessOrEqual(t, len(m.byCID), maxUnverified+1)
+	for i := range 2 * maxKnown {
+		m.remember(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
+	}
+	assert.LessOrEqual(t, len(m.known), maxKnown)
+}
+
+// A ClientHello that somebody sends from a peer's address does not keep the
+// peer out while it waits for its cookie.
+func TestAHalfOpenHandshakeGivesWayToAnother(t *testing.T) {
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	udp, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(s.Addr()))
+	require.NoError(t, err)
+	_, err = udp.Write(helloOf(1, 2, 3))
+	require.NoError(t, err)
+	local := udp.LocalAddr().(*net.UDPAddr)
+	_ = udp.Close()
+	socket, err := net.ListenUDP("udp", local)
+	require.NoError(t, err)
+	conn, err := dtls.ClientWithOptions(socket, net.UDPAddrFromAddrPort(s.Addr()),
+		dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // half of HandshakeTimeout
+	defer cancel()
+	require.NoError(t, conn.HandshakeContext(ctx))
+}
+
+// A peer that leaves as soon as it is there takes no place for ever.
+func TestPeersThatComeAndGoLeaveNothing(t *testing.T) {
+	ca := newTestCA(t)
+	var sessions int
+	s := serve(t, "127.0.0.1:0", ServerConfig{
+		Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), MaxSessions: 10,
+		Admit: func(ski.Peer) error { time.Sleep(2 * time.Millisecond); return nil },
+	})
+	for range 30 {
+		conn, err := dtls.DialWithOptions("udp", net.UDPAddrFromAddrPort(s.Addr()),
+			dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		require.NoError(t, conn.HandshakeContext(ctx))
+		cancel()
+		_ = conn.Close()
+	}
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if sessions = len(s.all()); sessions == 0 {
+			break
+		}
+	}
+	assert.Zero(t, sessions)
+	require.NoError(t, ask(t.Context(), dialTo(t, s, ca), 1))
+}
+
+// Pieces of handshake messages that nobody protects are not kept for a session
+// that has no handshake left.
+func TestForgedHandshakePiecesAreNotKept(t *testing.T) {
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	r := newRelay(t, s.Addr().String())
+	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	require.NoError(t, ask(t.Context(), c, 0))
+	before := heap()
+	for i := range 1500 {
+		piece := append([]byte{11, 0, 31, 64, 0, byte(i), 0, 0, 0, 0, 31, 64}, make([]byte, 8000)...)
+		r.inject(record(22, 0, byte(i), piece...))
+		if i%20 == 0 {
+			require.NoError(t, ask(t.Context(), c, i))
+		}
+	}
+	require.NoError(t, ask(t.Context(), c, 0))
+	assert.Less(t, heap(), before+3<<20)
 }
 
 func TestAPeerThatLostItsSessionGetsInFromTheSamePort(t *testing.T) {

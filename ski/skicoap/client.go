@@ -267,7 +267,9 @@ func (c *Client) connect() (*clientSession, error) {
 		_ = udp.Close()
 		return nil, err
 	}
+	began := time.Now()
 	err = conn.HandshakeContext(ctx)
+	took := time.Since(began)
 	if v.err != nil && (err == nil || v.err != errNotVerified) {
 		err = &untrustedError{v.err}
 	}
@@ -276,6 +278,7 @@ func (c *Client) connect() (*clientSession, error) {
 		return nil, err
 	}
 	s := newClientSession(conn, c.cfg.DeadAfter)
+	s.rtt.measured(took / 3) // a cookie and two flights each way
 	c.log.Info("session begins", "local", udp.LocalAddr())
 	stop := context.AfterFunc(c.ctx, func() { s.link.close(net.ErrClosed) })
 	c.running.Go(func() {

@@ -90,6 +90,9 @@ func (x *exchanges) abandon(e *exchange) {
 	if x.known[e.id] == e {
 		delete(x.known, e.id)
 	}
+	if last := len(x.queue) - 1; last >= 0 && x.queue[last] == e {
+		x.queue = x.queue[:last] // or it would push out one that was answered
+	}
 }
 
 // close forgets everything, and what is finished later.

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -73,5 +75,19 @@ func TestEncodedOutputLen(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, len(data), ski.EncodedOutputLen(f, n), fmt.Sprint(f, n))
 		}
+	}
+}
+
+func TestPaddingHasEveryLength(t *testing.T) {
+	length := func(n int) int {
+		datagram, err := encode(message.Message{
+			Type: message.Acknowledgement, Code: codes.Changed, Token: []byte{1}, Payload: []byte("x"),
+			Options: append(contentFormat(60), padding(n)...),
+		})
+		require.NoError(t, err)
+		return len(datagram)
+	}
+	for n := range 1200 {
+		require.Equal(t, length(0)+n, length(n), n)
 	}
 }

@@ -45,7 +45,7 @@ func (l *link) run(receive func(m *message.Message)) error {
 	for {
 		n, err := l.conn.Read(buf)
 		if err != nil {
-			if temporary := (*dtls.TemporaryError)(nil); errors.As(err, &temporary) && !refused(err) {
+			if passing(err) {
 				continue
 			}
 			l.close(err)
@@ -101,6 +101,17 @@ func encode(m message.Message) ([]byte, error) {
 		return nil, err
 	}
 	return datagram[:n], nil
+}
+
+// passing reports whether an error of the reader concerns one datagram only, or
+// is an alert that is no more than a warning (RFC 5246, Section 7.2).
+func passing(err error) bool {
+	var alert interface{ IsFatalOrCloseNotify() bool }
+	if errors.As(err, &alert) {
+		return !alert.IsFatalOrCloseNotify()
+	}
+	temporary := (*dtls.TemporaryError)(nil)
+	return errors.As(err, &temporary) && !refused(err)
 }
 
 // refused reports whether the peer's machine answered that nobody listens.

@@ -7,19 +7,24 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/transport/v5/packetio"
 )
 
 // The bounds on what somebody who has shown no certificate can occupy. Beyond
-// them the oldest handshake gives way, so that a flood delays nobody for longer
-// than it takes to send a handshake again.
+// them the oldest handshake gives way.
 const (
 	// maxUnverified bounds the handshakes whose client has not shown yet, with
 	// a cookie (RFC 6347, Section 4.2.1), that it receives at its address.
-	// Forging them costs a datagram each.
-	maxUnverified = 512
+	// Forging them costs a datagram each, and each has its place until as many
+	// others have come: that has to be longer than a round trip. Those from
+	// the addresses of peers that have been authenticated before have places
+	// of their own, which who does not know these addresses cannot take.
+	maxUnverified = 2048
+	// maxKnown bounds the addresses that are remembered for this.
+	maxKnown = 4096
 	// maxVerified bounds the handshakes of those who have.
 	maxVerified = 256
 	// maxQueued bounds the datagrams of one flow that wait to be read, in
@@ -46,7 +51,10 @@ type mux struct {
 	byAddr     map[netip.AddrPort]*place
 	byCID      map[cid]*flow
 	unverified *list.List // of *flow, oldest first
+	returning  *list.List // likewise, from known addresses
 	verified   *list.List
+	known      map[netip.Addr]*list.Element
+	knownOrder *list.List // of netip.Addr, the one seen longest ago first
 }
 
 type cid [cidLen]byte
@@ -62,7 +70,10 @@ func newMux(conn *net.UDPConn, begin func(*flow)) *mux {
 		byAddr:     make(map[netip.AddrPort]*place),
 		byCID:      make(map[cid]*flow),
 		unverified: list.New(),
+		returning:  list.New(),
 		verified:   list.New(),
+		known:      make(map[netip.Addr]*list.Element),
+		knownOrder: list.New(),
 	}
 }
 
@@ -92,46 +103,87 @@ func (m *mux) route(addr netip.AddrPort, datagram []byte) {
 		}
 		return
 	}
-	hello := isFirst(datagram, handshakeClientHello)
 	p := m.byAddr[addr]
-	switch {
-	case p == nil && !hello:
+	hello, isHello := parseHello(datagram)
+	if isHello {
+		m.routeHello(addr, p, hello, datagram)
 		return
-	case p == nil:
-		f := m.newFlow(addr)
-		if f.state == ended { // the server stops
-			return
-		}
-		p = &place{current: f}
-		m.byAddr[addr] = p
-	case hello && p.current.state == established && p.next == nil:
-		// The peer may have lost its session and come back on the same port, or
-		// somebody may want us to think so: the session stays until the new
-		// handshake has succeeded.
-		if f := m.newFlow(addr); f.state != ended {
-			p.next = f
-		}
 	}
-	if p.next != nil {
-		p.next.deliver(addr, datagram)
-		if hello {
-			return
-		}
+	if p == nil {
+		return
 	}
 	// What is protected for one of the two cannot be read by the other.
+	if p.next != nil {
+		p.next.deliver(addr, datagram)
+	}
 	p.current.deliver(addr, datagram)
 }
 
+// routeHello finds the handshake that a ClientHello belongs to, or begins one.
+func (m *mux) routeHello(addr netip.AddrPort, p *place, hello clientHello, datagram []byte) {
+	var f *flow
+	switch {
+	case p == nil:
+		if f = m.newFlow(addr, hello); f != nil {
+			m.byAddr[addr] = &place{current: f}
+		}
+	case p.current.random == hello.random:
+		f = p.current
+	case p.current.state == unverified && hello.initial:
+		// It has shown nothing yet: who comes later may be the one who is there.
+		p.current.end(errFlood)
+		m.routeHello(addr, m.byAddr[addr], hello, datagram)
+		return
+	default:
+		// The peer may have lost its session and come back on the same port, or
+		// somebody may want us to think so: the session stays until the new
+		// handshake has succeeded (RFC 6347, Section 4.2.8).
+		if p.next != nil && p.next.random != hello.random && p.next.state == unverified && hello.initial {
+			p.next.end(errFlood)
+		}
+		if p.next == nil {
+			p.next = m.newFlow(addr, hello)
+		}
+		f = p.next
+	}
+	if f != nil {
+		f.deliver(addr, datagram)
+	}
+}
+
 // newFlow is called with mu held. The flow it returns has not begun to run: its
-// first step takes mu.
-func (m *mux) newFlow(addr netip.AddrPort) *flow {
-	f := &flow{mux: m, addr: addr, buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr)}
+// first step takes mu. It is nil for a ClientHello that begins nothing, and
+// when the server stops.
+func (m *mux) newFlow(addr netip.AddrPort, hello clientHello) *flow {
+	if !hello.initial {
+		return nil // Its beginning was lost here; the peer begins again.
+	}
+	f := &flow{mux: m, addr: addr, random: hello.random, buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr)}
 	f.buffer.SetLimitSize(maxQueued)
 	rand.Read(f.cid[:])
 	m.byCID[f.cid] = f
-	m.enqueue(f, m.unverified, maxUnverified)
-	m.begin(f)
+	queue := m.unverified
+	if m.known[addr.Addr()] != nil {
+		queue = m.returning
+	}
+	m.enqueue(f, queue, maxUnverified)
+	if m.begin(f); f.state == ended {
+		return nil
+	}
 	return f
+}
+
+// remember notes the address of a peer that has been authenticated. It is
+// called with mu held.
+func (m *mux) remember(addr netip.Addr) {
+	if e := m.known[addr]; e != nil {
+		m.knownOrder.MoveToBack(e)
+		return
+	}
+	if m.knownOrder.Len() >= maxKnown {
+		delete(m.known, m.knownOrder.Remove(m.knownOrder.Front()).(netip.Addr))
+	}
+	m.known[addr] = m.knownOrder.PushBack(addr)
 }
 
 // enqueue puts a flow at the end of a queue of handshakes. If that is full, the
@@ -157,12 +209,16 @@ const (
 type flow struct {
 	mux    *mux
 	addr   netip.AddrPort // where it began
+	random [32]byte       // of its ClientHello
 	cid    cid
 	buffer *packetio.Buffer
+	shown  atomic.Bool // the peer receives at its address
+	silent atomic.Bool // it has ended: nothing is sent any more
 
 	// With mux.mu held:
 	state       flowState
 	wasVerified bool
+	settled     bool  // the peer has our Finished: nothing unprotected can come of it
 	cause       error // why it ended
 	queue       *list.List
 	element     *list.Element
@@ -170,6 +226,11 @@ type flow struct {
 }
 
 func (f *flow) deliver(from netip.AddrPort, datagram []byte) {
+	if f.settled {
+		if datagram = protectedOnly(datagram, cidLen); len(datagram) == 0 {
+			return
+		}
+	}
 	if f.remote.AddrPort() != from {
 		f.remote = net.UDPAddrFromAddrPort(from)
 	}
@@ -190,10 +251,24 @@ func (f *flow) establish() bool {
 	}
 	f.leaveQueue()
 	f.state = established
+	f.mux.remember(f.addr.Addr())
 	if p := f.mux.byAddr[f.addr]; p != nil && p.next == f {
-		p.current.end(errReplaced) // which puts f in its place
+		if p.current.remote.AddrPort() != f.addr {
+			p.current, p.next = f, nil // the old one's peer has moved, and lives on there
+		} else {
+			p.current.end(errReplaced) // which puts f in its place
+		}
 	}
 	return true
+}
+
+// settle notes that the peer has sent something protected since the handshake.
+// pion would otherwise keep forged pieces of handshake messages for as long as
+// the session lives.
+func (f *flow) settle() {
+	f.mux.mu.Lock()
+	defer f.mux.mu.Unlock()
+	f.settled = true
 }
 
 // end is called with mux.mu held.
@@ -203,6 +278,8 @@ func (f *flow) end(cause error) {
 	}
 	f.leaveQueue()
 	f.state, f.cause = ended, cause
+	// Or its last words, an alert, would end who comes after it at its address.
+	f.silent.Store(true)
 	delete(f.mux.byCID, f.cid)
 	if p := f.mux.byAddr[f.addr]; p != nil {
 		switch {
@@ -243,6 +320,14 @@ func (f *flow) ReadFrom(b []byte) (int, net.Addr, error) {
 
 // WriteTo is part of net.PacketConn.
 func (f *flow) WriteTo(b []byte, to net.Addr) (int, error) {
+	if f.silent.Load() {
+		return 0, net.ErrClosed
+	}
+	if !f.shown.Load() && len(b) > 0 && b[0] == recordAlert {
+		// Somebody else may have asked in the name of this address, and the one
+		// who is there would take the alert for an end of its own handshake.
+		return len(b), nil
+	}
 	// pion sends the ServerHello once it has seen its cookie again.
 	if isFirst(b, handshakeServerHello) {
 		f.verify()
@@ -253,6 +338,7 @@ func (f *flow) WriteTo(b []byte, to net.Addr) (int, error) {
 func (f *flow) verify() {
 	f.mux.mu.Lock()
 	defer f.mux.mu.Unlock()
+	f.shown.Store(true)
 	if f.state == unverified {
 		f.leaveQueue()
 		f.state, f.wasVerified = verified, true

@@ -159,18 +159,36 @@ func responseCode(r *ski.Response) (codes.Code, message.Options) {
 	return codes.InternalServerError, nil
 }
 
-// optionPadding is the option that hides an answer's length: from the range for
-// experiments (RFC 7252, Section 12.2), elective and safe to forward, so that
-// who does not know it ignores it (Section 5.4.1).
-const optionPadding message.OptionID = 65000
+// The options that hide an answer's length: from the range for experiments (RFC
+// 7252, Section 12.2), elective and safe to forward, so that who does not know
+// them ignores them (Section 5.4.1).
+const (
+	optionPadding     message.OptionID = 65000
+	optionPaddingMore message.OptionID = 65004
+)
 
-// padding returns the option that makes an answer as long as one whose payload
-// has want bytes instead of the have it has. Where there is nothing to pad it
-// is there as well, and empty.
-func padding(have, want int) message.Option {
-	n := max(0, want-have)
-	if n > 12 {
-		n-- // A value that is longer needs one more byte for its length (Section 3.1).
+// padding returns the options that make an answer n bytes longer than padding
+// of 0 would. It is there in every answer that could need it, so that 0 is
+// not the shortest by more.
+func padding(n int) message.Options {
+	n = max(0, n)
+	// Values of 13 bytes need one more byte to say their length, and those of
+	// 269 two (Section 3.1), so that two lengths cannot be had with one option.
+	value, more := n, false
+	switch {
+	case n == 13 || n == 270:
+		value, more = n-1, true
+		if n == 270 {
+			value = 268
+		}
+	case n > 270:
+		value = n - 2
+	case n > 13:
+		value = n - 1
 	}
-	return message.Option{ID: optionPadding, Value: make([]byte, n)}
+	options := message.Options{{ID: optionPadding, Value: make([]byte, value)}}
+	if more {
+		options = append(options, message.Option{ID: optionPaddingMore})
+	}
+	return options
 }

@@ -4,7 +4,8 @@ import "time"
 
 // The bounds of the retransmission time-out.
 const (
-	// firstRTO holds until a round trip has been measured.
+	// firstRTO is for want of a measurement. A client has one from the
+	// handshake.
 	firstRTO = 250 * time.Millisecond
 	// minRTO keeps the noise of two busy machines from being taken for loss;
 	// RFC 6298 has 1 s for want of finer clocks.

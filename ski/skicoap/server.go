@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/pion/dtls/v3"
+	"github.com/plgd-dev/go-coap/v3/message"
+	"golang.org/x/time/rate"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -102,8 +104,9 @@ type Server struct {
 	inFlight sync.WaitGroup // requests; Add only under mu and before draining
 	running  sync.WaitGroup // goroutines of the server; likewise
 
-	working    atomic.Int64  // requests, for MaxInFlight
-	unfinished atomic.Uint64 // handshakes that failed before the peer showed that it exists
+	working  atomic.Int64  // requests, for MaxInFlight
+	refusals *rate.Limiter // of log lines
+	unlogged atomic.Uint64 // handshakes that failed without one
 }
 
 // Listen opens the UDP address (host:port, or :port for all; port 0 takes a
@@ -126,7 +129,10 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 		links:    newResource(cfg.Path),
 		log:      cfg.Logger,
 		sessions: make(map[*session]struct{}),
+		refusals: rate.NewLimiter(10, 20),
 	}
+	// Room for a burst; the kernel gives what it allows.
+	_ = conn.SetReadBuffer(4 << 20)
 	s.mux = newMux(conn, s.begin)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
@@ -168,26 +174,41 @@ func (s *Server) begin(f *flow) {
 // serve runs one session from its handshake to its end.
 func (s *Server) serve(f *flow) {
 	defer f.Close()
-	addr := addrPort(f.remote)
-	peer, conn, err := s.handshake(f, addr)
+	if cause, _ := f.fate(); cause != nil { // it has given way already
+		s.refused(f, cause)
+		return
+	}
+	peer, conn, err := s.handshake(f)
 	if err != nil {
-		s.refused(f, addr, err)
+		s.refused(f, err)
 		return
 	}
 	sess := newSession(s, conn, peer)
 	defer sess.end()
-	if err := s.add(sess); err != nil || !f.establish() {
-		sess.link.close(net.ErrClosed)
-		s.refused(f, addr, err)
+	if err := s.add(sess); err != nil {
+		sess.link.close(err)
+		s.refused(f, err)
 		return
 	}
 	defer s.remove(sess)
-	log := s.log.With("peer", addr, "spki", peer.SPKI)
+	if !f.establish() {
+		sess.link.close(errGone)
+		s.refused(f, errGone)
+		return
+	}
+	log := s.log.With("peer", peer.Addr, "spki", peer.SPKI)
 	log.Info("session begins", "subject", peer.Certificate.Subject)
 	// A session does not outlive the certificate it was made with.
 	expiry := time.AfterFunc(time.Until(peer.Certificate.NotAfter), func() { sess.link.close(errExpired) })
 	defer expiry.Stop()
-	err = sess.link.run(sess.receive)
+	settled := false
+	err = sess.link.run(func(m *message.Message) {
+		if !settled {
+			settled = true
+			f.settle()
+		}
+		sess.receive(m)
+	})
 	if cause, _ := f.fate(); errors.Is(cause, errReplaced) {
 		err = cause
 	}
@@ -199,11 +220,13 @@ var (
 	errIdle     = errors.New("idle")
 	errCrowded  = errors.New("the peer has made too many other sessions")
 	errSessions = errors.New("too many sessions")
+	errGone     = errors.New("the peer left as soon as its handshake was done")
 )
 
 // handshake returns the DTLS connection of a flow and who is at its other end.
-func (s *Server) handshake(f *flow, addr netip.AddrPort) (ski.Peer, *dtls.Conn, error) {
-	conn, err := dtls.ServerWithOptions(f, f.remote, serverOptions(&s.cfg, f.connectionID)...)
+func (s *Server) handshake(f *flow) (ski.Peer, *dtls.Conn, error) {
+	remote := net.UDPAddrFromAddrPort(f.addr)
+	conn, err := dtls.ServerWithOptions(f, remote, serverOptions(&s.cfg, f.connectionID)...)
 	if err != nil {
 		return ski.Peer{}, nil, err
 	}
@@ -212,7 +235,7 @@ func (s *Server) handshake(f *flow, addr netip.AddrPort) (ski.Peer, *dtls.Conn, 
 	err = conn.HandshakeContext(ctx)
 	var peer ski.Peer
 	if err == nil {
-		peer, err = peerOf(conn, addr)
+		peer, err = peerOf(conn, addrPort(remote))
 	}
 	if err == nil && s.cfg.Admit != nil {
 		err = s.cfg.Admit(peer)
@@ -225,16 +248,18 @@ func (s *Server) handshake(f *flow, addr netip.AddrPort) (ski.Peer, *dtls.Conn, 
 }
 
 // refused logs a handshake that came to nothing. Of those whose peer may not
-// even exist, tidy logs the number: anybody can make any number of them.
-func (s *Server) refused(f *flow, addr netip.AddrPort, err error) {
+// even exist, and of more than a few, tidy logs the number: anybody can make
+// any number of them.
+func (s *Server) refused(f *flow, err error) {
 	cause, wasVerified := f.fate()
 	if cause != nil && !errors.Is(cause, net.ErrClosed) {
 		err = cause
 	}
+	addr := addrPort(net.UDPAddrFromAddrPort(f.addr))
 	switch {
 	case s.ctx.Err() != nil:
-	case !wasVerified:
-		s.unfinished.Add(1)
+	case !wasVerified || errors.Is(err, errFlood) || !s.refusals.Allow():
+		s.unlogged.Add(1)
 		s.log.Debug("handshake failed", "peer", addr, "err", err)
 	default:
 		s.log.Warn("handshake failed", "peer", addr, "err", err)
@@ -279,6 +304,7 @@ func (s *Server) add(sess *session) error {
 		}
 	}
 	if same >= s.cfg.MaxPeerSessions {
+		delete(s.sessions, quietest)
 		go quietest.link.close(errCrowded) // it writes, and ends when it has
 	}
 	s.sessions[sess] = struct{}{}
@@ -355,8 +381,8 @@ func (s *Server) tidy(now time.Time) {
 			sess.link.close(errIdle)
 		}
 	}
-	if n := s.unfinished.Swap(0); n > 0 {
-		s.log.Warn("handshakes that were begun and not gone on with", "count", n)
+	if n := s.unlogged.Swap(0); n > 0 {
+		s.log.Warn("more handshakes failed, or were begun and not gone on with", "count", n)
 	}
 }
 

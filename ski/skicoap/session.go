@@ -79,7 +79,7 @@ func (s *session) receive(m *message.Message) {
 		code, more := responseCode(resp)
 		options := append(contentFormat(out.ContentFormat()), more...)
 		if resp.OutputLen > 0 {
-			options = append(options, padding(len(data), ski.EncodedOutputLen(out, resp.OutputLen)))
+			options = append(options, padding(ski.EncodedOutputLen(out, resp.OutputLen)-len(data))...)
 		}
 		s.answer(e, re, code, options, data)
 		clear(data)
@@ -136,8 +136,9 @@ func (s *session) answer(e *exchange, re reply, code codes.Code, options message
 		s.server.log.Error("answer", "peer", s.peer.Addr, "err", err)
 		return
 	}
+	s.exchanges.finish(e, bytes.Clone(datagram))
 	if err := s.link.write(datagram); err != nil && s.ctx.Err() == nil {
 		s.server.log.Debug("answer", "peer", s.peer.Addr, "err", err)
 	}
-	s.exchanges.finish(e, datagram)
+	clear(datagram)
 }
