@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 var commands = map[string]func(){"ski-keyserver": main}
 
 func TestMain(m *testing.M) {
+	syscall.Umask(0o022) // The key server reads no file of a script that its group can write.
 	testscript.Main(m, commands)
 }
 
