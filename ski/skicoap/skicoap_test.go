@@ -290,7 +290,7 @@ func TestADeadlineEndsARequestAtOnceAndLeavesNothing(t *testing.T) {
 		require.ErrorAs(t, err, &te)
 	}
 	assert.Zero(t, waiting(c), "tokens")
-	close(hang) // the 50 goroutines of the handler
+	close(hang)   // the 50 goroutines of the handler
 	const few = 5 // that come and go with the session, not with the 50 requests
 	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before+few && time.Now().Before(deadline); {
 		runtime.Gosched()
