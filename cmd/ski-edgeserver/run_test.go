@@ -54,18 +54,18 @@ keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.
 	return p
 }
 
-// until reads the log up to a line that matches, and returns the line's
-// submatches.
+// until returns the submatches of the first line of the log that matches. It
+// reads on until there is one: what happens at once is logged in any order.
 func (p *process) until(t *testing.T, pattern string) []string {
 	t.Helper()
 	expression := regexp.MustCompile(pattern)
 	for {
+		if match := expression.FindStringSubmatch(p.seen.String()); match != nil {
+			return match
+		}
 		line, err := p.stderr.ReadString('\n')
 		require.NoError(t, err, "no line matches %s:\n%s", pattern, &p.seen)
 		p.seen.WriteString(line)
-		if match := expression.FindStringSubmatch(line); match != nil {
-			return match
-		}
 	}
 }
 
