@@ -50,7 +50,8 @@ keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.
 	require.NoError(t, err)
 	p.stderr = bufio.NewReader(stderr)
 	require.NoError(t, p.Start())
-	t.Cleanup(func() { p.Process.Kill() })
+	hung := time.AfterFunc(time.Minute, func() { p.Process.Kill() }) // or until would wait for ever
+	t.Cleanup(func() { hung.Stop(); p.Process.Kill() })
 	return p
 }
 
