@@ -17,11 +17,15 @@ type requestMap struct {
 	Scheme        uint16 `cbor:"scheme,omitempty" json:"scheme,omitempty"`
 	ClientVersion uint16 `cbor:"client_version,omitempty" json:"client_version,omitempty"`
 	ServerName    string `cbor:"server_name,omitempty" json:"server_name,omitempty"`
+	Group         uint16 `cbor:"group,omitempty" json:"group,omitempty"`
 	Input         []byte `cbor:"input" json:"input"`
+	State         []byte `cbor:"state,omitempty" json:"state,omitempty"`
 }
 
 type responseMap struct {
 	Output []byte `cbor:"output,omitempty" json:"output,omitempty"`
+	Params []byte `cbor:"params,omitempty" json:"params,omitempty"`
+	State  []byte `cbor:"state,omitempty" json:"state,omitempty"`
 	Error  string `cbor:"error,omitempty" json:"error,omitempty"`
 }
 
@@ -34,6 +38,8 @@ func newRequestMap(r *Request) *requestMap {
 		Scheme:        uint16(r.Scheme),
 		ClientVersion: r.ClientVersion,
 		ServerName:    r.ServerName,
+		Group:         uint16(r.Group),
+		State:         r.State,
 		Input:         r.Input,
 	}
 	if r.Method == MethodECDHE {
@@ -60,11 +66,13 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+func newResponseMap(r *Response) *responseMap {
+	return &responseMap{Output: r.Output, Params: r.Params, State: r.State, Error: string(r.Error)}
+}
+
 func encodeRequestCBOR(r *Request) ([]byte, error) { return cborEnc.Marshal(newRequestMap(r)) }
 
-func encodeResponseCBOR(r *Response) ([]byte, error) {
-	return cborEnc.Marshal(&responseMap{Output: r.Output, Error: string(r.Error)})
-}
+func encodeResponseCBOR(r *Response) ([]byte, error) { return cborEnc.Marshal(newResponseMap(r)) }
 
 type cborMap map[cborKey]cbor.RawMessage
 

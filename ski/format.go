@@ -54,7 +54,10 @@ const (
 	attrScheme        = "scheme"
 	attrClientVersion = "client_version"
 	attrServerName    = "server_name"
+	attrGroup         = "group"
+	attrState         = "state"
 	attrOutput        = "output"
+	attrParams        = "params"
 	attrError         = "error"
 )
 
@@ -87,6 +90,8 @@ func DecodeRequest(f Format, data []byte) (*Request, error) {
 		Scheme:        tls.SignatureScheme(a.uint16(attrScheme)),
 		ClientVersion: a.uint16(attrClientVersion),
 		ServerName:    a.text(attrServerName),
+		Group:         tls.CurveID(a.uint16(attrGroup)),
+		State:         a.bytes(attrState),
 	}
 	spki := a.bytes(attrSPKI)
 	switch {
@@ -119,7 +124,16 @@ func EncodeResponse(f Format, r *Response) ([]byte, error) {
 // Output has n bytes.
 func EncodedOutputLen(f Format, n int) int {
 	if f == JSON {
-		return len(`{"output":""}`) + base64.StdEncoding.EncodedLen(n)
+		return len(`{}`) + encodedPairLen(f, attrOutput, n)
+	}
+	return len("\xa1") + encodedPairLen(f, attrOutput, n)
+}
+
+// encodedPairLen returns the length of a pair of a map, with a short key and a
+// byte string of n bytes.
+func encodedPairLen(f Format, key string, n int) int {
+	if f == JSON {
+		return len(`"":""`) + len(key) + base64.StdEncoding.EncodedLen(n)
 	}
 	head := 1 // of a byte string: RFC 8949, Section 3
 	switch {
@@ -128,7 +142,25 @@ func EncodedOutputLen(f Format, n int) int {
 	case n >= 24:
 		head = 2
 	}
-	return len("\xa1\x66output") + head + n
+	return 1 + len(key) + head + n
+}
+
+// PaddedLen returns the length in bytes to which a binding brings the encoded
+// r, below the message, so that every answer to such a request has the same. It
+// is that of a response with OutputLen, ParamsLen and StateLen bytes, or 0
+// where there is nothing to hide.
+func (r *Response) PaddedLen(f Format) int {
+	if r.OutputLen == 0 {
+		return 0
+	}
+	n := EncodedOutputLen(f, r.OutputLen)
+	if r.StateLen > 0 {
+		n += encodedPairLen(f, attrParams, r.ParamsLen) + encodedPairLen(f, attrState, r.StateLen)
+		if f == JSON {
+			n += len(`,,`)
+		}
+	}
+	return n
 }
 
 // limited refuses what the peer would refuse.
@@ -147,7 +179,12 @@ func DecodeResponse(f Format, data []byte) (*Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Response{Output: a.bytes(attrOutput), Error: Error(a.text(attrError))}
+	r := &Response{
+		Output: a.bytes(attrOutput),
+		Error:  Error(a.text(attrError)),
+		Params: a.bytes(attrParams),
+		State:  a.bytes(attrState),
+	}
 	if a.err != nil {
 		return nil, a.err
 	}

@@ -14,9 +14,7 @@ import (
 
 func encodeRequestJSON(r *Request) ([]byte, error) { return json.Marshal(newRequestMap(r)) }
 
-func encodeResponseJSON(r *Response) ([]byte, error) {
-	return json.Marshal(&responseMap{Output: r.Output, Error: string(r.Error)})
-}
+func encodeResponseJSON(r *Response) ([]byte, error) { return json.Marshal(newResponseMap(r)) }
 
 type jsonMap map[string]json.Token
 

@@ -156,10 +156,18 @@ func (k *Key) SignMessage(_ io.Reader, msg []byte, opts crypto.SignerOpts) ([]by
 	if err != nil {
 		return nil, err
 	}
-	if pub, ok := k.public.(*rsa.PublicKey); ok && len(output) != pub.Size() {
-		return nil, fmt.Errorf("ski: the key server's signature has %d bytes, not the modulus' %d", len(output), pub.Size())
+	if err := k.checkSignature(output); err != nil {
+		return nil, err
 	}
 	return output, nil
+}
+
+// checkSignature refuses what the client would not even parse.
+func (k *Key) checkSignature(signature []byte) error {
+	if pub, ok := k.public.(*rsa.PublicKey); ok && len(signature) != pub.Size() {
+		return fmt.Errorf("ski: the key server's signature has %d bytes, not the modulus' %d", len(signature), pub.Size())
+	}
+	return nil
 }
 
 // algorithm sets the request's hash where the draft can say what opts ask for,
@@ -281,6 +289,15 @@ func (k *Key) do(req *Request) ([]byte, error) {
 	if ctx == nil {
 		ctx = context.Background()
 	}
+	resp, err := k.ask(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Output, nil
+}
+
+// ask returns the answer, if it is not an error.
+func (k *Key) ask(ctx context.Context, req *Request) (*Response, error) {
 	resp, err := k.transport.RoundTrip(ctx, req)
 	if err != nil {
 		return nil, err
@@ -288,5 +305,5 @@ func (k *Key) do(req *Request) ([]byte, error) {
 	if err := resp.Err(); err != nil {
 		return nil, err
 	}
-	return resp.Output, nil
+	return resp, nil
 }

@@ -23,6 +23,11 @@ const (
 	// MaxServerNameLen is the longest server_name in bytes: that of a DNS name
 	// (RFC 1035, Section 2.3.4) in its text form.
 	MaxServerNameLen = 253
+	// MaxParamsLen is the longest 'params' in bytes: curve_type, namedcurve and
+	// a point with its length of one byte (RFC 8422, Section 5.4).
+	MaxParamsLen = 4 + 255
+	// MaxStateLen is the longest 'state' in bytes. It has a server name in it.
+	MaxStateLen = 1024
 )
 
 // PreMasterSecretLen is the length in bytes of the RSA PreMasterSecret
@@ -101,8 +106,9 @@ const (
 	MethodECDHE Method = "ECDHE"
 	MethodRSA   Method = "RSA"
 	MethodDHE   Method = "DHE"
-	// MethodECDHEPMS is an extension: the key server makes the ephemeral key
-	// and returns the PreMasterSecret.
+	// MethodECDHEPMS is an extension, of two exchanges: in the first the key
+	// server makes the ephemeral key and signs it, in the second it returns the
+	// PreMasterSecret. The edge never has an ephemeral private key.
 	MethodECDHEPMS Method = "ECDHE-PMS"
 )
 
@@ -197,6 +203,9 @@ type Request struct {
 	//	DHE       ClientRandom(32) + ServerRandom(32) + ServerDHParams
 	//	ECDHE in TLS 1.3 and DTLS 1.3: the content covered by the
 	//	          CertificateVerify signature (RFC 8446, Section 4.4.3)
+	//	ECDHE-PMS with Group: ClientRandom(32) + ServerRandom(32)
+	//	ECDHE-PMS with State: the client's ECDH public value (the point of its
+	//	          ClientKeyExchange, without the length byte)
 	Input []byte
 
 	// Scheme replaces Hash by a SignatureScheme (RFC 8446, Section 4.2.3); it
@@ -210,6 +219,13 @@ type Request struct {
 	// ServerName is the name the client asked for (RFC 6066, Section 3), for
 	// policy and audit. At most MaxServerNameLen bytes. Extension.
 	ServerName string
+	// Group is the NamedGroup (RFC 8422, Section 5.1.1) of the ephemeral key
+	// that the first exchange of MethodECDHEPMS asks for. 0 means not sent.
+	Group tls.CurveID
+	// State is the Response's of the first exchange of MethodECDHEPMS, and
+	// makes this the second: Hash, Scheme and ServerName are then those of the
+	// first, whatever is said here. At most MaxStateLen bytes.
+	State []byte
 }
 
 // Validate checks that the fields hold values that exist; it says nothing of
@@ -233,6 +249,12 @@ func (r *Request) Validate() error {
 		return malformed("server_name", fmt.Sprintf("has more than %d bytes", MaxServerNameLen))
 	case strings.IndexFunc(r.ServerName, notPrintable) >= 0:
 		return malformed("server_name", "has a character that no host name has")
+	case len(r.State) > MaxStateLen:
+		return malformed("state", fmt.Sprintf("has more than %d bytes", MaxStateLen))
+	case r.Method == MethodECDHEPMS && r.Group == 0 && len(r.State) == 0:
+		return malformed("group", "and 'state' are both missing")
+	case r.Method == MethodECDHEPMS && r.Group != 0 && len(r.State) != 0:
+		return malformed("group", "and 'state' are both present")
 	}
 	return nil
 }
@@ -255,20 +277,28 @@ func (r *Request) KeyExchange() Method { return r.method() }
 
 // Response is the key server's answer: exactly one of Output and Error is set.
 type Response struct {
-	// Output is the 48-byte PreMasterSecret for MethodRSA; for the others the
-	// signature as it goes into ServerKeyExchange or CertificateVerify
-	// (ECDSA: the DER Ecdsa-Sig-Value; RSA: as long as the modulus).
+	// Output is the 48-byte PreMasterSecret for MethodRSA; in the second
+	// exchange of MethodECDHEPMS the PreMasterSecret, as long as a coordinate
+	// of the group (RFC 8422, Section 5.10); for the others the signature as it
+	// goes into ServerKeyExchange or CertificateVerify (ECDSA: the DER
+	// Ecdsa-Sig-Value; RSA: as long as the modulus).
 	Output []byte
 	// Error is one of the draft's four errors, or empty.
 	Error Error
+	// Params and State are beside Output in the answer to the first exchange of
+	// MethodECDHEPMS, and nowhere else: the ServerECDHParams that Output signs,
+	// and what the second exchange has to bring back.
+	Params []byte
+	State  []byte
 
 	// OutputLen is the longest Output that this method has with this key, in
 	// bytes, whatever the answer is: an Error has it too, if it came of the
 	// operation. A binding pads the answer to the length of such an Output, so
 	// that the protected answer's length says nothing (an ECDSA signature is
 	// not always equally long in DER). It is not in the message. 0 means that
-	// the length tells nothing that is not known.
-	OutputLen int
+	// the length tells nothing that is not known. ParamsLen and StateLen are the
+	// same for Params and State; see PaddedLen.
+	OutputLen, ParamsLen, StateLen int
 
 	// RetryAfter is how long the edge should wait before it asks again, where
 	// a limit refused the request. It travels beside the message, in the
@@ -277,8 +307,9 @@ type Response struct {
 	RetryAfter time.Duration
 }
 
-// Validate checks that exactly one of Output and Error is set and Error is one
-// of the four. Its error is a *MalformedError.
+// Validate checks that exactly one of Output and Error is set, that Error is
+// one of the four, and that Params and State come together, with an Output. Its
+// error is a *MalformedError.
 func (r *Response) Validate() error {
 	switch {
 	case len(r.Output) == 0 && r.Error == "":
@@ -289,6 +320,14 @@ func (r *Response) Validate() error {
 		return malformed("error", "is not one of the four errors")
 	case len(r.Output) > MaxMessageSize:
 		return malformed("output", fmt.Sprintf("has more than %d bytes", MaxMessageSize))
+	case len(r.Params) > MaxParamsLen:
+		return malformed("params", fmt.Sprintf("has more than %d bytes", MaxParamsLen))
+	case len(r.State) > MaxStateLen:
+		return malformed("state", fmt.Sprintf("has more than %d bytes", MaxStateLen))
+	case (len(r.Params) == 0) != (len(r.State) == 0):
+		return malformed("params", "and 'state' do not come together")
+	case len(r.Params) > 0 && len(r.Output) == 0:
+		return malformed("params", "comes with an error")
 	}
 	return nil
 }

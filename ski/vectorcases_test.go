@@ -117,7 +117,7 @@ func (a attrs) cborOrder() attrs {
 
 // jsonOrder has no rule behind it but that it is always the same.
 func (a attrs) jsonOrder() attrs {
-	order := []string{"protocol", "method", "hash", "spki", "scheme", "client_version", "server_name", "input", "output", "error"}
+	order := []string{"protocol", "method", "hash", "spki", "scheme", "client_version", "server_name", "group", "input", "output", "params", "state", "error"}
 	return slices.SortedStableFunc(slices.Values(a), func(x, y attr) int {
 		return cmp.Compare(uint(slices.Index(order, x.key)), uint(slices.Index(order, y.key)))
 	})
@@ -237,7 +237,22 @@ func (l *vectorList) responses() {
 	for _, e := range []string{"request denied", "spki not found", "malformed request", "unspecified error"} {
 		ok("error-"+strings.ReplaceAll(e, " ", "-"), attrs{{"error", text(e)}}, vectorResponse{Error: e}, true)
 	}
-	ok("unknown-key", attrs{output, {"params", byteString(spki)}, {"x", array(null)}}, want, false)
+	ok("unknown-key", attrs{output, {"x", array(null)}}, want, false)
+
+	params, state := attr{"params", byteString(ecdheInput[64:])}, attr{"state", byteString(counting(200))}
+	ok("ecdhe-pms", attrs{output, params, state}, vectorResponse{
+		Output: hex.EncodeToString(signature), Params: hex.EncodeToString(ecdheInput[64:]), State: hex.EncodeToString(counting(200)),
+	}, true)
+	malformed("params-alone", attrs{output, params}, "params")
+	malformed("state-alone", attrs{output, state}, "params")
+	malformed("params-and-state-alone", attrs{params, state}, "output")
+	malformed("params-and-error", attrs{denied, params, state}, "params")
+	malformed("params-empty", attrs{output, {"params", byteString(nil)}, state}, "params")
+	malformed("params-number", attrs{output, {"params", number(1)}, state}, "params")
+	malformed("params-260", attrs{output, {"params", byteString(counting(260))}, state}, "params")
+	malformed("state-empty", attrs{output, params, {"state", byteString(nil)}}, "state")
+	malformed("state-null", attrs{output, params, {"state", null}}, "state")
+	malformed("state-1025", attrs{output, params, {"state", byteString(counting(1025))}}, "state")
 
 	malformed("neither", attrs{}, "output")
 	malformed("both", attrs{output, denied}, "output")

@@ -16,7 +16,7 @@ func (l *vectorList) requestShapes() {
 	l.deterministic("ecdhe-default-hash", ecdhe.without("hash"), changed(ecdheWant, func(r *vectorRequest) { r.Hash = "" }))
 	l.request("ecdhe-said", ecdhe.with("method", text("ECDHE")), &ecdheWant, "")
 	l.deterministic("dhe", ecdhe.with("method", text("DHE")), changed(ecdheWant, func(r *vectorRequest) { r.Method = "DHE" }))
-	l.deterministic("ecdhe-pms", ecdhe.with("method", text("ECDHE-PMS")), changed(ecdheWant, func(r *vectorRequest) { r.Method = "ECDHE-PMS" }))
+	l.ephemeralRequests()
 	rsa := ecdhe.without("hash").with("method", text("RSA")).with("input", byteString(rsaInput))
 	rsaWant := changed(ecdheWant, func(r *vectorRequest) {
 		r.Method, r.Hash, r.Input = "RSA", "", hex.EncodeToString(rsaInput)
@@ -42,8 +42,7 @@ func (l *vectorList) requestShapes() {
 	name := strings.Repeat("a.", 126) + "a"
 	l.deterministic("server-name-253", ecdhe.with("server_name", text(name)), changed(ecdheWant, func(r *vectorRequest) { r.ServerName = name }))
 
-	l.request("unknown-keys", append(slices.Clone(ecdhe), attr{"", text("")}, attr{"x", null}, attr{"group", number(29)},
-		attr{"state", byteString(spki)}, attr{"flag", boolean}, attr{"half", float}, attr{"list", array(number(1), text("a"))},
+	l.request("unknown-keys", append(slices.Clone(ecdhe), attr{"", text("")}, attr{"x", null}, attr{"flag", boolean}, attr{"half", float}, attr{"list", array(number(1), text("a"))},
 		attr{"nested", object(attr{"spki", null})}), &ecdheWant, "")
 	l.request("other-case-beside", append(slices.Clone(ecdhe), attr{"SPKI", null}, attr{"Method", text("RSA")}), &ecdheWant, "")
 
@@ -69,6 +68,29 @@ func (l *vectorList) requestShapes() {
 	l.malformed("spki-33", ecdhe.with("spki", byteString(counting(33))), "spki")
 }
 
+// ephemeralRequests adds the two exchanges of ECDHE-PMS.
+func (l *vectorList) ephemeralRequests() {
+	randoms, point, state := ecdheInput[:64], ecdheInput[68:], counting(200)
+	pms := ecdhe.with("method", text("ECDHE-PMS"))
+	first := pms.with("group", number(29)).with("input", byteString(randoms))
+	second := pms.without("hash").with("state", byteString(state)).with("input", byteString(point))
+	l.deterministic("ecdhe-pms", first, changed(ecdheWant, func(r *vectorRequest) {
+		r.Method, r.Group, r.Input = "ECDHE-PMS", 29, hex.EncodeToString(randoms)
+	}))
+	l.deterministic("ecdhe-pms-state", second, changed(ecdheWant, func(r *vectorRequest) {
+		r.Method, r.Hash, r.State, r.Input = "ECDHE-PMS", "", hex.EncodeToString(state), hex.EncodeToString(point)
+	}))
+	long := counting(1024)
+	l.deterministic("state-1024", second.with("state", byteString(long)), changed(ecdheWant, func(r *vectorRequest) {
+		r.Method, r.Hash, r.State, r.Input = "ECDHE-PMS", "", hex.EncodeToString(long), hex.EncodeToString(point)
+	}))
+	l.deterministic("ecdhe-group-and-state", ecdhe.with("group", number(29)).with("state", byteString(spki)),
+		changed(ecdheWant, func(r *vectorRequest) { r.Group, r.State = 29, hex.EncodeToString(spki) })) // other methods do not look
+	l.malformed("ecdhe-pms-neither", pms, "group")
+	l.malformed("ecdhe-pms-both", first.with("state", byteString(state)), "group")
+	l.malformed("state-1025", second.with("state", byteString(counting(1025))), "state")
+}
+
 func dashed(key string) string { return strings.ReplaceAll(key, "_", "-") }
 
 // requestTypes adds every attribute with every type that it has not.
@@ -76,16 +98,16 @@ func (l *vectorList) requestTypes() {
 	bad := func(key, name string, v value) {
 		l.malformed(dashed(key)+"-"+name, ecdhe.with(key, v), key)
 	}
-	for _, key := range []string{"protocol", "method", "hash", "server_name", "spki", "input"} {
+	for _, key := range []string{"protocol", "method", "hash", "server_name", "spki", "input", "state"} {
 		bad(key, "null", null)
 		bad(key, "boolean", boolean)
 		bad(key, "number", number(1))
 		bad(key, "negative", negative)
 		bad(key, "array", array(number(1), number(2)))
 		bad(key, "map", object(attr{"a", number(1)}))
-		bad(key, "empty", value{map[bool][]byte{true: {0x40}, false: {0x60}}[key == "spki" || key == "input"], `""`})
+		bad(key, "empty", value{map[bool][]byte{true: {0x40}, false: {0x60}}[key == "spki" || key == "input" || key == "state"], `""`})
 	}
-	for _, key := range []string{"scheme", "client_version"} {
+	for _, key := range []string{"scheme", "client_version", "group"} {
 		bad(key, "null", null)
 		bad(key, "boolean", boolean)
 		bad(key, "text", text("1027"))

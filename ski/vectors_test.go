@@ -53,10 +53,14 @@ type vectorRequest struct {
 	Scheme        uint16 `json:"scheme,omitempty"`
 	ClientVersion uint16 `json:"client_version,omitempty"`
 	ServerName    string `json:"server_name,omitempty"`
+	Group         uint16 `json:"group,omitempty"`
+	State         string `json:"state,omitempty"`
 }
 
 type vectorResponse struct {
 	Output string `json:"output,omitempty"`
+	Params string `json:"params,omitempty"`
+	State  string `json:"state,omitempty"`
 	Error  string `json:"error,omitempty"`
 }
 
@@ -163,6 +167,8 @@ func TestRequestVectors(t *testing.T) {
 				assert.Equal(t, tls.SignatureScheme(want.Scheme), got.Scheme)
 				assert.Equal(t, want.ClientVersion, got.ClientVersion)
 				assert.Equal(t, want.ServerName, got.ServerName)
+				assert.Equal(t, tls.CurveID(want.Group), got.Group)
+				assert.Equal(t, want.State, hex.EncodeToString(got.State))
 				if v.Deterministic {
 					again, err := ski.EncodeRequest(v.format(), got)
 					require.NoError(t, err)
@@ -186,6 +192,8 @@ func TestResponseVectors(t *testing.T) {
 				}
 				require.NoError(t, err)
 				assert.Equal(t, v.Response.Output, hex.EncodeToString(got.Output))
+				assert.Equal(t, v.Response.Params, hex.EncodeToString(got.Params))
+				assert.Equal(t, v.Response.State, hex.EncodeToString(got.State))
 				assert.Equal(t, ski.Error(v.Response.Error), got.Error)
 				if v.Deterministic {
 					again, err := ski.EncodeResponse(v.format(), got)

@@ -74,7 +74,14 @@ func TestEncodedOutputLen(t *testing.T) {
 			data, err := ski.EncodeResponse(f, &ski.Response{Output: make([]byte, n)})
 			require.NoError(t, err)
 			assert.Equal(t, len(data), ski.EncodedOutputLen(f, n), fmt.Sprint(f, n))
+
+			r := &ski.Response{Output: make([]byte, n), Params: make([]byte, 137), State: make([]byte, n)}
+			r.OutputLen, r.ParamsLen, r.StateLen = n, 137, n
+			data, err = ski.EncodeResponse(f, r)
+			require.NoError(t, err)
+			assert.Equal(t, len(data), r.PaddedLen(f), fmt.Sprint(f, n))
 		}
+		assert.Zero(t, (&ski.Response{Output: []byte{1}}).PaddedLen(f))
 	}
 }
 

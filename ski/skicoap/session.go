@@ -79,7 +79,7 @@ func (s *session) receive(m *message.Message) {
 		code, more := responseCode(resp)
 		options := append(contentFormat(out.ContentFormat()), more...)
 		if resp.OutputLen > 0 {
-			options = append(options, padding(ski.EncodedOutputLen(out, resp.OutputLen)-len(data))...)
+			options = append(options, padding(resp.PaddedLen(out)-len(data))...)
 		}
 		s.answer(e, re, code, options, data)
 		clear(data)
