@@ -42,6 +42,8 @@ type Record struct {
 	// Protocol and Method are the request's.
 	Protocol ski.Protocol
 	Method   ski.Method
+	// Exchange is, with ECDHE-PMS, which of the two the request is: 1 or 2.
+	Exchange int
 	// Hash or Scheme is the algorithm of a signature: the one that a request
 	// without 'hash' implies is named too.
 	Hash   string

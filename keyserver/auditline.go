@@ -42,6 +42,7 @@ type auditLine struct {
 	KeyName         string `json:"key_name,omitempty"`
 	Protocol        string `json:"protocol,omitempty"`
 	Method          string `json:"method,omitempty"`
+	Exchange        int    `json:"exchange,omitempty"`
 	Hash            string `json:"hash,omitempty"`
 	Scheme          string `json:"scheme,omitempty"`
 	ServerName      string `json:"server_name,omitempty"`
@@ -68,6 +69,7 @@ func (r *Record) line() *auditLine {
 		KeyName:         r.KeyName,
 		Protocol:        string(r.Protocol),
 		Method:          string(r.Method),
+		Exchange:        r.Exchange,
 		Hash:            r.Hash,
 		Scheme:          r.Scheme,
 		ServerName:      r.ServerName,

@@ -53,6 +53,9 @@ type Config struct {
 	// it is, readable by its owner alone. Default none: it is derived from each
 	// private key, which serves wherever the keys are files.
 	RSAFailureSecretFile string `yaml:"rsa_failure_secret_file"`
+	// StateKeyFile holds Options.StateKey, in the same way. Default none: a
+	// random one, that no other key server has.
+	StateKeyFile string `yaml:"state_key_file"`
 	// RSAWorkers is how many RSA operations run at once. Default 0: one less
 	// than the processors, and at least 1.
 	RSAWorkers uint16 `yaml:"rsa_workers"`
@@ -210,7 +213,7 @@ func isLoopback(s string) bool {
 }
 
 func (c *Config) joinPaths(dir string) {
-	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile} {
+	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile} {
 		if *p != "" && *p != "-" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -229,15 +232,23 @@ func (c *Config) Logger(w io.Writer) *slog.Logger {
 // RSAFailureSecret reads RSAFailureSecretFile. It returns nil where there is
 // none.
 func (c *Config) RSAFailureSecret() ([]byte, error) {
-	if c.RSAFailureSecretFile == "" {
+	return readSecret(c.RSAFailureSecretFile, MinRSAFailureSecret)
+}
+
+// StateKey reads StateKeyFile. It returns nil where there is none.
+func (c *Config) StateKey() ([]byte, error) { return readSecret(c.StateKeyFile, MinStateKey) }
+
+// readSecret reads a secret of at least so many bytes, or nil for no file.
+func readSecret(file string, shortest int) ([]byte, error) {
+	if file == "" {
 		return nil, nil
 	}
-	secret, err := readPrivateFile(c.RSAFailureSecretFile)
+	secret, err := readPrivateFile(file)
 	if err != nil {
 		return nil, err
 	}
-	if len(secret) < MinRSAFailureSecret {
-		return nil, fmt.Errorf("%s: it has less than %d bytes", c.RSAFailureSecretFile, MinRSAFailureSecret)
+	if len(secret) < shortest {
+		return nil, fmt.Errorf("%s: it has less than %d bytes", file, shortest)
 	}
 	return secret, nil
 }

@@ -57,10 +57,20 @@ const atOnceWithin = 10 * time.Second
 // look remembers a request and returns the detectors that find something in
 // it.
 func (m *memory) look(edge uint32, peer ski.Peer, req *ski.Request, now time.Time) (found []detector) {
-	unique, serverRandom := handshakeOf(req)
-	question := m.digest(unique)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !isSecondExchange(req) { // A state is of one edge, and opens once.
+		found = m.lookAtHandshake(edge, req)
+	}
+	if m.isElsewhere(peer, now) {
+		found = append(found, detectAddresses)
+	}
+	return found
+}
+
+func (m *memory) lookAtHandshake(edge uint32, req *ski.Request) (found []detector) {
+	unique, serverRandom := handshakeOf(req)
+	question := m.digest(unique)
 	if asker, seen := m.questions.firstOrPut(question, edge); seen {
 		switch {
 		case asker != edge:
@@ -73,9 +83,6 @@ func (m *memory) look(edge uint32, peer ski.Peer, req *ski.Request, now time.Tim
 	}
 	if serverRandom != nil && m.isWeak(serverRandom, question) {
 		found = append(found, detectWeakRandoms)
-	}
-	if m.isElsewhere(peer, now) {
-		found = append(found, detectAddresses)
 	}
 	return found
 }

@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/elliptic"
@@ -118,12 +119,15 @@ edges:
 rules:
   - edges: [edge, legacy]
     keys: ["*"]
-    methods: [ECDHE, RSA]
+    methods: [ECDHE, DHE, ECDHE-PMS, RSA]
   - edges: [legacy]
     keys: ["*"]
-    methods: [ECDHE, RSA]
+    methods: [ECDHE, DHE, ECDHE-PMS, RSA]
     legacy: [sha-1, md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0]
 `
+
+// fleetStateKey is that of all test servers: they are one fleet.
+var fleetStateKey = bytes.Repeat([]byte{0x57}, MinStateKey)
 
 // testServer is a Server with what a test wants to look at.
 type testServer struct {
@@ -138,7 +142,10 @@ func newTestServer(t testing.TB, keys KeyStore, change ...func(*Options)) testSe
 	require.NoError(t, err)
 	trail := new(auditTrail)
 	policy.detectors = detectorRules{} // They would find that tests ask the same again.
-	o := Options{Keys: keys, Policy: policy, Audit: trail, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	o := Options{
+		Keys: keys, Policy: policy, Audit: trail, StateKey: fleetStateKey,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
 	for _, c := range change {
 		c(&o)
 	}

@@ -24,14 +24,20 @@ type encryptedPreMasterSecret struct {
 	versions   versionRange
 }
 
-// parseToBeSigned parses the input of MethodECDHE. No input can pass for that
-// of another protocol: its byte at offset 64 is curve_type 3 up to TLS 1.2, and
-// a 'T' in TLS 1.3.
+// parseToBeSigned parses the input of MethodECDHE and MethodDHE. No input can
+// pass for that of another protocol or method: at offset 64 there is a 'T' in
+// TLS 1.3; 3, 0, and a curve of 23 to 29 with ECDHE up to TLS 1.2; and with DHE
+// a length of two bytes, which can be 3, 0, and the first byte of dh_p, 255.
 func parseToBeSigned(req *ski.Request) (toBeSigned, error) {
 	var err error
-	if req.Protocol.Is13() {
+	switch {
+	case req.KeyExchange() == ski.MethodDHE && req.Protocol.Is13():
+		err = errors.New("this protocol has no DHE key exchange")
+	case req.KeyExchange() == ski.MethodDHE:
+		err = checkServerDHParams(req.Input)
+	case req.Protocol.Is13():
 		err = checkCertificateVerify(req.Input)
-	} else {
+	default:
 		err = checkServerKeyExchange(req.Input)
 	}
 	if err != nil {

@@ -317,15 +317,6 @@ func TestRSAInput(t *testing.T) {
 	}
 }
 
-func TestMethodsNotServed(t *testing.T) {
-	keys := testKeys()
-	s := newTestServer(t, keys)
-	for _, m := range []ski.Method{ski.MethodDHE, ski.MethodECDHEPMS} {
-		s.refuses(&ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: m, Hash: ski.SHA256, Input: randoms()},
-			ski.MalformedRequest, "the method is not served")
-	}
-}
-
 // FuzzInput puts anything through what decides whether a key is used. What
 // passes is looked at again in another way than the parser's.
 func FuzzInput(f *testing.F) {
@@ -351,7 +342,7 @@ func FuzzInput(f *testing.F) {
 			return
 		}
 		alg, algErr := chooseAlgorithm(req, k.public)
-		op, err := parseOperation(req, k, alg, algErr)
+		op, err := parseOperation(req, k, alg, algErr, pmsExchange{})
 		if err != nil {
 			return
 		}
@@ -364,6 +355,13 @@ func FuzzInput(f *testing.F) {
 		case *signing:
 			content := op.tbs.content
 			require.Equal(t, input, content)
+			if req.Method == ski.MethodDHE {
+				require.NoError(t, checkServerDHParams(content)) // FuzzServerDHParams looks at more
+				require.Error(t, checkServerKeyExchange(content))
+				require.Equal(t, rsa2048, k.name)
+				return
+			}
+			require.Error(t, checkServerDHParams(content))
 			if req.Protocol.Is13() {
 				require.Equal(t, certificateVerify(len(content) - 98)[:98], content[:98])
 				require.Contains(t, []int{130, 146}, len(content))

@@ -9,12 +9,28 @@ import (
 	"github.com/tlsski/tlsski/ski"
 )
 
-// outputLen returns the length in bytes of the longest output that a method
-// has with a key: what the answer is padded to (docs/protocol.md, section 3).
-func outputLen(method ski.Method, pub crypto.PublicKey) int {
-	if method == ski.MethodRSA {
-		return ski.PreMasterSecretLen
+// answerLen is the lengths in bytes of the parts of an answer.
+type answerLen struct{ output, params, state int }
+
+// longestAnswer returns what the answer to a request is padded to (docs/
+// protocol.md, section 3): the longest that the method has with the key. With
+// ECDHE-PMS it is that of the longest group, which so stays unknown, and of the
+// server name, whose length the request shows.
+func longestAnswer(req *ski.Request, pub crypto.PublicKey) answerLen {
+	switch {
+	case req.Method == ski.MethodRSA:
+		return answerLen{output: ski.PreMasterSecretLen}
+	case isSecondExchange(req):
+		return answerLen{output: longestScalar}
+	case req.Method == ski.MethodECDHEPMS:
+		longestPoint := 1 + 2*longestScalar // uncompressed: RFC 8422, Section 5.4.1
+		return answerLen{signatureLen(pub), pointOffset - curveTypeOffset + longestPoint, stateLen(req.ServerName)}
 	}
+	return answerLen{output: signatureLen(pub)}
+}
+
+// signatureLen returns the length in bytes of the longest signature with a key.
+func signatureLen(pub crypto.PublicKey) int {
 	switch pub := pub.(type) {
 	case *rsa.PublicKey:
 		return pub.Size()

@@ -23,10 +23,11 @@ func TestOutputLenIsThatOfTheLongestSignature(t *testing.T) {
 			require.NoError(t, err)
 			longest = max(longest, len(signature))
 		}
-		assert.Equal(t, longest, outputLen(ski.MethodECDHE, key.Public()), curve.Params().Name)
+		assert.Equal(t, longest, signatureLen(key.Public()), curve.Params().Name)
 	}
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	require.NoError(t, err)
-	assert.Equal(t, 256, outputLen(ski.MethodECDHE, key.Public()))
-	assert.Equal(t, 48, outputLen(ski.MethodRSA, key.Public()))
+	assert.Equal(t, 256, signatureLen(key.Public()))
+	assert.Equal(t, answerLen{output: 48}, longestAnswer(&ski.Request{Method: ski.MethodRSA}, key.Public()))
+	assert.Equal(t, answerLen{output: 256}, longestAnswer(&ski.Request{Method: ski.MethodDHE}, key.Public()))
 }

@@ -171,10 +171,8 @@ func label(name string) string {
 }
 
 func methodLabel(m ski.Method) string {
-	for _, served := range servedMethods {
-		if m == served {
-			return string(m)
-		}
+	if m.Valid() {
+		return string(m)
 	}
 	return otherLabel
 }

@@ -21,18 +21,19 @@ type operation interface {
 	do(ctx context.Context, s *Server) (outcome, error)
 }
 
-// servedMethods are those there is an operation for. To a key server that does
-// not know a method, a request for it is malformed.
-var servedMethods = []ski.Method{ski.MethodECDHE, ski.MethodRSA}
-
 // parseOperation checks the structure of the request's input and that it fits
 // the key. The error is a fixed text without any of the input.
-func parseOperation(req *ski.Request, k key, alg algorithm, algErr error) (operation, error) {
-	if req.KeyExchange() == ski.MethodRSA {
-		pub, ok := k.public.(*rsa.PublicKey)
-		if !ok {
+func parseOperation(req *ski.Request, k key, alg algorithm, algErr error, exchange pmsExchange) (operation, error) {
+	pub, isRSA := k.public.(*rsa.PublicKey)
+	switch req.KeyExchange() {
+	case ski.MethodRSA, ski.MethodDHE: // the draft has no DHE_DSS
+		if !isRSA {
 			return nil, errors.New("the key is not an RSA key")
 		}
+	case ski.MethodECDHEPMS:
+		return parseEphemeral(req, k, alg, algErr, exchange)
+	}
+	if req.KeyExchange() == ski.MethodRSA {
 		epms, err := parseEncryptedPreMasterSecret(req, pub)
 		if err != nil {
 			return nil, err

@@ -189,7 +189,6 @@ func TestPolicyErrors(t *testing.T) {
 		"unknown key name":     {e + "rules:\n  - edges: [e]\n    keys: [www]\n    methods: [RSA]\n", `policy.yaml:4:12: there is no key "www"`},
 		"unknown fingerprint":  {e + "rules:\n  - edges: [e]\n    keys: [" + strings.Repeat("a", 64) + "]\n    methods: [RSA]\n", `policy.yaml:4:12: there is no key`},
 		"unknown method":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE, rsa]\n", `policy.yaml:5:22: "rsa" is not a method`},
-		"method not served":    {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [DHE]\n", `policy.yaml:5:15: "DHE" is not a method that is served`},
 		"unknown protocol":     {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    protocols: [SSL 3.0]\n", `policy.yaml:6:17: "SSL 3.0" is not a protocol`},
 		"legacy protocol":      {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    protocols: [TLS 1.0]\n", `policy.yaml:6:17: "TLS 1.0" has to be switched on by "tls-1.0" in 'legacy'`},
 		"unknown switch":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    legacy: [md5]\n", `policy.yaml:6:14: "md5" is not a legacy switch`},

@@ -83,19 +83,32 @@ func operationsOf(k key) []access {
 			all = append(all, operationAccess(&req, k, alg))
 		}
 	}
+	_, isRSA := k.public.(*rsa.PublicKey)
 	for _, p := range ski.Protocols() {
-		for _, h := range draftHashes {
-			add(ski.Request{Protocol: p, Hash: h})
+		signing := []ski.Method{ski.MethodECDHE}
+		if !p.Is13() {
+			signing = append(signing, ski.MethodECDHEPMS)
 		}
-		for s := range schemes {
-			add(ski.Request{Protocol: p, Scheme: s})
-		}
-		if _, isRSA := k.public.(*rsa.PublicKey); isRSA && !p.Is13() {
+		if isRSA && !p.Is13() {
+			signing = append(signing, ski.MethodDHE)
 			req := ski.Request{Protocol: p, Method: ski.MethodRSA}
 			all = append(all, operationAccess(&req, k, algorithm{}))
 		}
+		for _, m := range signing {
+			for _, h := range draftHashes {
+				add(ski.Request{Protocol: p, Method: m, Hash: h})
+			}
+			for s := range schemes {
+				add(ski.Request{Protocol: p, Method: m, Scheme: s})
+			}
+		}
 	}
 	return all
+}
+
+// grants reports whether a rule names the method.
+func (p *Policy) grants(m ski.Method) bool {
+	return slices.ContainsFunc(p.rules, func(r *rule) bool { return r.methods[m] })
 }
 
 // keep returns those of all that are in the set, in their order.

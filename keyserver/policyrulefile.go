@@ -54,8 +54,8 @@ func (b *policyBuilder) addRule(path string, number int, entry ruleEntry) error 
 
 func (b *policyBuilder) ruleMethods(path string, entry ruleEntry, r *rule) error {
 	for i, m := range entry.Methods {
-		if !slices.Contains(servedMethods, m) {
-			return b.errorAt(fmt.Sprintf("%s.methods[%d]", path, i), "%q is not a method that is served: use ECDHE or RSA", m)
+		if !m.Valid() {
+			return b.errorAt(fmt.Sprintf("%s.methods[%d]", path, i), "%q is not a method: use ECDHE, DHE, ECDHE-PMS or RSA", m)
 		}
 		r.methods[m] = true
 	}

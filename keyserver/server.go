@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +34,11 @@ type Options struct {
 	// key, if it is a FailureKeyStore, and otherwise a random one of this
 	// Server's own.
 	RSAFailureSecret []byte
+	// StateKey is what the key is derived from that seals the states of
+	// ECDHE-PMS: at least MinStateKey bytes, the same on all key servers of
+	// which one may be asked for the second exchange after another was for the
+	// first. nil means a random one of this Server's own.
+	StateKey []byte
 	// RSAWorkers is how many RSA operations run at once. 0 means GOMAXPROCS-1,
 	// and at least 1.
 	RSAWorkers int
@@ -63,6 +67,8 @@ type Server struct {
 	auditFailing     atomic.Bool
 	rsaFailure       RSAFailure
 	rsaFailureSecret []byte
+	sealer           *sealer
+	usedStates       usedStates
 	schedule         *scheduler
 	suspensions      *Suspensions
 	revocations      *Revocations // nil for none
@@ -116,6 +122,9 @@ func New(o Options) (*Server, error) {
 	case len(o.RSAFailureSecret) < MinRSAFailureSecret:
 		return nil, fmt.Errorf("keyserver: RSAFailureSecret has less than %d bytes", MinRSAFailureSecret)
 	}
+	if err := s.chooseStateKey(o.StateKey, o.Policy); err != nil {
+		return nil, err
+	}
 	if s.suspensions == nil {
 		s.suspensions, _ = OpenSuspensions("")
 	}
@@ -141,10 +150,11 @@ func (s *Server) SetPolicy(p *Policy) {
 // what only the audit log is.
 type outcome struct {
 	output          []byte
+	params, state   []byte // of the first exchange of ECDHE-PMS
 	wire            ski.Error
 	preMasterSecret string
 	reason          string
-	outputLen       int           // what the answer is padded to; 0 for one that needs none
+	longest         answerLen     // what the answer is padded to; 0 for one that needs none
 	limit           string        // the name of the limit that refused; "" for none
 	retryAfter      time.Duration // where a limit refused; 0 for no such advice
 }
@@ -178,13 +188,13 @@ func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *
 // first, that the peer is authenticated, is the binding's: it has no Peer to
 // hand over otherwise.
 func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
-	longest := 0
+	var longest answerLen
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("panic while answering a request", "panic", p, "stack", string(debug.Stack()))
 			out = refused(ski.UnspecifiedError, "panic, see the log")
 		}
-		out.outputLen = longest
+		out.longest = longest
 	}()
 
 	// 2. Parse. The binding has done so, but an embedding program need not have.
@@ -192,9 +202,6 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 		return refused(ski.MalformedRequest, malformedReason(err))
 	}
 	rec.describe(req)
-	if !slices.Contains(servedMethods, req.KeyExchange()) {
-		return refused(ski.MalformedRequest, "the method is not served")
-	}
 
 	// 3. The key by its fingerprint.
 	k, ok := lookup(s.keys, req.SPKI)
@@ -202,6 +209,15 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 		return refused(ski.SPKINotFound, "no key with this fingerprint")
 	}
 	rec.KeyName = k.name
+
+	// What the second exchange of ECDHE-PMS asks for stands in its state, so
+	// that the policy is asked the same twice. It opens only for the edge that
+	// was granted the first.
+	req, exchange, err := s.resume(peer, edges, req)
+	if err != nil {
+		return refused(ski.MalformedRequest, err.Error())
+	}
+	rec.describe(req)
 
 	// 4. Policy. The algorithm is part of it; that there is none that fits is
 	// only told to a peer that may use the key.
@@ -213,10 +229,10 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 
 	// From here on the length of the answer, too, is the same whatever it is
 	// (10.).
-	longest = outputLen(req.KeyExchange(), k.public)
+	longest = longestAnswer(req, k.public)
 
 	// 5. The structure of the input.
-	op, err := parseOperation(req, k, alg, algErr)
+	op, err := parseOperation(req, k, alg, algErr, exchange)
 	if err != nil {
 		return refused(ski.MalformedRequest, err.Error())
 	}
@@ -271,14 +287,18 @@ func (s *Server) finish(ctx context.Context, rec *Record, edges []*edge, out out
 
 	if err := s.record(ctx, rec); err != nil && s.auditRequired {
 		clear(out.output)
-		out.output, out.wire, out.retryAfter = nil, ski.UnspecifiedError, 0
+		out.output, out.params, out.state = nil, nil, nil
+		out.wire, out.retryAfter = ski.UnspecifiedError, 0
 		rec.Outcome = string(out.wire) // for the metrics: there is no record
 	}
 	s.metrics.answered(rec)
 	if out.limit != "" {
 		s.metrics.Limited(out.limit)
 	}
-	return &ski.Response{Output: out.output, Error: out.wire, OutputLen: out.outputLen, RetryAfter: out.retryAfter}
+	return &ski.Response{
+		Output: out.output, Error: out.wire, Params: out.params, State: out.state, RetryAfter: out.retryAfter,
+		OutputLen: out.longest.output, ParamsLen: out.longest.params, StateLen: out.longest.state,
+	}
 }
 
 // record writes a record, of a request or of another event, even if the caller
@@ -320,6 +340,12 @@ func (r *Record) describe(req *ski.Request) {
 	r.Protocol = req.Protocol
 	r.Method = req.KeyExchange()
 	r.ServerName = req.ServerName
+	switch {
+	case isSecondExchange(req):
+		r.Exchange = 2
+	case req.Method == ski.MethodECDHEPMS:
+		r.Exchange = 1
+	}
 }
 
 func (r *Record) describeAlgorithm(req *ski.Request, alg algorithm) {

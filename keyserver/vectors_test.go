@@ -6,14 +6,17 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/md5"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"flag"
+	"math/big"
 	"os"
 	"path/filepath"
 	"testing"
@@ -42,11 +45,14 @@ type vectorRequest struct {
 	Scheme        tls.SignatureScheme `json:"scheme,omitempty"`
 	ClientVersion uint16              `json:"client_version,omitempty"`
 	ServerName    string              `json:"server_name,omitempty"`
+	Group         tls.CurveID         `json:"group,omitempty"`
+	State         hexBytes            `json:"state,omitempty"`
 	Input         hexBytes            `json:"input"`
 }
 
 // vectorWant is the error, or the output where it is always the same; an
-// RSA-PSS signature is random, and checked by its public key.
+// RSA-PSS signature is random, and so is what is signed with ECDHE-PMS: these
+// are checked by their public key.
 type vectorWant struct {
 	Output    hexBytes  `json:"output,omitempty"`
 	Signature bool      `json:"signature,omitempty"`
@@ -57,7 +63,7 @@ type vectorWant struct {
 func (r *vectorRequest) request() *ski.Request {
 	return &ski.Request{
 		Protocol: r.Protocol, SPKI: r.SPKI, Method: r.Method, Hash: r.Hash, Scheme: r.Scheme,
-		ClientVersion: r.ClientVersion, ServerName: r.ServerName, Input: r.Input,
+		ClientVersion: r.ClientVersion, ServerName: r.ServerName, Input: r.Input, Group: r.Group, State: r.State,
 	}
 }
 
@@ -106,8 +112,10 @@ func TestVectors(t *testing.T) {
 			if !v.Want.Signature {
 				require.Equal(t, []byte(v.Want.Output), resp.Output)
 			}
+			signed := v.Request.request()
+			signed.Input = append(signed.Input, resp.Params...)
 			if v.Request.Method != ski.MethodRSA {
-				verify(t, keys, v.Request.request(), resp.Output)
+				verify(t, keys, signed, resp.Output)
 			}
 		})
 	}
@@ -127,11 +135,20 @@ func verify(t testing.TB, keys KeyStore, req *ski.Request, signature []byte) {
 	case tls.ECDSAWithP521AndSHA512, tls.PSSWithSHA512, tls.PKCS1WithSHA512:
 		hash = crypto.SHA512
 	}
+	_, isRSA := pub.(*rsa.PublicKey)
 	if hash == 0 && req.Scheme != tls.Ed25519 {
 		hash = crypto.SHA1
+		if isRSA && !req.Protocol.Is12() {
+			hash = crypto.MD5SHA1
+		}
 	}
 	var digest []byte
-	if hash != 0 {
+	switch hash {
+	case 0:
+	case crypto.MD5SHA1:
+		m, s := md5.Sum(req.Input), sha1.Sum(req.Input)
+		digest = append(m[:], s[:]...)
+	default:
 		h := hash.New()
 		h.Write(req.Input)
 		digest = h.Sum(nil)
@@ -193,7 +210,7 @@ func writeVectors(t *testing.T) {
 		case resp.Error != "":
 			v.Class = string(bytes.ReplaceAll([]byte(resp.Error), []byte(" "), []byte("-")))
 			v.Want = vectorWant{Error: resp.Error, Reason: rec.Reason}
-		case r.Scheme>>8 == 8 && r.Scheme != tls.Ed25519:
+		case r.Scheme>>8 == 8 && r.Scheme != tls.Ed25519, r.Method == ski.MethodECDHEPMS:
 			v.Want.Signature = true
 		default:
 			v.Want.Output = resp.Output
@@ -215,6 +232,8 @@ func vectorRequests(keys testStore) map[string]vectorRequest {
 	explicit[64] = 1
 	lowOrder := make([]byte, 32)
 	lowOrder[0] = 1
+	ffdhe, ys := dhGroupNamed("ffdhe2048")
+	prime, minusOne := ffdhe.p.Bytes(), new(big.Int).Sub(ffdhe.p, big.NewInt(1)).Bytes()
 	client := bytes.Replace(certificateVerify(32), []byte("server"), []byte("client"), 1)
 	epms := func(version uint16) []byte {
 		return rawEncrypt(pub, encodedMessage(pub, preMasterSecret(version)))
@@ -233,10 +252,39 @@ func vectorRequests(keys testStore) map[string]vectorRequest {
 		"rsa-premaster":      {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodRSA, Input: epms(0x0303)},
 		"rsa-premaster-dtls": {Protocol: ski.DTLS12, SPKI: id(rsa2048), Method: ski.MethodRSA, ClientVersion: 0xFEFD, Input: epms(0xFEFD)},
 
+		"dhe-ffdhe2048": {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhInput("ffdhe2048")},
+		"dhe-ffdhe4096": {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA384, Input: dhInput("ffdhe4096")},
+		"dhe-modp2048":  {Protocol: ski.DTLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA512, Input: dhInput("modp_2048")},
+		"dhe-rsa-pss":   {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Scheme: tls.PSSWithSHA256, Input: dhInput("modp_3072")},
+
+		"pms-p256":        {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Group: secp256r1, Input: randoms()},
+		"pms-p384":        {Protocol: ski.TLS12, SPKI: id(p384), Method: ski.MethodECDHEPMS, Hash: ski.SHA384, Group: secp384r1, Input: randoms()},
+		"pms-p521":        {Protocol: ski.DTLS12, SPKI: id(rsa2048), Method: ski.MethodECDHEPMS, Hash: ski.SHA512, Group: secp521r1, Input: randoms()},
+		"pms-x25519-name": {Protocol: ski.TLS12, SPKI: id(ed), Method: ski.MethodECDHEPMS, Scheme: tls.Ed25519, Group: x25519, ServerName: "www.example.com", Input: randoms()},
+
+		"bad-dhe-of-ecdsa-key":   {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhInput("ffdhe2048")},
+		"bad-dhe-tls13":          {Protocol: ski.TLS13, SPKI: id(rsa2048), Method: ski.MethodDHE, Scheme: tls.PSSWithSHA256, Input: dhInput("ffdhe2048")},
+		"bad-dhe-other-prime":    {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(bytes.Repeat([]byte{0xfb}, 256), []byte{2}, []byte{4})},
+		"bad-dhe-generator":      {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{5}, ys)},
+		"bad-dhe-ys-1":           {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{2}, []byte{1})},
+		"bad-dhe-ys-p-less-1":    {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{2}, minusOne)},
+		"bad-dhe-ys-nonresidue":  {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{2}, new(big.Int).Sub(ffdhe.p, big.NewInt(4)).Bytes())},
+		"bad-dhe-bytes-after-ys": {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: append(dhInput("ffdhe2048"), 0)},
+		"bad-dhe-as-ecdhe":       {Protocol: ski.TLS12, SPKI: id(rsa2048), Hash: ski.SHA256, Input: dhInput("ffdhe6144")},
+		"bad-ecdhe-as-dhe":       {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: ecdhe(secp256r1, g256)},
+
+		"bad-pms-tls13":         {Protocol: ski.TLS13, SPKI: id(p256), Method: ski.MethodECDHEPMS, Scheme: tls.ECDSAWithP256AndSHA256, Group: secp256r1, Input: randoms()},
+		"bad-pms-group":         {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Group: 30, Input: randoms()},
+		"bad-pms-neither":       {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Input: randoms()},
+		"bad-pms-short-randoms": {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Group: x25519, Input: randoms()[:63]},
+		"bad-pms-ecdhe-input":   {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Group: secp256r1, Input: ecdhe(secp256r1, g256)},
+		"bad-pms-state":         {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, State: bytes.Repeat([]byte{0x5a}, stateOverhead), Input: g256},
+		"bad-pms-state-short":   {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, State: []byte{1}, Input: g256},
+		"bad-pms-sha1":          {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Group: x25519, Input: randoms()},
+
 		"bad-no-such-key":        {Protocol: ski.TLS12, SPKI: ski.KeyID{1}, Hash: ski.SHA256, Input: ecdhe(secp256r1, g256)},
 		"bad-sha1-not-granted":   {Protocol: ski.TLS12, SPKI: id(p256), Input: ecdhe(secp256r1, g256)},
 		"bad-tls10-not-granted":  {Protocol: ski.TLS10, SPKI: id(p256), Input: ecdhe(secp256r1, g256)},
-		"bad-dhe-not-served":     {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: randoms()},
 		"bad-explicit-curve":     {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: explicit},
 		"bad-group":              {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: ecdhe(30, make([]byte, 56))},
 		"bad-point-off-curve":    {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: ecdhe(secp256r1, offCurve)},

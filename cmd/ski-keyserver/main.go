@@ -50,6 +50,8 @@ the default.
   # rsa_failure: random      # error is the draft's letter, and a padding oracle
   # rsa_failure_secret_file: # 32 bytes or more, the same on a whole fleet;
                              # default: derived from each private key
+  # state_key_file:          # 32 bytes or more, the same on a whole fleet, seals
+                             # what ECDHE-PMS leaves with edges; default: random
   # rsa_workers: 0           # RSA operations at once; 0: processors less one
   # max_in_flight: 4096
   # shutdown_timeout: 10s    # for requests in flight
@@ -68,7 +70,8 @@ A policy. What no rule grants is denied.
   rules:
     - edges: [edge-1]
       keys: [www.example.com]            # names of files, fingerprints or "*"
-      methods: [ECDHE]                   # RSA has no forward secrecy
+      methods: [ECDHE]                   # DHE, ECDHE-PMS; RSA has no forward
+                                         # secrecy
       # protocols: [TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3]
       # algorithms: [SHA-256, ecdsa_secp256r1_sha256]    # default: any not legacy
       # server_names: [www.example.com, "*.example.com"]           # default: any

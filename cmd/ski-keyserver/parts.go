@@ -21,7 +21,8 @@ type parts struct {
 	policy      *keyserver.Policy
 	suspensions *keyserver.Suspensions
 	revocations *keyserver.Revocations // nil for none
-	secret      []byte
+	secret      []byte                 // for wrong PreMasterSecrets
+	stateKey    []byte
 	audit       keyserver.AuditOptions
 	metrics     *keyserver.Metrics
 }
@@ -56,7 +57,10 @@ func load(cfg *keyserver.Config) (*parts, error) {
 	}
 	p.metrics = keyserver.NewMetrics(buildVersion())
 	p.metrics.SetCertificateExpiry(p.certificate.Leaf.NotAfter)
-	p.secret, err = cfg.RSAFailureSecret()
+	if p.secret, err = cfg.RSAFailureSecret(); err != nil {
+		return nil, err
+	}
+	p.stateKey, err = cfg.StateKey()
 	return p, err
 }
 
@@ -69,6 +73,7 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		AuditRequired:    p.cfg.Audit.Required,
 		RSAFailure:       p.cfg.RSAFailure,
 		RSAFailureSecret: p.secret,
+		StateKey:         p.stateKey,
 		RSAWorkers:       int(p.cfg.RSAWorkers),
 		MaxInFlight:      int(p.cfg.MaxInFlight),
 		Suspensions:      p.suspensions,
