@@ -56,6 +56,7 @@ policy: policy.yaml
 audit: {file: audit.log, required: true, key: audit.key, max_size_mib: 100, sync: true, checkpoint_records: 10, checkpoint_interval: 5s}
 rsa_failure: error
 rsa_failure_secret_file: secret
+state_key_file: state.key
 rsa_workers: 3
 max_in_flight: 10
 shutdown_timeout: 1m30s
@@ -96,6 +97,14 @@ log: {level: warn, format: json}
 	require.NoError(t, os.Chmod(dir+"/secret", 0o640))
 	_, err = c.RSAFailureSecret()
 	require.ErrorContains(t, err, "group or others")
+
+	require.NoError(t, os.WriteFile(dir+"/state.key", make([]byte, 31), 0o600))
+	_, err = c.StateKey()
+	require.ErrorContains(t, err, "less than 32 bytes")
+	require.NoError(t, os.WriteFile(dir+"/state.key", make([]byte, 33), 0o600))
+	key, err := c.StateKey()
+	require.NoError(t, err)
+	require.Len(t, key, 33)
 }
 
 func TestConfigErrors(t *testing.T) {

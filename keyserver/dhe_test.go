@@ -188,8 +188,10 @@ func FuzzServerDHParams(f *testing.F) {
 		require.GreaterOrEqual(t, p.BitLen(), 2048)
 		require.Equal(t, []byte{0, 1, 2}, input[66+n:66+n+3])
 		require.Len(t, input, 66+n+5+length(66+n+3))
-		q := new(big.Int).Rsh(p, 1)
-		require.Equal(t, "1", new(big.Int).Exp(ys, q, p).String())
 		require.NotEqual(t, "1", ys.String())
+		if p.BitLen() == 2048 { // it takes long with the others
+			q := new(big.Int).Rsh(p, 1)
+			require.Equal(t, "1", new(big.Int).Exp(ys, q, p).String())
+		}
 	})
 }

@@ -401,6 +401,7 @@ func TestNew(t *testing.T) {
 		"RSAFailure":   func(o *Options) { o.RSAFailure = "maybe" },
 		"secret":       func(o *Options) { o.RSAFailureSecret = make([]byte, 31) },
 		"empty secret": func(o *Options) { o.RSAFailureSecret = []byte{} },
+		"state key":    func(o *Options) { o.StateKey = make([]byte, 31) },
 		"workers":      func(o *Options) { o.RSAWorkers = -1 },
 		"in flight":    func(o *Options) { o.MaxInFlight = -1 },
 	} {

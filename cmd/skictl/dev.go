@@ -219,10 +219,10 @@ edges:
 rules:
   - edges: [edge]
     keys: [ecdsa.localhost]
-    methods: [ECDHE]
+    methods: [ECDHE, ECDHE-PMS]
   - edges: [edge]
     keys: [rsa.localhost]
-    methods: [ECDHE, RSA]
+    methods: [ECDHE, ECDHE-PMS, DHE, RSA]
 `
 	devEdgeConfig = `# The edge server of skictl dev. No site's private key is here.
 listen: ["%s"]

@@ -26,11 +26,13 @@ type attributeFlag struct {
 
 var attributeFlags = []attributeFlag{
 	{"protocol", "protocol", "the `PROTOCOL` between client and edge: 'TLS 1.2', 'TLS 1.3', ...", parseText},
-	{"method", "method", "the key exchange `METHOD`: ECDHE (what it is when not sent), RSA, DHE", parseText},
+	{"method", "method", "the key exchange `METHOD`: ECDHE (what it is when not sent), RSA, DHE, ECDHE-PMS", parseText},
 	{"hash", "hash", "the `HASH` of the signature: SHA-224, SHA-256, SHA-384 or SHA-512", parseText},
 	{"scheme", "scheme", "the signature `SCHEME`, in place of the hash: a number such as 0x0403, or ECDSAWithP256AndSHA256", parseScheme},
 	{"client-version", "client_version", "the `VERSION` in the ClientHello: a number such as 0x0303", parseNumber},
 	{"sni", "server_name", "the server `NAME` that the client asked for", parseText},
+	{"group", "group", "the `GROUP` of ECDHE-PMS: a number such as 29, or secp256r1, secp384r1, secp521r1, x25519", parseGroup},
+	{"state", "state", "the state that the first exchange of ECDHE-PMS answered, `HEX` or @FILE", parseInput},
 	{"spki", "spki", "the key's fingerprint, `HEX` or @FILE, a PEM file whose first certificate or key it is of", parseSPKI},
 	{"input", "input", "the input of the operation, `HEX`, @FILE or - for standard input", parseInput},
 }
@@ -97,6 +99,22 @@ func parseScheme(cmd *cobra.Command, s string) (any, error) {
 		}
 	}
 	return nil, fmt.Errorf("%q is neither a number nor a scheme's name", s)
+}
+
+// groups are the names of RFC 8422, Section 5.1.1.
+var groups = map[string]tls.CurveID{
+	"secp256r1": tls.CurveP256, "secp384r1": tls.CurveP384, "secp521r1": tls.CurveP521, "x25519": tls.X25519,
+}
+
+func parseGroup(cmd *cobra.Command, s string) (any, error) {
+	if g, ok := groups[s]; ok {
+		return int64(g), nil
+	}
+	n, err := parseNumber(cmd, s)
+	if err != nil {
+		return nil, fmt.Errorf("%q is neither a number nor a group's name", s)
+	}
+	return n, nil
 }
 
 func parseSPKI(_ *cobra.Command, s string) (any, error) {

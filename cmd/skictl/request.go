@@ -28,7 +28,9 @@ func newRequestCommand() *cobra.Command {
 		Use:   "request --endpoint URL --cert FILE --key FILE --ca FILE ...",
 		Short: "Send one request to a key server",
 		Long: `Sends one request to a key server and prints its answer as one JSON object, with
-bytes in hexadecimal: {"output":"3045..."} or {"error":"request denied"}.
+bytes in hexadecimal: {"output":"3045..."} or {"error":"request denied"}. With
+ECDHE-PMS and --group, "params" and "state" are in it too; a second request with
+that --state and the client's point as --input answers the PreMasterSecret.
 
 An attribute that is not given is not sent, and one that is, is sent as it is,
 however wrong: key servers can be tested with it. --raw sends any bytes at all.
@@ -118,8 +120,10 @@ func (o *requestOptions) exchange(ctx context.Context, format ski.Format, body [
 func printResponse(w io.Writer, resp *ski.Response) error {
 	line, err := json.Marshal(struct {
 		Output string    `json:"output,omitempty"`
+		Params string    `json:"params,omitempty"`
+		State  string    `json:"state,omitempty"`
 		Error  ski.Error `json:"error,omitempty"`
-	}{hex.EncodeToString(resp.Output), resp.Error})
+	}{hex.EncodeToString(resp.Output), hex.EncodeToString(resp.Params), hex.EncodeToString(resp.State), resp.Error})
 	if err != nil {
 		return err
 	}

@@ -2,12 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +22,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tlsski/tlsski/keyserver"
 	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/skicoap"
 )
@@ -25,6 +33,7 @@ func TestEncodeMessage(t *testing.T) {
 	req := &ski.Request{
 		Protocol: ski.TLS12, Method: ski.MethodRSA, SPKI: ski.KeyID{1, 2, 3}, Input: []byte{0xE5, 0xE6},
 		Scheme: tls.PSSWithSHA256, ClientVersion: 0x0303, ServerName: "www.example.com",
+		Group: tls.X25519, State: []byte{0x57},
 	}
 	for _, format := range []ski.Format{ski.CBOR, ski.JSON} {
 		cmd := new(cobra.Command)
@@ -32,6 +41,7 @@ func TestEncodeMessage(t *testing.T) {
 		require.NoError(t, cmd.ParseFlags([]string{
 			"--protocol", "TLS 1.2", "--method", "RSA", "--spki", req.SPKI.String(), "--input", "e5:E6",
 			"--scheme", "PSSWithSHA256", "--client-version", "0x0303", "--sni", "www.example.com",
+			"--group", "x25519", "--state", "57",
 		}))
 		got, err := encodeMessage(cmd, format)
 		require.NoError(t, err)
@@ -90,6 +100,44 @@ func TestRequest(t *testing.T) {
 	assert.Equal(t, 1, status)
 	assert.Empty(t, stdout)
 	assert.Contains(t, stderr, "ks-2.example")
+}
+
+// TestRequestECDHEPMS does both exchanges by hand, with a real key server.
+func TestRequestECDHEPMS(t *testing.T) {
+	site, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	keys := new(keyserver.MemoryStore)
+	require.NoError(t, keys.Add("www.example.com", site))
+	policy, err := keyserver.ParsePolicy("policy.yaml", []byte(`
+edges: [{name: edge, dns: [edge]}]
+rules: [{edges: [edge], keys: [www.example.com], methods: [ECDHE-PMS]}]
+`), keys)
+	require.NoError(t, err)
+	ks, err := keyserver.New(keyserver.Options{Keys: keys, Policy: policy, Audit: keyserver.NewAuditLog(io.Discard)})
+	require.NoError(t, err)
+	server := startKeyServer(t, func(req *ski.Request) *ski.Response {
+		return ks.ServeSKI(t.Context(), ski.Peer{DNSNames: []string{"edge"}}, req)
+	})
+	request := func(args ...string) (answer struct{ Output, Params, State string }) {
+		spki, err := ski.PublicKeyID(site.Public())
+		require.NoError(t, err)
+		status, stdout, stderr := skictl(t, "", append(server("--method", "ECDHE-PMS", "--protocol", "TLS 1.2", "--spki", spki.String()), args...)...)
+		require.Zero(t, status, stdout+stderr)
+		require.NoError(t, json.Unmarshal([]byte(stdout), &answer))
+		return answer
+	}
+	first := request("--group", "secp256r1", "--hash", "SHA-256", "--input", strings.Repeat("c15e", 32))
+	client, err := ecdh.P256().GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	params, err := hex.DecodeString(first.Params)
+	require.NoError(t, err)
+	public, err := ecdh.P256().NewPublicKey(params[4:])
+	require.NoError(t, err)
+	secret, err := client.ECDH(public)
+	require.NoError(t, err)
+	second := request("--state", first.State, "--input", hex.EncodeToString(client.PublicKey().Bytes()))
+	require.Equal(t, hex.EncodeToString(secret), second.Output)
+	require.Empty(t, second.Params+second.State)
 }
 
 // startKeyServer serves answer over CoAP and DTLS, and returns a function that
