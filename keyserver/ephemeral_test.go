@@ -333,6 +333,11 @@ func TestLengthsOfECDHEPMS(t *testing.T) {
 				require.Equal(t, ski.MalformedRequest, malformed.Error)
 				add(2, malformed)
 				second.Input = point
+				forged := *second
+				forged.State = make([]byte, 200)
+				malformed, _ = s.ask(edgePeer, &forged)
+				require.Equal(t, ski.MalformedRequest, malformed.Error)
+				add(2, malformed)
 				output, _ := s.ask(edgePeer, second)
 				require.NoError(t, output.Err())
 				add(2, output)

@@ -215,6 +215,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 	// was granted the first.
 	req, exchange, err := s.resume(peer, edges, req)
 	if err != nil {
+		longest = longestAnswer(req, k.public)
 		return refused(ski.MalformedRequest, err.Error())
 	}
 	rec.describe(req)
