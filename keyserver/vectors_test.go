@@ -268,7 +268,6 @@ func vectorRequests(keys testStore) map[string]vectorRequest {
 		"bad-dhe-generator":      {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{5}, ys)},
 		"bad-dhe-ys-1":           {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{2}, []byte{1})},
 		"bad-dhe-ys-p-less-1":    {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{2}, minusOne)},
-		"bad-dhe-ys-nonresidue":  {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dhe(prime, []byte{2}, new(big.Int).Sub(ffdhe.p, big.NewInt(4)).Bytes())},
 		"bad-dhe-bytes-after-ys": {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: append(dhInput("ffdhe2048"), 0)},
 		"bad-dhe-as-ecdhe":       {Protocol: ski.TLS12, SPKI: id(rsa2048), Hash: ski.SHA256, Input: dhInput("ffdhe6144")},
 		"bad-ecdhe-as-dhe":       {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: ecdhe(secp256r1, g256)},

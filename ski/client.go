@@ -15,7 +15,7 @@ const DefaultTimeout = 5 * time.Second
 // Client is a Transport over one or more others, each to a key server that
 // holds the same keys. It gives every request a deadline, and asks again where
 // there was no answer, the next key server first: the operations can be done
-// twice without harm.
+// twice without harm, or are refused the second time (Ephemeral).
 type Client struct {
 	// Transports are the key servers in order of preference. At least one.
 	Transports []Transport

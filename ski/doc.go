@@ -17,6 +17,10 @@
 // back. Package skicoap has the one of the draft's primary binding. A Client
 // around one or more Transports adds the deadline and the second attempt.
 //
+// Key.NewEphemeral is for TLS servers that derive their session keys themselves:
+// the key server then makes the ephemeral key too, and returns the
+// PreMasterSecret.
+//
 // # At the key server
 //
 // A Handler answers the requests of authenticated peers; keyserver.Server is

@@ -20,6 +20,7 @@ type Ephemeral struct {
 	Signature []byte
 
 	key   *Key
+	group tls.CurveID
 	state []byte
 }
 
@@ -52,7 +53,7 @@ func (k *Key) NewEphemeral(ctx context.Context, group tls.CurveID, randoms []byt
 	if err := k.checkSignature(resp.Output); err != nil {
 		return nil, err
 	}
-	return &Ephemeral{Params: resp.Params, Signature: resp.Output, key: k, state: resp.State}, nil
+	return &Ephemeral{Params: resp.Params, Signature: resp.Output, key: k, group: group, state: resp.State}, nil
 }
 
 // PreMasterSecret has the key server do the key agreement with the client's
@@ -71,7 +72,23 @@ func (e *Ephemeral) PreMasterSecret(ctx context.Context, point []byte) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
+	if want := coordinateLen(e.group); len(resp.Output) != want {
+		clear(resp.Output)
+		return nil, fmt.Errorf("ski: the key server's PreMasterSecret has %d bytes, not %d", len(resp.Output), want)
+	}
 	return resp.Output, nil
+}
+
+// coordinateLen returns the length in bytes of a group's coordinates, which is
+// that of its shared secrets.
+func coordinateLen(group tls.CurveID) int {
+	switch group {
+	case tls.CurveP384:
+		return 48
+	case tls.CurveP521:
+		return 66
+	}
+	return 32
 }
 
 func (k *Key) ephemeralRequest(input []byte) *Request {

@@ -30,7 +30,10 @@ func TestEphemeral(t *testing.T) {
 	require.Equal(t, params, e.Params)
 	require.Equal(t, answer.Output, e.Signature)
 
-	answer = &ski.Response{Output: []byte("the PreMasterSecret")}
+	answer = &ski.Response{Output: counting(31)}
+	_, err = e.PreMasterSecret(t.Context(), point)
+	require.ErrorContains(t, err, "PreMasterSecret has 31 bytes, not 32")
+	answer = &ski.Response{Output: counting(32)}
 	secret, err := e.PreMasterSecret(t.Context(), point)
 	require.NoError(t, err)
 	require.Equal(t, answer.Output, secret)
