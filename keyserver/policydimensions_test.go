@@ -208,6 +208,11 @@ func TestRightsAreEffective(t *testing.T) {
 	require.Equal(t, []ski.Method{ski.MethodECDHE}, got["ec"].Methods)
 	require.Equal(t, []ski.Method{ski.MethodECDHE, ski.MethodRSA}, got["rsa"].Methods)
 
+	got = rights(oneRule("DHE, ECDHE-PMS"))
+	require.Equal(t, []ski.Method{ski.MethodECDHEPMS}, got["ec"].Methods)
+	require.Equal(t, []ski.Method{ski.MethodDHE, ski.MethodECDHEPMS}, got["rsa"].Methods)
+	require.Equal(t, []ski.Protocol{ski.TLS12, ski.DTLS12}, got["rsa"].Protocols)
+
 	got = rights(oneRule("ECDHE, RSA", "legacy: [rsa-below-2048]"))
 	require.Len(t, got, 3)
 	require.Equal(t, []string{"rsa-below-2048"}, got["short"].Legacy)

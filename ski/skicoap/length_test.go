@@ -14,7 +14,8 @@ import (
 	"github.com/tlsski/tlsski/ski"
 )
 
-// An ECDSA P-256 signature has 72 bytes in DER, or fewer.
+// An ECDSA P-256 signature has 72 bytes in DER, or fewer. With ECDHE-PMS there
+// are params of each group beside it.
 func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 	ca := newTestCA(t)
 	answers := []*ski.Response{
@@ -22,6 +23,11 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 	}
 	for n := 60; n <= 72; n++ {
 		answers = append(answers, &ski.Response{Output: make([]byte, n)})
+	}
+	const pms = "ECDHE-PMS"
+	plain := len(answers)
+	for _, n := range []int{36, 69, 101, 137} { // ServerECDHParams of x25519 to secp521r1
+		answers = append(answers, &ski.Response{Output: make([]byte, 70), Params: make([]byte, n), State: make([]byte, 134)})
 	}
 	s := serve(t, "127.0.0.1:0", ServerConfig{
 		Certificate: ca.keyServer(), ClientCAs: ca.pool,
@@ -32,10 +38,23 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 				r.Output[i] = 0x30
 			}
 			r.OutputLen = 72
+			if req.ServerName == pms {
+				r.ParamsLen, r.StateLen = 137, 134
+			}
 			return &r
 		}),
 	})
-	for _, f := range []ski.Format{ski.CBOR, ski.JSON} {
+	for _, run := range []struct {
+		ski.Format
+		name    string
+		answers []*ski.Response
+	}{
+		{ski.CBOR, "", answers[:plain]},
+		{ski.JSON, "", answers[:plain]},
+		{ski.CBOR, pms, answers},
+		{ski.JSON, pms, answers},
+	} {
+		f := run.Format
 		r := newRelay(t, s.Addr().String())
 		var mu sync.Mutex
 		lengths := map[int]int{}
@@ -47,8 +66,9 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 		c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Format: f})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = c.Close() })
-		for i, want := range answers {
+		for i, want := range run.answers {
 			req := request(1)
+			req.ServerName = run.name
 			req.ClientVersion = uint16(i + 1)
 			if i == 0 { // the session's handshake
 				_, err := c.RoundTrip(t.Context(), req)
@@ -63,7 +83,7 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 			assert.Len(t, got.Output, len(want.Output))
 		}
 		mu.Lock()
-		assert.Len(t, lengths, 1, "%s: datagrams by length: %v", f, lengths)
+		assert.Len(t, lengths, 1, "%s %s: datagrams by length: %v", f, run.name, lengths)
 		mu.Unlock()
 	}
 }
