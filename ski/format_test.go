@@ -2,6 +2,7 @@ package ski_test
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -77,6 +78,10 @@ func TestReasons(t *testing.T) {
 		`{"` + secret + `":1,"` + secret + `":2}`: "it has a key twice",
 		`{"a":` + secret + `}`:                    "it is not well-formed JSON",
 		`{"a":[[]]}`:                              "it is nested more than 2 levels deep",
+		`{"a":{"b":"b","b":1}}`:                   "it has a key twice",
+		`{"a":{"b":{}}}`:                          "it is nested more than 2 levels deep",
+		`{"a":{` + members(33) + `}}`:             "it has more than 32 pairs",
+		`{"a":{` + members(32) + `},"b":["b"]}`:   "'spki' is missing",
 		"{\"a\":\"" + secret + "\xff\"}":          "it is not UTF-8",
 		strings.Repeat(" ", 4097):                 "it has more than 4096 bytes",
 		`{}`:                                      "'spki' is missing",
@@ -104,6 +109,7 @@ func TestReasons(t *testing.T) {
 		"A161611C":             "it is not well-formed CBOR",
 		"A161618180":           "it is nested more than 2 levels deep",
 		"A161618181818181":     "it is nested more than 2 levels deep",
+		"A16161A2616101616102": "it has a key twice",
 		"B821":                 "it has more than 32 pairs",
 		"A1616199FFFF":         "it has an array that is too long",
 		"A1647370 6B6981 1820": "'spki' is not a byte string",
@@ -113,6 +119,15 @@ func TestReasons(t *testing.T) {
 		_, err := ski.DecodeRequest(ski.CBOR, unhex(t, strings.ReplaceAll(data, " ", "")))
 		assert.EqualError(t, err, "ski: malformed message: "+want, data)
 	}
+}
+
+// members returns n members of a JSON object.
+func members(n int) string {
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprintf(`"%d":"0"`, i))
+	}
+	return strings.Join(all, ",")
 }
 
 // TestDecodeAllocation measures that the memory a malformed message takes
@@ -128,6 +143,33 @@ func TestDecodeAllocation(t *testing.T) {
 				}
 			})
 			assert.Less(t, perMessage, uint64(16<<10+16*len(data)), "%s %s", format, v.Name)
+		}
+	}
+}
+
+// A length that CBOR states is believed only as far as there are bytes.
+func TestDecodeAllocationOfStatedLengths(t *testing.T) {
+	lengths := []string{"18ff", "19ffff", "1a7fffffff", "1affffffff", "1b000000ffffffffff", "1b7fffffffffffffff", "1bffffffffffffffff"}
+	for _, before := range []string{
+		"",                     // the message itself
+		"a1",                   // its key
+		"a165696e707574",       // the value of a known key
+		"a16178",               // and of an unknown one
+		"a1617881", "a16178a1", // in an array, a map
+		"a16178c2", "a165696e7075745f", // a big number, a chunk of a string of indefinite length
+	} {
+		for major := byte(0); major < 7; major++ {
+			for _, length := range lengths {
+				data := unhex(t, before+length)
+				data[len(before)/2] |= major << 5
+				perMessage := allocated(func() {
+					_, err := ski.DecodeRequest(ski.CBOR, data)
+					assert.ErrorIs(t, err, ski.MalformedRequest, "%x", data)
+					_, err = ski.DecodeResponse(ski.CBOR, data)
+					assert.ErrorIs(t, err, ski.MalformedRequest, "%x", data)
+				})
+				assert.Less(t, perMessage, uint64(16<<10), "%x", data)
+			}
 		}
 	}
 }

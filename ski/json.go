@@ -72,7 +72,8 @@ func jsonValue(d *json.Decoder) (json.Token, error) {
 	if _, ok := first.(json.Delim); !ok {
 		return first, nil
 	}
-	for {
+	names := make(map[json.Token]bool) // of an object, whose tokens are a name and a value in turn
+	for isName := first == json.Delim('{'); ; isName = first == json.Delim('{') && !isName {
 		t, err := d.Token()
 		if err != nil {
 			return nil, malformed("", jsonReason(err))
@@ -82,6 +83,15 @@ func jsonValue(d *json.Decoder) (json.Token, error) {
 			return first, nil
 		case json.Delim('['), json.Delim('{'):
 			return nil, malformed("", fmt.Sprintf("it is nested more than %d levels deep", MaxDepth))
+		}
+		switch {
+		case !isName:
+		case names[t]:
+			return nil, malformed("", "it has a key twice")
+		case len(names) == MaxPairs:
+			return nil, malformed("", fmt.Sprintf("it has more than %d pairs", MaxPairs))
+		default:
+			names[t] = true
 		}
 	}
 }
