@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -66,7 +68,7 @@ func covers(cert *x509.Certificate, name string) bool {
 
 // Credentials reads the edge's own identity on the SKI channel and the
 // authorities it trusts there. It refuses a private key that group or others
-// can read.
+// can read, and a certificate that no key server would accept now.
 func (k KeyServer) Credentials() (tls.Certificate, *x509.CertPool, error) {
 	info, err := os.Stat(k.Key)
 	if err != nil {
@@ -79,6 +81,9 @@ func (k KeyServer) Credentials() (tls.Certificate, *x509.CertPool, error) {
 	if err != nil {
 		return tls.Certificate{}, nil, fmt.Errorf("%s and %s: %w", k.Certificate, k.Key, err)
 	}
+	if err := checkIdentity(cert.Leaf, time.Now()); err != nil {
+		return tls.Certificate{}, nil, fmt.Errorf("%s: %w", k.Certificate, err)
+	}
 	ca, err := os.ReadFile(k.CA)
 	if err != nil {
 		return tls.Certificate{}, nil, err
@@ -88,4 +93,18 @@ func (k KeyServer) Credentials() (tls.Certificate, *x509.CertPool, error) {
 		return tls.Certificate{}, nil, errors.New(k.CA + " has no certificate")
 	}
 	return cert, roots, nil
+}
+
+// checkIdentity finds what would fail in every handshake with a key server.
+func checkIdentity(leaf *x509.Certificate, now time.Time) error {
+	usages := leaf.ExtKeyUsage
+	switch {
+	case now.After(leaf.NotAfter):
+		return fmt.Errorf("the certificate expired at %s", leaf.NotAfter.Format(time.RFC3339))
+	case now.Before(leaf.NotBefore):
+		return fmt.Errorf("the certificate is not valid before %s", leaf.NotBefore.Format(time.RFC3339))
+	case !slices.Contains(usages, x509.ExtKeyUsageClientAuth) && !slices.Contains(usages, x509.ExtKeyUsageAny):
+		return errors.New("the certificate does not say that it is for a client (extended key usage clientAuth), so key servers refuse it")
+	}
+	return nil
 }

@@ -215,3 +215,28 @@ func TestCredentials(t *testing.T) {
 	_, _, err = k.Credentials()
 	assert.ErrorContains(t, err, "has no certificate")
 }
+
+func TestIdentityThatNoKeyServerAccepts(t *testing.T) {
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		leaf x509.Certificate
+		want string
+	}{
+		"expired":       {x509.Certificate{NotAfter: now.Add(-time.Minute)}, "expired at "},
+		"not yet valid": {x509.Certificate{NotBefore: now.Add(time.Minute), NotAfter: now.Add(time.Hour)}, "not valid before "},
+		"for nothing":   {x509.Certificate{NotAfter: now.Add(time.Hour)}, "clientAuth"},
+		"for servers": {x509.Certificate{NotAfter: now.Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}},
+			"clientAuth"},
+	} {
+		assert.ErrorContains(t, checkIdentity(&tt.leaf, now), tt.want, name)
+	}
+	p := newPKI(t)
+	key := sharedRSA()
+	expired := p.issue(t, key, -time.Minute, "edge.test")
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	k := KeyServer{Certificate: expired, Key: filepath.Join(p.dir, "edge.key"), CA: expired}
+	require.NoError(t, os.WriteFile(k.Key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	_, _, err = k.Credentials()
+	assert.ErrorContains(t, err, expired+": the certificate expired at ")
+}

@@ -156,6 +156,7 @@ func TestIdentity(t *testing.T) {
 		template := &x509.Certificate{
 			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
 			NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), BasicConstraintsValid: true,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		}
 		if change != nil {
 			change(template)
@@ -187,7 +188,8 @@ func TestIdentity(t *testing.T) {
 	}{
 		"expired":         {"c.pem", "expired at 2026-05-31", certificate(key, func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Second) })},
 		"not yet valid":   {"c.pem", "not valid before", certificate(key, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) })},
-		"for clients":     {"c.pem", "not for a server", certificate(key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })},
+		"for nothing":     {"c.pem", "serverAuth", certificate(key, func(c *x509.Certificate) { c.ExtKeyUsage = nil })},
+		"for clients":     {"c.pem", "serverAuth", certificate(key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })},
 		"of another key":  {"c.key", "c.pem with ", pkcs8(t, newECDSA(t, elliptic.P256()))},
 		"no CA":           {"ca.pem", "no certificate", nil},
 		"CA is no CA":     {"ca.pem", "not an authority's", certificate(key, nil)},

@@ -41,8 +41,8 @@ func (c *Config) ownCertificate(now time.Time) (tls.Certificate, error) {
 		return tls.Certificate{}, fmt.Errorf("%s: %w", c.Certificate, err)
 	}
 	usages := own.Leaf.ExtKeyUsage
-	if len(usages) > 0 && !slices.Contains(usages, x509.ExtKeyUsageServerAuth) && !slices.Contains(usages, x509.ExtKeyUsageAny) {
-		return tls.Certificate{}, fmt.Errorf("%s: the certificate is not for a server (extended key usage)", c.Certificate)
+	if !slices.Contains(usages, x509.ExtKeyUsageServerAuth) && !slices.Contains(usages, x509.ExtKeyUsageAny) {
+		return tls.Certificate{}, fmt.Errorf("%s: the certificate does not say that it is for a server (extended key usage serverAuth), so edges refuse it", c.Certificate)
 	}
 	return own, nil
 }
