@@ -9,9 +9,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tlsski/tlsski/ski"
 )
 
 func newDevCommand() *cobra.Command {
@@ -308,6 +311,10 @@ func ended(p *process) <-chan struct{} {
 	return p.done
 }
 
+// exampleInput is two randoms and ServerECDHParams with the base point of
+// x25519 (RFC 8422, Section 5.4).
+var exampleInput = slices.Concat(make([]byte, 2*ski.RandomLen), []byte{3, 0, 29, 32, 9}, make([]byte, 31))
+
 func (d *dev) printCommands(w io.Writer) {
 	e := d.endpoints
 	addr := e.Edge.HTTPS[len("https://"):]
@@ -326,7 +333,11 @@ func (d *dev) printCommands(w io.Writer) {
 		fmt.Fprintf(w, "openssl s_client -connect %s -servername %s -CAfile %s -verify_return_error -brief %s </dev/null\n",
 			addr, c.site, e.CA, c.flags)
 	}
-	fmt.Fprintf(w, "skictl request --endpoint %s --cert %s --key %s --ca %s --protocol 'TLS 1.2' --hash SHA-256 --spki @%s --input 00\n",
-		e.KeyServer.CoAPS, e.EdgeCert, e.EdgeKey, e.KeyServerCA, d.sites[0].Cert)
+	self, err := os.Executable()
+	if err != nil {
+		self = "skictl"
+	}
+	fmt.Fprintf(w, "%s request --endpoint %s --cert %s --key %s --ca %s --protocol 'TLS 1.2' --hash SHA-256 --spki @%s --input %x\n",
+		self, e.KeyServer.CoAPS, e.EdgeCert, e.EdgeKey, e.KeyServerCA, d.sites[0].Cert, exampleInput)
 	fmt.Fprintln(w, "\nrunning; interrupt to stop")
 }
