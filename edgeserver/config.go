@@ -178,6 +178,11 @@ func (c *Config) errorAt(field string, err error) error {
 	return fmt.Errorf("edgeserver: %s: %w", field, err)
 }
 
+// ErrorAt is for those who find only when they use the Config what is wrong with
+// a field, "keyserver.url" say: it returns err with the field's name and
+// position.
+func (c *Config) ErrorAt(field string, err error) error { return c.errorAt(field, err) }
+
 // errorf is errorAt for an error that has no cause.
 func (c *Config) errorf(field, format string, args ...any) error {
 	return c.errorAt(field, fmt.Errorf(format, args...))

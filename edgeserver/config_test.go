@@ -93,7 +93,9 @@ func TestLoadErrors(t *testing.T) {
 	tests := map[string]struct{ yaml, want string }{
 		"empty":            {"", ":1:1: the file is empty"},
 		"syntax":           {"listen: [a\nsites: []\n", ":2:"},
-		"two documents":    {siteYAML + "---\n" + siteYAML, ": the file has more than one document"},
+		"two documents":    {siteYAML + "---\n" + siteYAML, ":5:1: the file has more than one document"},
+		"listen":           {"listen: [':8443', nope]\n" + keyserverYAML + siteYAML, ":1:19: listen[1]: 'nope' is not an address such as"},
+		"listen port":      {"listen: ['127.0.0.1:99999']\n" + keyserverYAML + siteYAML, ":1:10: listen[0]: '127.0.0.1:99999' is not an address"},
 		"a list":           {"- a\n", ":1:1: "},
 		"unknown key":      {keyserverYAML + siteYAML + "sitse: []\n", `:10:1: unknown field "sitse"`},
 		"unknown site key": {site("names: [a.test]", "port: 1", certs, proxy), `:8:5: unknown field "port"`},

@@ -261,7 +261,10 @@ func TestListenAndServe(t *testing.T) {
 	require.NoError(t, srv.Shutdown(t.Context()))
 	assert.NoError(t, <-ended)
 
-	cfg.Listen = []string{"127.0.0.1:0", "127.0.0.1:99999"}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	cfg.Listen = []string{"127.0.0.1:0", taken.Addr().String()}
 	srv, err = New(cfg, p.transport(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	assert.Error(t, srv.ListenAndServe())

@@ -31,7 +31,7 @@ func parseSource(name string, data []byte) (*source, error) {
 	case len(file.Docs) == 0 || file.Docs[0].Body == nil:
 		return nil, fmt.Errorf("%s:1:1: the file is empty", name)
 	case len(file.Docs) > 1:
-		return nil, fmt.Errorf("%s: the file has more than one document", s.at(file.Docs[1].GetToken()))
+		return nil, fmt.Errorf("%s: the file has more than one document", s.at(file.Docs[1].Start))
 	}
 	return s, nil
 }

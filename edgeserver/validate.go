@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/url"
 	"strings"
 )
@@ -12,6 +13,11 @@ import (
 // validate checks what needs no other file, in the order of the file, and
 // returns the first error.
 func (c *Config) validate() error {
+	for i, addr := range c.Listen {
+		if err := checkAddress(addr); err != nil {
+			return c.errorAt(fmt.Sprintf("listen[%d]", i), err)
+		}
+	}
 	if c.KeyServer.Timeout < 0 {
 		return c.errorf("keyserver.timeout", "is negative")
 	}
@@ -89,6 +95,18 @@ func (c *Config) validateKeyServer() error {
 	u, err := url.Parse(k.URL)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return c.errorf("keyserver.url", "'%s' is not a URL such as coaps://ski.example.com:5684/ski", k.URL)
+	}
+	return nil
+}
+
+// checkAddress checks an address to listen on. A port can have a name.
+func checkAddress(addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		return fmt.Errorf("'%s' is not an address such as :8443 or 192.0.2.1:443", addr)
 	}
 	return nil
 }

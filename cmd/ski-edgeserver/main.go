@@ -130,7 +130,7 @@ func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, *sk
 		Logger:      log,
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, cfg.ErrorAt("keyserver.url", err)
 	}
 	srv, err := edgeserver.New(cfg, &ski.Client{
 		Transports: []ski.Transport{client},

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strconv"
 	"sync"
 	"time"
 
@@ -118,6 +119,9 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		return nil, err
 	}
 	defaults(&port, "5684")
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return nil, fmt.Errorf("skicoap: %s: there is no such port", rawURL)
+	}
 	defaults(&cfg.ServerName, u.Hostname())
 	defaults(&cfg.MaxInFlight, 512)
 	defaults(&cfg.DialTimeout, 3*time.Second)

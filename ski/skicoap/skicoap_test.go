@@ -458,6 +458,7 @@ func TestConfigurationIsCheckedBeforeUse(t *testing.T) {
 		"coaps://host/ski?a=b":  "only host, port and path",
 		"coaps://host/a//b":     "unusable segment",
 		"coaps://host:port/ski": "invalid port",
+		"coaps://host:65536":    "there is no such port",
 	} {
 		_, err := NewClient(url, good)
 		assert.ErrorContains(t, err, want, url)
