@@ -53,6 +53,8 @@ func TestHandshakes(t *testing.T) {
 		{"RSA", tls.VersionTLS12, 0, true, ski.Request{Protocol: ski.TLS12, Hash: ski.SHA256}},
 		{"RSA", tls.VersionTLS12, tls.TLS_RSA_WITH_AES_128_GCM_SHA256, false, ski.Request{Protocol: ski.TLS12, Method: ski.MethodRSA, ClientVersion: 0x0303}},
 		{"RSA", tls.VersionTLS12, tls.TLS_RSA_WITH_AES_128_GCM_SHA256, true, ski.Request{Protocol: ski.TLS12, Method: ski.MethodRSA}},
+		{"RSA", tls.VersionTLS11, tls.TLS_RSA_WITH_AES_128_CBC_SHA, false, ski.Request{Protocol: ski.TLS11, Method: ski.MethodRSA, ClientVersion: 0x0302}},
+		{"RSA", tls.VersionTLS10, tls.TLS_RSA_WITH_AES_128_CBC_SHA, false, ski.Request{Protocol: ski.TLS10, Method: ski.MethodRSA, ClientVersion: 0x0301}},
 		{"Ed25519", tls.VersionTLS12, 0, false, ski.Request{Protocol: ski.TLS12, Scheme: tls.Ed25519}},
 		{"P-256", tls.VersionTLS13, 0, false, ski.Request{Protocol: ski.TLS13, Scheme: tls.ECDSAWithP256AndSHA256}},
 		{"P-384", tls.VersionTLS13, 0, false, ski.Request{Protocol: ski.TLS13, Scheme: tls.ECDSAWithP384AndSHA384}},
@@ -78,6 +80,9 @@ func TestHandshakes(t *testing.T) {
 			server := &tls.Config{GetCertificate: cert.GetCertificate, MaxVersion: v.version}
 			client := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "www.example.com"}
 			client.RootCAs.AddCert(leaf)
+			if v.version < tls.VersionTLS12 {
+				server.MinVersion, client.MinVersion, client.MaxVersion = v.version, v.version, v.version
+			}
 			if v.suite != 0 {
 				server.CipherSuites, client.CipherSuites = []uint16{v.suite}, []uint16{v.suite}
 			}

@@ -21,8 +21,8 @@ import (
 //   - crypto.MessageSigner: SignMessage is the one crypto/tls calls in TLS 1.2
 //     and TLS 1.3; it gets the whole to-be-signed structure, which becomes the
 //     request's input.
-//   - crypto.Signer: Sign refuses, with ErrBareDigest. TLS 1.0 and 1.1 of
-//     crypto/tls need it and so do not work with a Key.
+//   - crypto.Signer: Sign refuses, with ErrBareDigest. crypto/tls needs it in
+//     TLS 1.0 and 1.1, where so only the static RSA key exchange works.
 //   - crypto.Decrypter, but only with an RSA key, and only what PrivateKey
 //     returns: Decrypt is for the PreMasterSecret of the static RSA key
 //     exchange. crypto/tls refuses TLS 1.2 to other keys with such a method.
@@ -102,6 +102,12 @@ func (k *Key) ForClientHello(h *tls.ClientHelloInfo) *Key {
 		if v <= tls.VersionTLS12 {
 			c.ClientVersion = max(c.ClientVersion, v)
 		}
+	}
+	switch c.ClientVersion { // A client that offers nothing newer gets nothing newer.
+	case tls.VersionTLS10:
+		c.Protocol = TLS10
+	case tls.VersionTLS11:
+		c.Protocol = TLS11
 	}
 	return k.ForConnection(h.Context(), c)
 }
@@ -243,7 +249,7 @@ func (k rsaKey) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpt
 	}
 	req := k.request(MethodRSA, ciphertext)
 	if req.Protocol == "" {
-		req.Protocol = TLS12 // crypto/tls decrypts only up to this version
+		req.Protocol = TLS12 // newer ones have no RSA key exchange
 	}
 	random := make([]byte, PreMasterSecretLen)
 	rand.Read(random) // Before the answer is known, so that its time tells nothing.
