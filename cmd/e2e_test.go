@@ -365,6 +365,20 @@ func TestAKilledKeyServerCostsHandshakesOnlyWhileItIsGone(t *testing.T) {
 	require.NoError(t, keyServer.Wait())
 }
 
+// A key server that hangs, unlike one that is gone, leaves nobody to say that
+// nobody listens.
+func TestASilentKeyServerCostsHandshakesOnlyWhileItIsSilent(t *testing.T) {
+	d := startDev(t)
+	require.NoError(t, d.handshake(t.Context(), "rsa.localhost"))
+	t.Cleanup(func() { _ = syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGCONT) }) // or it would not stop
+	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGSTOP))
+	start := time.Now()
+	assert.ErrorContains(t, d.handshake(t.Context(), "rsa.localhost"), "remote error: tls: internal error")
+	assert.Less(t, time.Since(start), 7*time.Second, "keyserver.timeout is 5s by default")
+	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGCONT))
+	require.Eventually(t, func() bool { return d.handshake(t.Context(), "rsa.localhost") == nil }, 30*time.Second, 50*time.Millisecond)
+}
+
 func TestSkictlRequestTellsAnAnswerFromAnError(t *testing.T) {
 	d := startDev(t)
 	ask := func(args ...string) (string, string, int) {
