@@ -416,6 +416,14 @@ func TestSkictlRequestTellsAnAnswerFromAnError(t *testing.T) {
 			assert.Contains(t, out, `{"error":"`+tc.want+`"}`)
 		})
 	}
+	// What is too large is audited like anything else that is malformed.
+	before := len(d.requests())
+	out, all, status = ask("--raw", strings.Repeat("00", ski.MaxMessageSize+1))
+	assert.Equal(t, 3, status, all)
+	assert.Contains(t, out, `{"error":"malformed request"}`)
+	require.Len(t, d.requests(), before+1)
+	assert.Contains(t, d.requests()[before], "it has more than 4096 bytes")
+
 	_, all, status = d.skictl("request", "--endpoint", "coaps://127.0.0.1:9/ski",
 		"--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA,
 		"--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", spki, "--input", input, "--timeout", "1s")

@@ -100,7 +100,9 @@ func Direct(h Handler, peer Peer) Transport {
 
 // Serve answers one encoded request: it decodes body, asks h, and encodes the
 // response in the same terms. It is what every binding does between its own
-// framing and the Handler. The returned slice is the caller's, to be cleared
+// framing and the Handler. A body that is too large is to be handed over like
+// any other, whole or cut behind MaxMessageSize+1 bytes, so that the Handler
+// learns of it. The returned slice is the caller's, to be cleared
 // once it is sent; it has at most MaxMessageSize bytes.
 func Serve(ctx context.Context, h Handler, peer Peer, in Format, body []byte, out Format) ([]byte, *Response) {
 	req, err := DecodeRequest(in, body)
@@ -120,6 +122,11 @@ func Serve(ctx context.Context, h Handler, peer Peer, in Format, body []byte, ou
 		data, _ = EncodeResponse(out, resp)
 	}
 	clear(resp.Output)
+	if len(body) > MaxMessageSize {
+		r := *resp // the Handler may have given it to others too
+		r.TooLarge = true
+		resp = &r
+	}
 	return data, resp
 }
 

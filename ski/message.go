@@ -300,6 +300,10 @@ type Response struct {
 	// same for Params and State; see PaddedLen.
 	OutputLen, ParamsLen, StateLen int
 
+	// TooLarge says that the request had more than MaxMessageSize bytes, which
+	// a binding has a code of its own for. It is not in the message.
+	TooLarge bool
+
 	// RetryAfter is how long the edge should wait before it asks again, where
 	// a limit refused the request. It travels beside the message, in the
 	// binding's own terms: Max-Age (RFC 8516) or Retry-After (RFC 9110). It is

@@ -103,9 +103,6 @@ func (r *resource) check(m *message.Message) (in, out ski.Format, _ *refusal) {
 			return 0, 0, refuse(codes.NotAcceptable, "Accept 60 or 50")
 		}
 	}
-	if len(m.Payload) > ski.MaxMessageSize {
-		return 0, 0, refuse(codes.RequestEntityTooLarge, fmt.Sprintf("at most %d bytes", ski.MaxMessageSize))
-	}
 	return in, out, nil
 }
 
@@ -142,6 +139,9 @@ func uintValue(n uint32) []byte {
 // responseCode returns the code that goes with a response, for those who look
 // at nothing else. The message in the payload is what counts.
 func responseCode(r *ski.Response) (codes.Code, message.Options) {
+	if r.TooLarge {
+		return codes.RequestEntityTooLarge, nil
+	}
 	switch r.Error {
 	case "":
 		return codes.Changed, nil

@@ -107,7 +107,7 @@ func TestEachCoAPRequestGetsTheCodeThatFits(t *testing.T) {
 		{"one block that is all", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{6}}), cborBody, codes.Changed, cborOK},
 		{"not CBOR", codes.POST, with(), []byte("?"), codes.BadRequest, cborMalformed},
 		{"empty", codes.POST, with(), nil, codes.BadRequest, cborMalformed},
-		{"4097 bytes", codes.POST, with(), tooLong, codes.RequestEntityTooLarge, nil},
+		{"4097 bytes", codes.POST, with(), tooLong, codes.RequestEntityTooLarge, cborMalformed},
 		{"4096 bytes", codes.POST, with(), tooLong[1:], codes.BadRequest, cborMalformed},
 		{"first block of several", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{8 | 6}}), cborBody, codes.RequestEntityTooLarge, nil},
 		{"later block", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{16 | 6}}), cborBody, codes.RequestEntityTooLarge, nil},
