@@ -37,8 +37,11 @@ type Config struct {
 
 // KeyServer says how to reach the key server, and as whom.
 type KeyServer struct {
-	// URL is the key server's, coaps://HOST[:PORT]/PATH.
+	// URL is the key server's, coaps://HOST[:PORT]/PATH or https://... .
 	URL string `yaml:"url"`
+	// URLs are those of several key servers that hold the same keys, the
+	// preferred first, instead of URL. Their schemes may differ.
+	URLs []string `yaml:"urls"`
 	// Certificate and Key are the PEM files of the edge's own identity on the
 	// SKI channel; they have nothing to do with the sites. Key must be readable
 	// by its owner alone.
@@ -58,6 +61,14 @@ type KeyServer struct {
 	// draft-cairns-tls-session-key-interface-01 defines: the edge then speaks
 	// TLS 1.2 only and sends no extensions.
 	DraftOnly bool `yaml:"draft_only"`
+}
+
+// Endpoints returns URL or URLs, whichever is there.
+func (k KeyServer) Endpoints() []string {
+	if k.URL != "" {
+		return []string{k.URL}
+	}
+	return k.URLs
 }
 
 // Site is one web site: the names it has, the certificates that prove them,

@@ -21,6 +21,9 @@ type Config struct {
 	// Listen is the UDP address to listen on, HOST:PORT. Default ":5684", the
 	// port of coaps on all addresses. Port 0 takes a free one.
 	Listen string `yaml:"listen"`
+	// HTTPS is the TCP address, HOST:PORT, on which the same is served over HTTPS.
+	// Port 0 takes a free one. Default none.
+	HTTPS string `yaml:"https"`
 	// Path is that of the SKI resource. Default "/ski".
 	Path string `yaml:"path"`
 	// Certificate is the PEM file with the key server's own certificate chain.
@@ -161,6 +164,8 @@ func (c *Config) check(doc *document) error {
 	switch {
 	case !isListenAddress(c.Listen):
 		return doc.errorAt("$.listen", "%q is not HOST:PORT", c.Listen)
+	case c.HTTPS != "" && !isListenAddress(c.HTTPS):
+		return doc.errorAt("$.https", "%q is not HOST:PORT", c.HTTPS)
 	case !strings.HasPrefix(c.Path, "/"):
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
 	case c.Audit.File == "":

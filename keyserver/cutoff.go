@@ -12,7 +12,7 @@ import (
 )
 
 // Sessions is what a binding lets be done with the sessions it has.
-// *skicoap.Server is one.
+// *skicoap.Server and *skihttp.Server are some.
 type Sessions interface {
 	// Peers returns the peer of each live session.
 	Peers() []ski.Peer
@@ -24,9 +24,9 @@ type Sessions interface {
 // errCutOff is why a binding is told to close a session.
 var errCutOff = errors.New("the edge is cut off")
 
-// SetSessions tells the Server of the sessions that Enforce closes. It is
-// called before there are any.
-func (s *Server) SetSessions(sessions Sessions) { s.sessions = sessions }
+// SetSessions tells the Server of the sessions that Enforce closes, those of
+// each binding. It is called before there are any.
+func (s *Server) SetSessions(sessions ...Sessions) { s.sessions = sessions }
 
 // Admit reports whether a peer may have a session. The error, which is for the
 // log, says why not: the policy does not know it, its certificate is revoked,
@@ -81,10 +81,10 @@ func (s *Server) reloadRevocations() {
 // Enforce closes the sessions of all peers that Admit refuses now, and returns
 // how many there were.
 func (s *Server) Enforce() int {
-	if s.sessions == nil {
-		return 0
+	n := 0
+	for _, sessions := range s.sessions {
+		n += sessions.CloseSessions(errCutOff, func(p ski.Peer) bool { return s.Admit(p) != nil })
 	}
-	n := s.sessions.CloseSessions(errCutOff, func(p ski.Peer) bool { return s.Admit(p) != nil })
 	if n > 0 {
 		s.log.Warn("sessions closed", "reason", errCutOff, "sessions", n)
 	}

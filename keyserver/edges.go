@@ -46,17 +46,16 @@ func (s *Server) Edges() []EdgeStatus {
 		add(one.Edge)
 		all[index[one.Edge]].Suspended = &one
 	}
-	if s.sessions == nil {
-		return all
-	}
-	for _, p := range s.sessions.Peers() {
-		names := []string{p.SPKI.String()}
-		for _, e := range s.policy.Load().match(p) {
-			names = append(names, e.name)
-		}
-		for _, name := range names {
-			if i, ok := index[name]; ok {
-				all[i].addSession(p)
+	for _, sessions := range s.sessions {
+		for _, p := range sessions.Peers() {
+			names := []string{p.SPKI.String()}
+			for _, e := range s.policy.Load().match(p) {
+				names = append(names, e.name)
+			}
+			for _, name := range names {
+				if i, ok := index[name]; ok {
+					all[i].addSession(p)
+				}
 			}
 		}
 	}

@@ -72,7 +72,7 @@ type Server struct {
 	schedule         *scheduler
 	suspensions      *Suspensions
 	revocations      *Revocations // nil for none
-	sessions         Sessions     // nil for none
+	sessions         []Sessions   // of each binding
 	states           edgeStates
 	keyBuckets       sync.Map // of *bucket, by ski.KeyID
 	metrics          *Metrics // nil for none

@@ -39,8 +39,8 @@ func PadResponse(f Format, data []byte, n int) []byte {
 	if missing <= 0 {
 		return data
 	}
-	const onePair = 0xa1 // the head of a map; that of two pairs is the next
-	if f != JSON && (missing < 1+len(attrPadding)+1 || data[0] != onePair) {
+	const mapHead, manyPairs = 0xa0, 0xb7 // with the number of pairs up to 23 in it
+	if f != JSON && (missing < 1+len(attrPadding)+1 || data[0] < mapHead || data[0] >= manyPairs) {
 		return data
 	}
 	longer := append(make([]byte, 0, n), data...)

@@ -16,8 +16,8 @@ import (
 const usage = `Usage: ski-keyserver -config FILE [-check]
 
 Holds the private keys of web sites. Edge servers ask it, over CoAP and mutually
-authenticated DTLS, to sign or to decrypt what a TLS handshake needs; the keys
-never leave it.
+authenticated DTLS, and over HTTPS, to sign or to decrypt what a TLS handshake
+needs; the keys never leave it.
 
   -config FILE  the configuration, YAML
   -check        check the configuration and all files it names, print a summary
@@ -29,6 +29,7 @@ A configuration. Paths are relative to its folder; what is commented out shows
 the default.
 
   # listen: ":5684"          # UDP; port 0 takes a free one, see the log
+  # https:                   # TCP, the same over HTTPS, e.g. ":443"; default: nowhere
   # path: /ski
   certificate: keyserver.pem # who this key server is to edge servers
   key: keyserver.key         # readable by its owner only (chmod 600)

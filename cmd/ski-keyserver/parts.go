@@ -9,7 +9,6 @@ import (
 
 	"github.com/tlsski/tlsski/keyserver"
 	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skicoap"
 )
 
 // parts is what the configuration names, read and checked.
@@ -81,29 +80,6 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		Metrics:          p.metrics,
 		Logger:           log,
 	})
-}
-
-// listen binds the key server to an address.
-func (p *parts) listen(addr string, server *keyserver.Server, log *slog.Logger) (*skicoap.Server, error) {
-	clientCAs := x509.NewCertPool()
-	for _, ca := range p.clientCAs {
-		clientCAs.AddCert(ca)
-	}
-	coap, err := skicoap.Listen(addr, skicoap.ServerConfig{
-		Handler:     server,
-		Admit:       server.Admit,
-		Path:        p.cfg.Path,
-		Certificate: p.certificate,
-		ClientCAs:   clientCAs,
-		// Beyond its own limit the key server answers, and audits, that it is
-		// overloaded; the binding only drops what is far beyond.
-		MaxInFlight: 2 * int(p.cfg.MaxInFlight),
-		Logger:      log,
-	})
-	if err == nil {
-		server.SetSessions(coap)
-	}
-	return coap, err
 }
 
 // warnings returns what the operator should know of.

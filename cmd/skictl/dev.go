@@ -62,6 +62,7 @@ type dev struct {
 type endpoints struct {
 	KeyServer struct {
 		CoAPS string `json:"coaps"`
+		HTTPS string `json:"https"`
 	} `json:"keyserver"`
 	Edge struct {
 		HTTPS string `json:"https"`
@@ -110,11 +111,11 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 	}
 	d.endpoints.Sites = d.sites
 
-	keyServerAddr, edgeAddr, err := freeAddrs()
+	keyServerAddr, httpsAddr, edgeAddr, err := freeAddrs()
 	if err != nil {
 		return nil, err
 	}
-	if err := d.writeConfigs(keyServerAddr, edgeAddr); err != nil {
+	if err := d.writeConfigs(keyServerAddr, httpsAddr, edgeAddr); err != nil {
 		return nil, err
 	}
 	edgeProgram, err := sibling("ski-edgeserver")
@@ -136,6 +137,7 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 		return nil, err
 	}
 	d.endpoints.KeyServer.CoAPS = "coaps://" + keyServerAddr + "/ski"
+	d.endpoints.KeyServer.HTTPS = "https://" + httpsAddr + "/ski"
 	d.endpoints.Edge.HTTPS = "https://" + edgeAddr
 	d.endpoints.PIDs.KeyServer, d.endpoints.PIDs.Edge = d.keyServer.pid(), d.edge.pid()
 	data, err := json.MarshalIndent(d.endpoints, "", "  ")
@@ -181,21 +183,25 @@ func (d *dev) makePKI() error {
 
 func (d *dev) path(name string) string { return filepath.Join(d.dir, filepath.FromSlash(name)) }
 
-// freeAddrs finds a UDP port for the key server and a TCP port for the edge.
-// They are written into the configurations, so that either process can be
-// started again where it was.
-func freeAddrs() (udp, tcp string, err error) {
+// freeAddrs finds a UDP and a TCP port for the key server and a TCP port for
+// the edge. They are written into the configurations, so that either process can
+// be started again where it was.
+func freeAddrs() (coaps, https, edge string, err error) {
 	u, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
-		return "", "", err
+		return "", "", "", err
 	}
 	defer u.Close()
-	t, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", "", err
+	var tcp [2]string
+	for i := range tcp {
+		t, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", "", "", err
+		}
+		defer t.Close()
+		tcp[i] = t.Addr().String()
 	}
-	defer t.Close()
-	return u.LocalAddr().String(), t.Addr().String(), nil
+	return u.LocalAddr().String(), tcp[0], tcp[1], nil
 }
 
 // devEdgeName is how the policy knows the edge.
@@ -204,6 +210,7 @@ const devEdgeName = "edge.ski.internal"
 const (
 	devKeyServerConfig = `# The key server of skictl dev.
 listen: %s
+https: %s
 certificate: keyserver.pem
 key: keyserver.key
 client_ca: ca.pem
@@ -244,9 +251,9 @@ log:
 `
 )
 
-func (d *dev) writeConfigs(keyServerAddr, edgeAddr string) error {
+func (d *dev) writeConfigs(keyServerAddr, httpsAddr, edgeAddr string) error {
 	files := map[string]string{
-		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr),
+		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr, httpsAddr),
 		"keyserver/policy.yaml":    devPolicy,
 		"edge/edge.yaml":           fmt.Sprintf(devEdgeConfig, edgeAddr, keyServerAddr),
 	}

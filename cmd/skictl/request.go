@@ -14,8 +14,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/tlsski/tlsski/cmd/internal/skiurl"
 	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skicoap"
 )
 
 // statusRefused is the exit status for an answer that is one of the draft's
@@ -44,13 +44,15 @@ and 1 for everything else.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps://HOST[:PORT][/PATH]")
+	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]")
 	f.StringVar(&o.cert, "cert", "", "the edge server's certificate: a PEM `FILE`")
 	f.StringVar(&o.key, "key", "", "the certificate's private key: a PEM `FILE`")
 	f.StringVar(&o.ca, "ca", "", "the authority of the key server's certificate: a PEM `FILE`")
 	f.StringVar(&o.serverName, "server-name", "", "the `NAME` in the key server's certificate (default: the URL's host)")
 	f.DurationVar(&o.timeout, "timeout", ski.DefaultTimeout, "how long to wait for the answer (`TIME`)")
-	f.BoolVar(&o.json, "json", false, "send the request in JSON, not in CBOR")
+	f.StringVar(&o.format, "format", "cbor", "the `FORMAT` of both messages: cbor or json")
+	f.BoolVar(&o.json, "json", false, "the same as --format json")
+	cmd.MarkFlagsMutuallyExclusive("format", "json")
 	f.BoolVar(&o.diag, "diag", false, "show both messages on standard error, in CBOR diagnostic notation")
 	for _, name := range []string{"endpoint", "cert", "key", "ca"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
@@ -64,13 +66,17 @@ and 1 for everything else.`,
 type requestOptions struct {
 	endpoint, cert, key, ca, serverName string
 	timeout                             time.Duration
+	format                              string
 	json, diag                          bool
 }
 
 func (o *requestOptions) run(cmd *cobra.Command) error {
 	format := ski.CBOR
-	if o.json {
+	switch {
+	case o.json, o.format == "json":
 		format = ski.JSON
+	case o.format != "cbor":
+		return fmt.Errorf("--format: %q is neither cbor nor json", o.format)
 	}
 	body, err := encodeMessage(cmd, format)
 	if err != nil {
@@ -102,7 +108,7 @@ func (o *requestOptions) exchange(ctx context.Context, format ski.Format, body [
 	if err != nil {
 		return nil, err
 	}
-	client, err := skicoap.NewClient(o.endpoint, skicoap.ClientConfig{
+	client, err := skiurl.NewClient(o.endpoint, skiurl.Config{
 		Certificate: cert,
 		RootCAs:     roots,
 		ServerName:  o.serverName,
