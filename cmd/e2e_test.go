@@ -59,7 +59,7 @@ type devSetup struct {
 	dir       string
 	printed   []string // the lines on its standard output
 	endpoints struct {
-		KeyServer   struct{ CoAPS string }
+		KeyServer   struct{ CoAPS, HTTPS string }
 		Edge        struct{ HTTPS string }
 		CA          string
 		EdgeCert    string `json:"edge_cert"`

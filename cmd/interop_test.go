@@ -2,8 +2,10 @@ package cmd_test
 
 import (
 	"encoding/hex"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -56,4 +58,34 @@ func TestLibcoapClientsAreServed(t *testing.T) {
 			})
 		}
 	}
+}
+
+// The commands of docs/interop.md give the output that stands there.
+func TestTheCurlCommandsOfTheInteropDocumentGiveTheirOutput(t *testing.T) {
+	d := startDev(t)
+	document, err := os.ReadFile("../docs/interop.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(document), "\n## curl\n")
+	require.True(t, ok)
+	section, _, _ = strings.Cut(section, "\n## ")
+	script, want := "cd "+d.dir+"\n", ""
+	inBlock, commands := false, 0
+	for line := range strings.Lines(section) {
+		switch command, isCommand := strings.CutPrefix(line, "$ "); {
+		case strings.HasPrefix(line, "```"):
+			inBlock = !inBlock
+		case inBlock && isCommand:
+			commands++
+			script += fmt.Sprintf("echo '# %d'\n%s", commands, command)
+			want += fmt.Sprintf("# %d\n", commands)
+		case inBlock:
+			want += line
+		}
+	}
+	require.NotZero(t, commands)
+	out, all, status := run(t, "", "sh", "-c", script)
+	require.Zero(t, status, all)
+	// What is not the same each time: signatures, their padding, and the date.
+	varies := regexp.MustCompile(`"output":"[^"]*"} *|(?i:date): .*|X{9,}|\r`)
+	assert.Equal(t, varies.ReplaceAllString(want, ""), varies.ReplaceAllString(out, ""), all)
 }
