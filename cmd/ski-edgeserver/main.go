@@ -147,7 +147,7 @@ func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, key
 		})
 		if err != nil {
 			clients.Close()
-			return nil, nil, err
+			return nil, nil, fmt.Errorf("keyserver: %w", err)
 		}
 		clients = append(clients, client)
 		asked.Transports = append(asked.Transports, client)

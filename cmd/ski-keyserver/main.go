@@ -29,7 +29,7 @@ A configuration. Paths are relative to its folder; what is commented out shows
 the default.
 
   # listen: ":5684"          # UDP; port 0 takes a free one, see the log
-  # https:                   # TCP, the same over HTTPS, e.g. ":443"; default: nowhere
+  # https:                   # TCP, the same over HTTPS, e.g. ":8443"; default: nowhere
   # path: /ski
   certificate: keyserver.pem # who this key server is to edge servers
   key: keyserver.key         # readable by its owner only (chmod 600)
