@@ -142,7 +142,7 @@ func TestSlowPeersAreCut(t *testing.T) {
 	ca := newTestCA(t)
 	var log logBuffer
 	s := serve(t, ca, ServerConfig{
-		Logger: log.logger(), HandshakeTimeout: 300 * time.Millisecond, RequestTimeout: 300 * time.Millisecond, IdleTimeout: time.Hour,
+		Logger: log.logger(), HandshakeTimeout: time.Second, RequestTimeout: time.Second, IdleTimeout: time.Hour,
 	})
 	before := runtime.NumGoroutine()
 

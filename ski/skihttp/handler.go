@@ -64,6 +64,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if refused == nil {
 		body, refused = readBody(w, r)
 	}
+	sess.conn.asked.Store(true)
 	sess.conn.unasked.Store(0)
 	if refused == nil && !sess.begin() {
 		refused = tooBusy

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"sync"
@@ -19,7 +20,7 @@ type session struct {
 	server  *Server
 	conn    *conn
 	peer    ski.Peer
-	state   atomic.Int32 // http.ConnState
+	state   atomic.Int32 // the last http.ConnState before its end
 	working atomic.Int64 // requests that are being worked on
 	expiry  *time.Timer
 }
@@ -68,7 +69,8 @@ type conn struct {
 
 	established atomic.Bool
 	heard       atomic.Int64 // time of the last byte, Unix nanoseconds
-	unasked     atomic.Int64 // bytes since the last request that was whole
+	unasked     atomic.Int64 // bytes since the last request that came to its end
+	asked       atomic.Bool  // whether there was one
 
 	mu     sync.Mutex
 	cause  error // why we end it
@@ -138,14 +140,15 @@ func (c *conn) guess() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	quiet := time.Since(time.Unix(0, c.heard.Load()))
+	begun := http.ConnState(c.session.state.Load()) == http.StateActive
 	switch cfg := &c.session.server.cfg; {
 	case errors.Is(c.last, io.EOF):
 		return errLeft
-	case c.unasked.Load() > alertLen && errors.Is(c.last, os.ErrDeadlineExceeded):
+	case errors.Is(c.last, os.ErrDeadlineExceeded) && (c.unasked.Load() > alertLen || !c.asked.Load()):
 		return errSlow
 	case quiet >= cfg.IdleTimeout:
 		return errIdle
-	case c.last == nil && c.unasked.Load() > alertLen:
+	case c.last == nil && (c.unasked.Load() > alertLen || begun && !c.asked.Load()):
 		return errGarbled
 	case c.last == nil && c.unasked.Load() > 0:
 		return errLeft
