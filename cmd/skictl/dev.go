@@ -319,8 +319,8 @@ func (d *dev) printCommands(w io.Writer) {
 	e := d.endpoints
 	addr := e.Edge.HTTPS[len("https://"):]
 	port := portOf(addr)
-	fmt.Fprintf(w, "key server  %s  pid %d\nedge server %s  pid %d\neverything  %s\n\n",
-		e.KeyServer.CoAPS, e.PIDs.KeyServer, e.Edge.HTTPS, e.PIDs.Edge, d.path("endpoints.json"))
+	fmt.Fprintf(w, "key server  %s  %s  pid %d\nedge server %s  pid %d\neverything  %s\n\n",
+		e.KeyServer.CoAPS, e.KeyServer.HTTPS, e.PIDs.KeyServer, e.Edge.HTTPS, e.PIDs.Edge, d.path("endpoints.json"))
 	for _, s := range d.sites {
 		fmt.Fprintf(w, "curl --cacert %s --resolve %s:%s:127.0.0.1 https://%s:%s/\n", e.CA, s.Name, port, s.Name, port)
 	}

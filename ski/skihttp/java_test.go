@@ -69,6 +69,7 @@ func (j *javaStandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var output []byte
 	if m["method"] == "RSA" {
+		//lint:ignore SA1019 this is what that key server does
 		output, err = rsa.DecryptPKCS1v15(nil, key, input)
 	} else {
 		digest := hash.New()
@@ -129,6 +130,7 @@ func TestTheKeyServerInJavaIsAsked(t *testing.T) {
 
 			// A PreMasterSecret.
 			secret := append([]byte{3, 3}, make([]byte, 46)...)
+			//lint:ignore SA1019 this is TLS's static RSA key exchange
 			encrypted, err := rsa.EncryptPKCS1v15(rand.Reader, &key.PublicKey, secret)
 			require.NoError(t, err)
 			resp, err = c.RoundTrip(t.Context(), &ski.Request{Protocol: ski.TLS12, SPKI: id, Method: ski.MethodRSA, ClientVersion: 0x0303, Input: encrypted})
