@@ -39,6 +39,9 @@ func (s *Server) begin(raw net.Conn) {
 // open takes a connection through the handshake and gives it to net/http.
 func (s *Server) open(c *conn) {
 	tc, peer, err := s.handshake(c)
+	if err != nil && s.ctx.Err() == nil {
+		c.farewell()
+	}
 	s.mu.Lock()
 	delete(s.handshakes, c)
 	s.mu.Unlock()

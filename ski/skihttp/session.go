@@ -90,6 +90,15 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// farewell lets the peer read the alert that says why there is no session: what
+// it has sent meanwhile would make the kernel throw that away, so it is read.
+func (c *conn) farewell() {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
+		_ = tcp.SetReadDeadline(time.Now().Add(time.Second))
+		_, _ = io.CopyN(io.Discard, tcp, 16<<10)
+	}
+}
+
 // fail closes the connection for a reason.
 func (c *conn) fail(cause error) {
 	c.mu.Lock()
