@@ -20,19 +20,20 @@ const (
 	longestErrorJSON = `{"error":"malformed request"}`
 )
 
-// PaddedLen returns the length in bytes that PadResponse can give to every
-// encoded Response whose Output has at most n bytes, errors included.
-func PaddedLen(f Format, n int) int {
+// PaddedBodyLen is r.PaddedLen for a binding that pads with PadResponse: the
+// length in bytes that it can give to every answer to such a request, errors
+// included.
+func (r *Response) PaddedBodyLen(f Format) int {
 	if f == JSON {
-		return max(EncodedOutputLen(f, n), len(longestErrorJSON))
+		return max(r.PaddedLen(f), len(longestErrorJSON))
 	}
-	return max(EncodedOutputLen(f, n), len(longestErrorCBOR)) + 1 + len(attrPadding) + 1
+	return max(r.PaddedLen(f), len(longestErrorCBOR)) + 1 + len(attrPadding) + 1
 }
 
 // PadResponse makes what EncodeResponse returned n bytes long without a change
 // of what it says: JSON by white space after it, CBOR by a pair that readers do
 // not know. It is for bindings that cannot hide the length of a message
-// below it. A message that is too long already, by PaddedLen, stays as it is.
+// below it. A message that is too long already, by PaddedBodyLen, stays as it is.
 // Where the result is another slice, data is cleared.
 func PadResponse(f Format, data []byte, n int) []byte {
 	missing := n - len(data)

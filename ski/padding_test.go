@@ -22,7 +22,7 @@ func TestAPaddedResponseIsTheSameResponse(t *testing.T) {
 			for longest := len(resp.Output) + 1; longest < 1100; longest++ {
 				data, err := ski.EncodeResponse(f, resp)
 				require.NoError(t, err)
-				n := ski.PaddedLen(f, longest)
+				n := (&ski.Response{OutputLen: longest}).PaddedBodyLen(f)
 				padded := ski.PadResponse(f, data, n)
 				require.Len(t, padded, n)
 				got, err := ski.DecodeResponse(f, padded)

@@ -140,7 +140,7 @@ func answer(w http.ResponseWriter, r *http.Request, f ski.Format, data []byte, r
 		h.Set("Retry-After", strconv.FormatUint(wholeSeconds(resp.RetryAfter), 10))
 	}
 	if resp.OutputLen > 0 {
-		data = pad(h, r.ProtoMajor == 2, status, f, data, resp.OutputLen)
+		data = pad(h, r.ProtoMajor == 2, status, f, data, resp.PaddedBodyLen(f))
 	} else {
 		h.Set("Content-Length", strconv.Itoa(len(data)))
 	}

@@ -25,8 +25,8 @@ const (
 // pad evens out an answer whose length would tell something: its header gets one
 // length and its body another, because HTTP/2 sends the two in TLS records of
 // their own. The header must have everything else already.
-func pad(h http.Header, http2 bool, status int, f ski.Format, body []byte, outputLen int) []byte {
-	body = ski.PadResponse(f, body, ski.PaddedLen(f, outputLen))
+func pad(h http.Header, http2 bool, status int, f ski.Format, body []byte, bodyLen int) []byte {
+	body = ski.PadResponse(f, body, bodyLen)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	n := paddedHTTP1 - lenHTTP1(h, status)
 	if http2 {
