@@ -50,6 +50,10 @@ type KeyServer struct {
 	// CA is the PEM file of the authorities that sign key servers'
 	// certificates.
 	CA string `yaml:"ca"`
+	// PSK is a file with one line IDENTITY:HEX, the pre-shared key that the edge
+	// has on the SKI channel instead of Certificate, Key and CA. It must be
+	// readable by its owner alone.
+	PSK string `yaml:"psk"`
 	// ServerName is the name in the key server's certificate. Default: the
 	// URL's host.
 	ServerName string `yaml:"server_name"`
@@ -172,6 +176,7 @@ func (c *Config) resolve(dir string) {
 	abs(&c.KeyServer.Certificate)
 	abs(&c.KeyServer.Key)
 	abs(&c.KeyServer.CA)
+	abs(&c.KeyServer.PSK)
 	for i := range c.Sites {
 		abs(&c.Sites[i].Static)
 		for j := range c.Sites[i].Certificates {

@@ -87,8 +87,11 @@ func (c *Config) validateKeyServer() error {
 		{"keyserver.key", k.Key},
 		{"keyserver.ca", k.CA},
 	} {
-		if f.value == "" {
+		switch {
+		case k.PSK == "" && f.value == "":
 			return c.errorf(f.field, "is missing")
+		case k.PSK != "" && f.value != "":
+			return c.errorf(f.field, "has no place beside psk")
 		}
 	}
 	for i, endpoint := range k.Endpoints() {

@@ -45,6 +45,7 @@ the default, or what else could be there.
     certificate: edge.pem    # who this edge server is to the key server
     key: edge.key            # readable by its owner only (chmod 600)
     ca: ca.pem               # who signs the key server's certificate
+    # psk: edge.psk          # instead of the three, a line IDENTITY:HEX (chmod 600)
     # server_name:           # the name in it, if not the one in url
     # timeout: 5s            # for an answer; then the client gets a TLS alert
     # draft_only: false      # the key server knows no extensions of the draft
@@ -132,19 +133,20 @@ func (all keyServers) Close() {
 
 // newServer makes the edge server and its clients of the key servers.
 func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, keyServers, error) {
-	identity, roots, err := cfg.KeyServer.Credentials()
+	cc := skiurl.Config{ServerName: cfg.KeyServer.ServerName, Logger: log}
+	var err error
+	if cfg.KeyServer.PSK != "" {
+		cc.PSK, err = cfg.KeyServer.PreSharedKey()
+	} else {
+		cc.Certificate, cc.RootCAs, err = cfg.KeyServer.Credentials()
+	}
 	if err != nil {
 		return nil, nil, err
 	}
 	var clients keyServers
 	asked := &ski.Client{Timeout: cfg.KeyServer.Timeout}
 	for _, url := range cfg.KeyServer.Endpoints() {
-		client, err := skiurl.NewClient(url, skiurl.Config{
-			Certificate: identity,
-			RootCAs:     roots,
-			ServerName:  cfg.KeyServer.ServerName,
-			Logger:      log,
-		})
+		client, err := skiurl.NewClient(url, cc)
 		if err != nil {
 			clients.Close()
 			return nil, nil, fmt.Errorf("keyserver: %w", err)
@@ -154,7 +156,7 @@ func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, key
 	}
 	srv, err := edgeserver.New(cfg, asked, log)
 	if err == nil {
-		err = notASiteKey(identity, srv.Sites())
+		err = notASiteKey(cc.Certificate, srv.Sites())
 	}
 	if err != nil {
 		clients.Close()
@@ -166,6 +168,9 @@ func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, key
 // notASiteKey refuses an identity on the SKI channel whose key is also that of
 // a site: the edge server would then have what it must not have.
 func notASiteKey(identity tls.Certificate, sites []edgeserver.SiteInfo) error {
+	if identity.Leaf == nil {
+		return nil // It is a pre-shared key.
+	}
 	id := ski.CertificateKeyID(identity.Leaf)
 	for _, site := range sites {
 		for i, leaf := range site.Leaves {

@@ -52,6 +52,9 @@ func (p *parts) summary(out io.Writer, file string) error {
 		row("https", fmt.Sprintf("%s, path %s", p.cfg.HTTPS, p.cfg.Path))
 	}
 	row("certificate", fmt.Sprintf("%s, valid until %s", p.cfg.Certificate, p.certificate.Leaf.NotAfter.Format(time.DateOnly)))
+	if p.psks != nil {
+		row("psk", fmt.Sprintf("%s, %d keys", p.cfg.PSK, p.psks.Len()))
+	}
 	row("audit", p.cfg.Audit.File)
 	for _, one := range p.suspensions.All() {
 		row("suspended", fmt.Sprintf("%s, %s", one.Edge, one))

@@ -41,10 +41,14 @@ func (p *parts) listen(coap, https string, server *keyserver.Server, log *slog.L
 		}
 		err = errors.Join(err, failed)
 	}
-	add(skicoap.Listen(coap, skicoap.ServerConfig{
+	cfg := skicoap.ServerConfig{
 		Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, ClientCAs: clientCAs,
 		MaxInFlight: inFlight, Logger: log,
-	}))
+	}
+	if p.psks != nil {
+		cfg.PSK, cfg.PSKWithoutForwardSecrecy = p.psks.Key, p.cfg.PSKWithoutForwardSecrecy
+	}
+	add(skicoap.Listen(coap, cfg))
 	if https != "" {
 		add(skihttp.Listen(https, skihttp.ServerConfig{
 			Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, ClientCAs: clientCAs,

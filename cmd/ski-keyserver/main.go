@@ -38,6 +38,9 @@ the default.
                              # key: PKCS#8, PKCS#1 or SEC 1, chmod 600
   policy: policy.yaml
   # state:                   # file that keeps which edges are suspended
+  # psk:                     # pre-shared keys, for edges without a certificate:
+                             # lines IDENTITY:HEX, chmod 600; read again when changed
+  # psk_without_forward_secrecy: false   # for clients that have no better suite
   # crl:                     # CRLs of client_ca, PEM or DER; read again when changed
   # admin:                   # unix socket for skictl edge, e.g. /run/ski/admin.sock
   # audit:                   # JSON lines; keep them from edge servers (chmod 600)
@@ -68,6 +71,7 @@ A policy. What no rule grants is denied.
       dns: [edge-1.example.net]
       # uri: [spiffe://example.net/edge-1]
       # spki: [SHA-256 of its public key, 64 hexadecimal digits]
+      # psk: [identity of its pre-shared key]
   rules:
     - edges: [edge-1]
       keys: [www.example.com]            # names of files, fingerprints or "*"
@@ -97,7 +101,7 @@ A policy. What no rule grants is denied.
 The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
 
 On SIGHUP it opens the audit log anew if the file was moved away, and reads the
-policy again. It also does the latter when the file changes. A policy with a
+policy and the pre-shared keys again. It also does the latter when a file changes. A policy with a
 fault in it is refused with a line in the log, and the one before stays.
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.

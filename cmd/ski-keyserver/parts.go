@@ -19,6 +19,7 @@ type parts struct {
 	keys        *keyserver.MemoryStore
 	policy      *keyserver.Policy
 	suspensions *keyserver.Suspensions
+	psks        *keyserver.PSKs        // nil for none
 	revocations *keyserver.Revocations // nil for none
 	secret      []byte                 // for wrong PreMasterSecrets
 	stateKey    []byte
@@ -45,6 +46,11 @@ func load(cfg *keyserver.Config) (*parts, error) {
 	}
 	if p.suspensions, err = keyserver.OpenSuspensions(cfg.State); err != nil {
 		return nil, err
+	}
+	if cfg.PSK != "" {
+		if p.psks, err = keyserver.OpenPSKs(cfg.PSK); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.CRL != "" {
 		if p.revocations, err = keyserver.OpenRevocations(cfg.CRL, p.clientCAs); err != nil {
@@ -77,6 +83,7 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		MaxInFlight:      int(p.cfg.MaxInFlight),
 		Suspensions:      p.suspensions,
 		Revocations:      p.revocations,
+		PSKs:             p.psks,
 		Metrics:          p.metrics,
 		Logger:           log,
 	})
@@ -85,6 +92,7 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 // warnings returns what the operator should know of.
 func (p *parts) warnings() []string {
 	warnings := append(p.cfg.Warnings(), p.policy.Warnings(time.Now())...)
+	warnings = append(warnings, p.policy.MissingPSKs(p.psks)...)
 	if p.revocations != nil {
 		warnings = append(warnings, p.revocations.Warnings(time.Now())...)
 	}

@@ -85,7 +85,8 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	// What SIGHUP does, in this order.
 	reload := []func() error{
 		audit.Reopen,
-		func() error { _ = policy.Reload(); return nil }, // which logs by itself
+		func() error { _ = policy.Reload(); return nil },     // which logs by itself
+		func() error { _ = server.ReloadPSKs(); return nil }, // likewise
 	}
 
 	ended := make(chan error, 1)

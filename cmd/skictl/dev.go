@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
@@ -71,6 +72,7 @@ type endpoints struct {
 	EdgeCert    string    `json:"edge_cert"`
 	EdgeKey     string    `json:"edge_key"`
 	KeyServerCA string    `json:"keyserver_ca"` // of the SKI channel
+	EdgePSK     string    `json:"edge_psk"`     // for a client without certificate
 	Sites       []devSite `json:"sites"`
 	PIDs        struct {
 		KeyServer int `json:"keyserver"`
@@ -103,6 +105,9 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 		}
 	}
 	if err := d.makePKI(); err != nil {
+		return nil, err
+	}
+	if err := d.makePSK(); err != nil {
 		return nil, err
 	}
 	d.endpoints.CA = d.path("ca.pem")
@@ -181,6 +186,20 @@ func (d *dev) makePKI() error {
 	return nil
 }
 
+// makePSK makes a pre-shared key for clients that have no certificate. The edge
+// server has one.
+func (d *dev) makePSK() error {
+	key := make([]byte, 32)
+	rand.Read(key)
+	d.endpoints.EdgePSK = d.path("pki/edge.psk")
+	for _, file := range []string{d.endpoints.EdgePSK, d.path("keyserver/edges.psk")} {
+		if err := os.WriteFile(file, fmt.Appendf(nil, "%s:%x\n", devEdgeName, key), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (d *dev) path(name string) string { return filepath.Join(d.dir, filepath.FromSlash(name)) }
 
 // freeAddrs finds a UDP and a TCP port for the key server and a TCP port for
@@ -216,6 +235,7 @@ key: keyserver.key
 client_ca: ca.pem
 keys: keys
 policy: policy.yaml
+psk: edges.psk
 audit:
   file: audit.log
 `
@@ -223,6 +243,7 @@ audit:
 edges:
   - name: edge
     dns: [` + devEdgeName + `]
+    psk: [` + devEdgeName + `]
 rules:
   - edges: [edge]
     keys: [ecdsa.localhost]

@@ -19,13 +19,16 @@ import (
 )
 
 // ClientConfig says how to reach a key server. Certificate and RootCAs are
-// required.
+// required, or PSK in their place.
 type ClientConfig struct {
 	// Certificate is the edge server's identity on the channel, with its key.
 	Certificate tls.Certificate
 	// RootCAs are the authorities that the key server's certificate comes
 	// from.
 	RootCAs *x509.CertPool
+	// PSK is what the edge server and the key server know each other by instead
+	// of certificates. Only coaps has it.
+	PSK *ski.PSK
 	// ServerName is the name or address the key server's certificate must
 	// have. Default: the URL's host.
 	ServerName string
@@ -100,10 +103,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return nil, fmt.Errorf("skicoap: %s: only host, port and path have a meaning", rawURL)
 	}
-	if cfg.RootCAs == nil {
-		return nil, errors.New("skicoap: a client needs RootCAs")
-	}
-	if err := checkIdentity(cfg.Certificate); err != nil {
+	if err := cfg.checkCredentials(); err != nil {
 		return nil, err
 	}
 	if cfg.MaxInFlight < 0 || cfg.MaxInFlight > maxMaxInFlight || min(cfg.DialTimeout, cfg.DeadAfter) < 0 {
@@ -135,6 +135,23 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		cancel:   cancel,
 		pause:    firstRedial,
 	}, nil
+}
+
+func (cfg *ClientConfig) checkCredentials() error {
+	switch {
+	case cfg.PSK == nil && cfg.RootCAs == nil:
+		return errors.New("skicoap: a client needs RootCAs")
+	case cfg.PSK == nil:
+		return checkIdentity(cfg.Certificate)
+	case cfg.RootCAs != nil || len(cfg.Certificate.Certificate) > 0:
+		return errors.New("skicoap: a client has either certificates or a pre-shared key")
+	case len(cfg.PSK.Key) < ski.MinPSKLen || len(cfg.PSK.Key) > ski.MaxPSKLen:
+		return fmt.Errorf("skicoap: a pre-shared key has %d to %d bytes", ski.MinPSKLen, ski.MaxPSKLen)
+	}
+	if err := ski.CheckPSKIdentity(cfg.PSK.Identity); err != nil {
+		return fmt.Errorf("skicoap: %w", err)
+	}
+	return nil
 }
 
 // RoundTrip asks the key server. See ski.Transport for the errors.
@@ -270,7 +287,7 @@ func (c *Client) connect() (*clientSession, error) {
 	began := time.Now()
 	err = conn.HandshakeContext(ctx)
 	took := time.Since(began)
-	if v.err != nil && (err == nil || v.err != errNotVerified) {
+	if c.cfg.PSK == nil && v.err != nil && (err == nil || v.err != errNotVerified) {
 		err = &untrustedError{v.err}
 	}
 	if err != nil {

@@ -34,12 +34,22 @@ type ServerConfig struct {
 	// ClientCAs are the authorities that edge servers' certificates come from.
 	// They should sign nothing else.
 	ClientCAs *x509.CertPool
+	// PSK returns the pre-shared key of an identity, or nil where there is
+	// none: peers can then have one instead of a certificate. It is called in
+	// each of their handshakes, and once more when that is done. nil means
+	// certificates only.
+	PSK func(identity string) []byte
+	// PSKWithoutForwardSecrecy lets peers use the cipher suites
+	// TLS_PSK_WITH_AES_128_GCM_SHA256, _CCM and _CCM_8 with their pre-shared
+	// keys: who learns a key reads what was recorded before.
+	PSKWithoutForwardSecrecy bool
 	// Admit is asked about each peer that the handshake has authenticated. An
 	// error refuses the session and is logged. nil admits all.
 	Admit func(peer ski.Peer) error
 	// MaxSessions bounds the sessions. Beyond it none is made. Default: 1024.
 	MaxSessions int
-	// MaxPeerSessions bounds the sessions of one certificate's key. One more
+	// MaxPeerSessions bounds the sessions of one certificate's or pre-shared
+	// key. One more
 	// ends the one that has been quiet the longest: its peer may have been
 	// restarted without a goodbye. Default: 16.
 	MaxPeerSessions int
@@ -178,7 +188,8 @@ func (s *Server) serve(f *flow) {
 		s.refused(f, cause)
 		return
 	}
-	peer, conn, err := s.handshake(f)
+	psk := &pskLookup{find: s.cfg.PSK}
+	peer, conn, err := s.handshake(f, psk)
 	if err != nil {
 		s.refused(f, err)
 		return
@@ -191,16 +202,13 @@ func (s *Server) serve(f *flow) {
 		return
 	}
 	defer s.remove(sess)
-	if !f.establish() {
-		sess.link.close(errGone)
-		s.refused(f, errGone)
+	if err := stillThere(f, psk); err != nil {
+		sess.link.close(err)
+		s.refused(f, err)
 		return
 	}
-	log := s.log.With("peer", peer.Addr, "spki", peer.SPKI)
-	log.Info("session begins", "subject", peer.Certificate.Subject)
-	// A session does not outlive the certificate it was made with.
-	expiry := time.AfterFunc(time.Until(peer.Certificate.NotAfter), func() { sess.link.close(errExpired) })
-	defer expiry.Stop()
+	log := s.begins(peer)
+	defer expires(peer, sess.link.close)()
 	settled := false
 	err = sess.link.run(func(m *message.Message) {
 		if !settled {
@@ -221,21 +229,57 @@ var (
 	errCrowded  = errors.New("the peer has made too many other sessions")
 	errSessions = errors.New("too many sessions")
 	errGone     = errors.New("the peer left as soon as its handshake was done")
+	errOtherKey = errors.New("the peer's pre-shared key was changed during the handshake")
 )
 
+// stillThere makes the flow that of its address, unless something has happened
+// since the handshake. It comes when the session can be found: who takes a key
+// away later closes it.
+func stillThere(f *flow, psk *pskLookup) error {
+	switch {
+	case !psk.current():
+		return errOtherKey
+	case !f.establish():
+		return errGone
+	}
+	return nil
+}
+
+// begins logs that a session does, and returns the logger for the rest of it.
+func (s *Server) begins(peer ski.Peer) *slog.Logger {
+	log := s.log.With("peer", peer.Addr, "id", peer.ID())
+	if peer.Certificate != nil {
+		log.Info("session begins", "subject", peer.Certificate.Subject)
+	} else {
+		log.Info("session begins")
+	}
+	return log
+}
+
+// expires has a session closed when the certificate that it was made with
+// expires. The returned function calls that off.
+func expires(peer ski.Peer, close func(error)) (stop func()) {
+	if peer.Certificate == nil {
+		return func() {}
+	}
+	t := time.AfterFunc(time.Until(peer.Certificate.NotAfter), func() { close(errExpired) })
+	return func() { t.Stop() }
+}
+
 // handshake returns the DTLS connection of a flow and who is at its other end.
-func (s *Server) handshake(f *flow) (ski.Peer, *dtls.Conn, error) {
+func (s *Server) handshake(f *flow, psk *pskLookup) (ski.Peer, *dtls.Conn, error) {
 	remote := net.UDPAddrFromAddrPort(f.addr)
-	conn, err := dtls.ServerWithOptions(f, remote, serverOptions(&s.cfg, f.connectionID)...)
+	conn, err := dtls.ServerWithOptions(f, remote, serverOptions(&s.cfg, f.connectionID, psk)...)
 	if err != nil {
 		return ski.Peer{}, nil, err
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
-	err = conn.HandshakeContext(ctx)
 	var peer ski.Peer
-	if err == nil {
-		peer, err = peerOf(conn, addrPort(remote))
+	if err = conn.HandshakeContext(ctx); err != nil {
+		err = psk.explain(err)
+	} else {
+		peer, err = peerOf(conn, psk, addrPort(remote))
 	}
 	if err == nil && s.cfg.Admit != nil {
 		err = s.cfg.Admit(peer)
@@ -267,12 +311,24 @@ func (s *Server) refused(f *flow, err error) {
 }
 
 // peerOf returns who the handshake authenticated.
-func peerOf(conn *dtls.Conn, addr netip.AddrPort) (ski.Peer, error) {
+func peerOf(conn *dtls.Conn, psk *pskLookup, addr netip.AddrPort) (ski.Peer, error) {
 	state, ok := conn.ConnectionState()
+	if ok && isPSK(state.CipherSuiteID) {
+		identity, ok := psk.peer(&state)
+		if !ok {
+			return ski.Peer{}, errors.New("the peer has no pre-shared key")
+		}
+		return ski.Peer{Addr: addr, PSK: identity}, nil
+	}
 	if !ok || len(state.PeerCertificates) == 0 {
 		return ski.Peer{}, errors.New("the peer has no certificate")
 	}
-	cert, err := x509.ParseCertificate(state.PeerCertificates[0])
+	return peerWith(state.PeerCertificates[0], addr)
+}
+
+// peerWith returns the peer that has shown to have the key of a certificate.
+func peerWith(der []byte, addr netip.AddrPort) (ski.Peer, error) {
+	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return ski.Peer{}, fmt.Errorf("the peer's certificate: %w", err)
 	}
@@ -295,7 +351,7 @@ func (s *Server) add(sess *session) error {
 	var quietest *session
 	same := 0
 	for other := range s.sessions {
-		if other.peer.SPKI != sess.peer.SPKI {
+		if other.peer.ID() != sess.peer.ID() {
 			continue
 		}
 		same++

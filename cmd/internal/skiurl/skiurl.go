@@ -32,6 +32,8 @@ type Config struct {
 	// RootCAs are the authorities that the key server's certificate comes
 	// from.
 	RootCAs *x509.CertPool
+	// PSK takes the place of the two where the URL is coaps://.
+	PSK *ski.PSK
 	// ServerName is the name or address the key server's certificate must
 	// have. Default: the URL's host.
 	ServerName string
@@ -45,10 +47,13 @@ func NewClient(rawURL string, cfg Config) (Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.PSK != nil && u.Scheme != "coaps" {
+		return nil, fmt.Errorf("%s: only coaps:// has pre-shared keys", rawURL)
+	}
 	switch u.Scheme {
 	case "coaps":
 		return skicoap.NewClient(rawURL, skicoap.ClientConfig{
-			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName, Logger: cfg.Logger,
+			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName, Logger: cfg.Logger,
 		})
 	case "https":
 		return skihttp.NewClient(rawURL, skihttp.ClientConfig{
