@@ -101,7 +101,8 @@ func defaults[T comparable](field *T, value T) {
 // Server is a key server's CoAP endpoint.
 type Server struct {
 	cfg   ServerConfig
-	mux   *mux
+	mux   *mux         // of the UDP socket, or nil
+	tcp   *tcpListener // or nil
 	links *resource
 	log   *slog.Logger
 
@@ -134,6 +135,14 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("skicoap: %w", err)
 	}
+	s := newServer(cfg)
+	// Room for a burst; the kernel gives what it allows.
+	_ = conn.SetReadBuffer(4 << 20)
+	s.mux = newMux(conn, s.begin)
+	return s, nil
+}
+
+func newServer(cfg ServerConfig) *Server {
 	s := &Server{
 		cfg:      cfg,
 		links:    newResource(cfg.Path),
@@ -141,22 +150,28 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 		sessions: make(map[*session]struct{}),
 		refusals: rate.NewLimiter(10, 20),
 	}
-	// Room for a burst; the kernel gives what it allows.
-	_ = conn.SetReadBuffer(4 << 20)
-	s.mux = newMux(conn, s.begin)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	return s, nil
+	return s
 }
 
 // Addr returns the address that is listened on.
-func (s *Server) Addr() netip.AddrPort { return addrPort(s.mux.conn.LocalAddr()) }
+func (s *Server) Addr() netip.AddrPort {
+	if s.tcp != nil {
+		return addrPort(s.tcp.listener.Addr())
+	}
+	return addrPort(s.mux.conn.LocalAddr())
+}
 
 // Serve answers until Shutdown or Close is called, and then returns nil.
 func (s *Server) Serve() error {
 	if !s.goRun(func() { every(10*time.Second, s.ctx.Done(), s.tidy) }) {
 		return nil
 	}
-	if err := s.mux.run(); err != nil {
+	run := s.runTCP
+	if s.mux != nil {
+		run = s.mux.run
+	}
+	if err := run(); err != nil {
 		s.cancel()
 		return fmt.Errorf("skicoap: %w", err)
 	}
@@ -194,14 +209,14 @@ func (s *Server) serve(f *flow) {
 		s.refused(f, err)
 		return
 	}
-	sess := newSession(s, conn, peer)
+	sess := newDTLSSession(s, conn, peer)
 	defer sess.end()
-	if err := s.add(sess); err != nil {
+	if err := s.add(sess.session); err != nil {
 		sess.link.close(err)
 		s.refused(f, err)
 		return
 	}
-	defer s.remove(sess)
+	defer s.remove(sess.session)
 	if err := stillThere(f, psk); err != nil {
 		sess.link.close(err)
 		s.refused(f, err)
@@ -299,7 +314,10 @@ func (s *Server) refused(f *flow, err error) {
 	if cause != nil && !errors.Is(cause, net.ErrClosed) {
 		err = cause
 	}
-	addr := addrPort(net.UDPAddrFromAddrPort(f.addr))
+	s.logRefusal(addrPort(net.UDPAddrFromAddrPort(f.addr)), err, wasVerified)
+}
+
+func (s *Server) logRefusal(addr netip.AddrPort, err error, wasVerified bool) {
 	switch {
 	case s.ctx.Err() != nil:
 	case !wasVerified || errors.Is(err, errFlood) || !s.refusals.Allow():
@@ -361,7 +379,7 @@ func (s *Server) add(sess *session) error {
 	}
 	if same >= s.cfg.MaxPeerSessions {
 		delete(s.sessions, quietest)
-		go quietest.link.close(errCrowded) // it writes, and ends when it has
+		go quietest.close(errCrowded) // it writes, and ends when it has
 	}
 	s.sessions[sess] = struct{}{}
 	return nil
@@ -396,12 +414,14 @@ func (s *Server) Peers() []ski.Peer {
 // included, and returns their number. The reason is logged.
 func (s *Server) CloseSessions(reason error, match func(ski.Peer) bool) int {
 	n := 0
+	var closing sync.WaitGroup // one that takes its time does not hold up the others
 	for _, sess := range s.all() {
 		if match(sess.peer) {
-			sess.link.close(reason)
+			closing.Go(func() { sess.close(reason) })
 			n++
 		}
 	}
+	closing.Wait()
 	return n
 }
 
@@ -432,9 +452,9 @@ func (s *Server) finish() {
 
 func (s *Server) tidy(now time.Time) {
 	for _, sess := range s.all() {
-		sess.exchanges.expire(now)
+		sess.expire(now)
 		if now.Sub(sess.lastActive()) > s.cfg.IdleTimeout {
-			sess.link.close(errIdle)
+			sess.close(errIdle)
 		}
 	}
 	if n := s.unlogged.Swap(0); n > 0 {
@@ -459,12 +479,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = ctx.Err()
 	}
 	s.cancel()
-	for _, sess := range s.all() {
-		sess.link.close(net.ErrClosed)
+	if s.tcp != nil {
+		s.tcp.close()
 	}
+	s.CloseSessions(net.ErrClosed, func(ski.Peer) bool { return true })
 	s.running.Wait()
-	if e := s.mux.conn.Close(); e != nil && !errors.Is(e, net.ErrClosed) && err == nil {
-		err = e
+	if s.mux != nil {
+		if e := s.mux.conn.Close(); e != nil && !errors.Is(e, net.ErrClosed) && err == nil {
+			err = e
+		}
 	}
 	return err
 }
@@ -486,8 +509,8 @@ func (s *Server) stopping() bool {
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
-	if udp, ok := a.(*net.UDPAddr); ok {
-		ap := udp.AddrPort()
+	if a, ok := a.(interface{ AddrPort() netip.AddrPort }); ok { // of UDP or TCP
+		ap := a.AddrPort()
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 	}
 	return netip.AddrPort{}

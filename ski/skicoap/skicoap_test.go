@@ -301,7 +301,7 @@ func TestADeadlineEndsARequestAtOnceAndLeavesNothing(t *testing.T) {
 
 func waiting(c *Client) int {
 	c.mu.Lock()
-	s := c.current
+	s := c.current.(*clientSession)
 	c.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
