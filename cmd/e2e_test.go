@@ -59,7 +59,10 @@ type devSetup struct {
 	dir       string
 	printed   []string // the lines on its standard output
 	endpoints struct {
-		KeyServer   struct{ CoAPS, HTTPS string }
+		KeyServer struct {
+			CoAPS, HTTPS string
+			CoAPSTCP     string `json:"coaps+tcp"`
+		}
 		Edge        struct{ HTTPS string }
 		CA          string
 		EdgeCert    string `json:"edge_cert"`

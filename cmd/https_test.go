@@ -74,20 +74,22 @@ func TestAnEdgeAsksOverHTTPS(t *testing.T) {
 }
 
 // The key server that is preferred is behind a firewall that drops all UDP.
-func TestAnEdgeFallsOverToHTTPSWhereUDPIsBlocked(t *testing.T) {
+func TestAnEdgeFallsOverToTCPWhereUDPIsBlocked(t *testing.T) {
 	d := startDev(t)
 	blocked, err := net.ListenPacket("udp", "127.0.0.1:0") // and nobody reads
 	require.NoError(t, err)
 	defer blocked.Close()
-	addr := d.startEdge(fmt.Sprintf("urls: [coaps://%s/ski, %s]", blocked.LocalAddr(), d.endpoints.KeyServer.HTTPS))
-	require.NoError(t, d.handshakeAt(addr, "ecdsa.localhost"))
+	for _, other := range []string{d.endpoints.KeyServer.HTTPS, d.endpoints.KeyServer.CoAPSTCP} {
+		addr := d.startEdge(fmt.Sprintf("urls: [coaps://%s/ski, %s]", blocked.LocalAddr(), other))
+		require.NoError(t, d.handshakeAt(addr, "ecdsa.localhost"), other)
+	}
 }
 
-func TestSkictlRequestOverHTTPS(t *testing.T) {
+func TestSkictlRequestOverEachBinding(t *testing.T) {
 	d := startDev(t)
 	input := strings.Repeat("11", 32) + strings.Repeat("22", 32) + "03001d20" + "09" + strings.Repeat("00", 31)
 	for _, format := range []string{"cbor", "json"} {
-		for _, endpoint := range []string{d.endpoints.KeyServer.HTTPS, d.endpoints.KeyServer.CoAPS} {
+		for _, endpoint := range []string{d.endpoints.KeyServer.HTTPS, d.endpoints.KeyServer.CoAPSTCP, d.endpoints.KeyServer.CoAPS} {
 			out, all, status := d.skictl("request", "--endpoint", endpoint, "--format", format,
 				"--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA,
 				"--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", "@"+d.endpoints.Sites[0].Cert, "--input", input)

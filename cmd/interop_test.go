@@ -22,38 +22,46 @@ var ecdheInput = strings.Repeat("11", 32) + strings.Repeat("22", 32) + "03001741
 	"046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296" +
 	"4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
 
-// libcoap's clients share nothing with us, neither CoAP nor DTLS.
+// libcoap's clients share nothing with us, neither CoAP nor DTLS nor TLS.
 func TestLibcoapClientsAreServed(t *testing.T) {
 	d := startDev(t)
 	psk := readPSK(t, d)
-	credentials := map[string][]string{
-		"certificate":    {"-c", d.endpoints.EdgeCert, "-j", d.endpoints.EdgeKey, "-C", d.endpoints.KeyServerCA, "-R", d.endpoints.KeyServerCA},
-		"pre-shared key": {"-u", psk.Identity, "-k", string(psk.Key)},
-	}
+	withCertificate := []string{"-c", d.endpoints.EdgeCert, "-j", d.endpoints.EdgeKey, "-C", d.endpoints.KeyServerCA, "-R", d.endpoints.KeyServerCA}
+	withPSK := []string{"-u", psk.Identity, "-k", string(psk.Key)}
 	input, err := hex.DecodeString(ecdheInput)
 	require.NoError(t, err)
+	good := &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[0].SPKI, Hash: ski.SHA256, Input: input}
+	requests := []struct {
+		name   string
+		format ski.Format
+		number string // of the Content-Format
+		req    *ski.Request
+		want   ski.Error
+	}{
+		{"CBOR", ski.CBOR, "60", good, ""},
+		{"JSON", ski.JSON, "50", good, ""},
+		{"unknown key", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: ski.KeyID{1}, Hash: ski.SHA256, Input: input}, ski.SPKINotFound},
+		{"malformed", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: good.SPKI, Hash: ski.SHA256, Input: input[1:]}, ski.MalformedRequest},
+	}
 	for _, client := range []string{"coap-client-openssl", "coap-client-gnutls"} {
-		for _, tc := range []struct {
-			name   string
-			format ski.Format
-			number string // of the Content-Format
-			req    *ski.Request
-			want   ski.Error
+		for _, way := range []struct {
+			name, endpoint, peer, binding string // the last two in the key server's log
+			flags                         []string
 		}{
-			{"CBOR", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[0].SPKI, Hash: ski.SHA256, Input: input}, ""},
-			{"JSON", ski.JSON, "50", &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[0].SPKI, Hash: ski.SHA256, Input: input}, ""},
-			{"unknown key", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: ski.KeyID{1}, Hash: ski.SHA256, Input: input}, ski.SPKINotFound},
-			{"malformed", ski.CBOR, "60", &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[0].SPKI, Hash: ski.SHA256, Input: input[1:]}, ski.MalformedRequest},
+			{"DTLS, certificate", d.endpoints.KeyServer.CoAPS, "CN=", "", withCertificate},
+			{"DTLS, pre-shared key", d.endpoints.KeyServer.CoAPS, "id=psk:" + psk.Identity, "", withPSK},
+			{"TLS, certificate", d.endpoints.KeyServer.CoAPSTCP, "CN=", "binding=coaps+tcp", withCertificate},
 		} {
-			for with, flags := range credentials {
-				t.Run(client+" "+with+" "+tc.name, func(t *testing.T) {
+			before := len(d.read("keyserver/keyserver.log"))
+			for _, tc := range requests {
+				t.Run(client+" "+way.name+" "+tc.name, func(t *testing.T) {
 					body, err := ski.EncodeRequest(tc.format, tc.req)
 					require.NoError(t, err)
 					dir := t.TempDir()
 					request, answer := filepath.Join(dir, "request"), filepath.Join(dir, "answer")
 					require.NoError(t, os.WriteFile(request, body, 0o600))
-					args := append([]string{"-m", "post", "-t", tc.number, "-A", tc.number, "-f", request, "-o", answer, "-B", "10"}, flags...)
-					_, all, status := run(t, "", client, append(args, d.endpoints.KeyServer.CoAPS)...)
+					args := append([]string{"-m", "post", "-t", tc.number, "-A", tc.number, "-f", request, "-o", answer, "-B", "10"}, way.flags...)
+					_, all, status := run(t, "", client, append(args, way.endpoint)...)
 					require.Zero(t, status, all)
 					data, err := os.ReadFile(answer)
 					if tc.want != "" {
@@ -67,6 +75,9 @@ func TestLibcoapClientsAreServed(t *testing.T) {
 					assert.NotEmpty(t, resp.Output)
 				})
 			}
+			log := d.read("keyserver/keyserver.log")[before:]
+			assert.Contains(t, log, way.peer)
+			assert.Contains(t, log, way.binding)
 		}
 	}
 }

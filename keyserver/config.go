@@ -21,6 +21,9 @@ type Config struct {
 	// Listen is the UDP address to listen on, HOST:PORT. Default ":5684", the
 	// port of coaps on all addresses. Port 0 takes a free one.
 	Listen string `yaml:"listen"`
+	// CoAPSTCP is the TCP address, HOST:PORT, on which the same is served as CoAP
+	// over TLS (RFC 8323), for networks that block UDP. Default none.
+	CoAPSTCP string `yaml:"coaps_tcp"`
 	// HTTPS is the TCP address, HOST:PORT, on which the same is served over HTTPS.
 	// Port 0 takes a free one. Default none.
 	HTTPS string `yaml:"https"`
@@ -171,6 +174,8 @@ func (c *Config) check(doc *document) error {
 	switch {
 	case !isListenAddress(c.Listen):
 		return doc.errorAt("$.listen", "%q is not HOST:PORT", c.Listen)
+	case c.CoAPSTCP != "" && !isListenAddress(c.CoAPSTCP):
+		return doc.errorAt("$.coaps_tcp", "%q is not HOST:PORT", c.CoAPSTCP)
 	case c.HTTPS != "" && !isListenAddress(c.HTTPS):
 		return doc.errorAt("$.https", "%q is not HOST:PORT", c.HTTPS)
 	case !strings.HasPrefix(c.Path, "/"):

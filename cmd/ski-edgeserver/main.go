@@ -39,7 +39,7 @@ the default, or what else could be there.
 
   # listen: [":8443"]
   keyserver:
-    url: coaps://ski.example.com:5684/ski     # or https://ski.example.com/ski
+    url: coaps://ski.example.com:5684/ski     # or coaps+tcp://, https://
     # urls:                  # instead of url: several that have the same keys, the
                              # preferred first; the next is asked if one is silent
     certificate: edge.pem    # who this edge server is to the key server

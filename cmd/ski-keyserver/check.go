@@ -28,11 +28,14 @@ func (p *parts) tryOut() error {
 	if err != nil {
 		return err
 	}
-	https := ""
+	https, coapTCP := "", ""
 	if p.cfg.HTTPS != "" {
 		https = freePort
 	}
-	all, err := p.listen(freePort, https, server, log)
+	if p.cfg.CoAPSTCP != "" {
+		coapTCP = freePort
+	}
+	all, err := p.listen(freePort, coapTCP, https, server, log)
 	if err != nil {
 		return err
 	}
@@ -48,6 +51,9 @@ func (p *parts) summary(out io.Writer, file string) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
 	row("listen", fmt.Sprintf("%s, path %s", p.cfg.Listen, p.cfg.Path))
+	if p.cfg.CoAPSTCP != "" {
+		row("coaps_tcp", fmt.Sprintf("%s, path %s", p.cfg.CoAPSTCP, p.cfg.Path))
+	}
 	if p.cfg.HTTPS != "" {
 		row("https", fmt.Sprintf("%s, path %s", p.cfg.HTTPS, p.cfg.Path))
 	}

@@ -22,12 +22,13 @@ type endpoint interface {
 	Close() error
 }
 
-// endpoints are all that a key server has, that over CoAP first.
+// endpoints are all that a key server has: that over DTLS first, that over HTTPS,
+// and last that of CoAP over TLS.
 type endpoints []endpoint
 
 // listen binds the key server to an address of each binding. An empty one
 // leaves the binding out.
-func (p *parts) listen(coap, https string, server *keyserver.Server, log *slog.Logger) (all endpoints, err error) {
+func (p *parts) listen(coap, coapTCP, https string, server *keyserver.Server, log *slog.Logger) (all endpoints, err error) {
 	clientCAs := x509.NewCertPool()
 	for _, ca := range p.clientCAs {
 		clientCAs.AddCert(ca)
@@ -54,6 +55,10 @@ func (p *parts) listen(coap, https string, server *keyserver.Server, log *slog.L
 			Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, ClientCAs: clientCAs,
 			MaxInFlight: inFlight, Logger: log.With("binding", "https"),
 		}))
+	}
+	if coapTCP != "" {
+		cfg.Logger = log.With("binding", "coaps+tcp")
+		add(skicoap.ListenTCP(coapTCP, cfg))
 	}
 	if err != nil {
 		return nil, errors.Join(err, all.Close())

@@ -29,6 +29,7 @@ A configuration. Paths are relative to its folder; what is commented out shows
 the default.
 
   # listen: ":5684"          # UDP; port 0 takes a free one, see the log
+  # coaps_tcp:               # TCP, the same as CoAP over TLS, e.g. ":5684"; default: nowhere
   # https:                   # TCP, the same over HTTPS, e.g. ":8443"; default: nowhere
   # path: /ski
   certificate: keyserver.pem # who this key server is to edge servers

@@ -39,7 +39,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
-	all, err := p.listen(p.cfg.Listen, p.cfg.HTTPS, server, log)
+	all, err := p.listen(p.cfg.Listen, p.cfg.CoAPSTCP, p.cfg.HTTPS, server, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
@@ -76,6 +76,9 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 		"edges", p.policy.EdgeCount(), "version", buildVersion())
 	if p.cfg.HTTPS != "" {
 		log.Info("listening over HTTPS", "addr", all[1].Addr(), "path", p.cfg.Path)
+	}
+	if p.cfg.CoAPSTCP != "" {
+		log.Info("listening for CoAP over TLS", "addr", all[len(all)-1].Addr(), "path", p.cfg.Path)
 	}
 	if metrics != nil {
 		log.Info("metrics", "addr", metrics.Addr)

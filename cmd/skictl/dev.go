@@ -5,11 +5,13 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,8 +64,9 @@ type dev struct {
 // endpoints is what DIR/endpoints.json holds, for other programs.
 type endpoints struct {
 	KeyServer struct {
-		CoAPS string `json:"coaps"`
-		HTTPS string `json:"https"`
+		CoAPS    string `json:"coaps"`
+		CoAPSTCP string `json:"coaps+tcp"`
+		HTTPS    string `json:"https"`
 	} `json:"keyserver"`
 	Edge struct {
 		HTTPS string `json:"https"`
@@ -142,6 +145,7 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 		return nil, err
 	}
 	d.endpoints.KeyServer.CoAPS = "coaps://" + keyServerAddr + "/ski"
+	d.endpoints.KeyServer.CoAPSTCP = "coaps+tcp://" + keyServerAddr + "/ski"
 	d.endpoints.KeyServer.HTTPS = "https://" + httpsAddr + "/ski"
 	d.endpoints.Edge.HTTPS = "https://" + edgeAddr
 	d.endpoints.PIDs.KeyServer, d.endpoints.PIDs.Edge = d.keyServer.pid(), d.edge.pid()
@@ -202,8 +206,8 @@ func (d *dev) makePSK() error {
 
 func (d *dev) path(name string) string { return filepath.Join(d.dir, filepath.FromSlash(name)) }
 
-// freeAddrs finds a UDP and a TCP port for the key server and a TCP port for
-// the edge. They are written into the configurations, so that either process can
+// freeAddrs finds a port for the key server on UDP and TCP, a TCP port for its
+// HTTPS, and one for the edge. They are written into the configurations, so that either process can
 // be started again where it was.
 func freeAddrs() (coaps, https, edge string, err error) {
 	u, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -211,6 +215,14 @@ func freeAddrs() (coaps, https, edge string, err error) {
 		return "", "", "", err
 	}
 	defer u.Close()
+	same, err := net.Listen("tcp", u.LocalAddr().String())
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return freeAddrs() // with this port kept meanwhile
+	}
+	if err != nil {
+		return "", "", "", err
+	}
+	defer same.Close()
 	var tcp [2]string
 	for i := range tcp {
 		t, err := net.Listen("tcp", "127.0.0.1:0")
@@ -228,8 +240,9 @@ const devEdgeName = "edge.ski.internal"
 
 const (
 	devKeyServerConfig = `# The key server of skictl dev.
-listen: %s
-https: %s
+listen: %[1]s
+coaps_tcp: %[1]s
+https: %[2]s
 certificate: keyserver.pem
 key: keyserver.key
 client_ca: ca.pem

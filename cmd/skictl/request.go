@@ -45,7 +45,7 @@ and 1 for everything else.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]")
+	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps://HOST[:PORT][/PATH], or coaps+tcp:// or https://")
 	f.StringVar(&o.cert, "cert", "", "the edge server's certificate: a PEM `FILE`")
 	f.StringVar(&o.key, "key", "", "the certificate's private key: a PEM `FILE`")
 	f.StringVar(&o.ca, "ca", "", "the authority of the key server's certificate: a PEM `FILE`")

@@ -51,7 +51,7 @@ func NewClient(rawURL string, cfg Config) (Client, error) {
 		return nil, fmt.Errorf("%s: only coaps:// has pre-shared keys", rawURL)
 	}
 	switch u.Scheme {
-	case "coaps":
+	case "coaps", "coaps+tcp":
 		return skicoap.NewClient(rawURL, skicoap.ClientConfig{
 			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName, Logger: cfg.Logger,
 		})
@@ -60,5 +60,5 @@ func NewClient(rawURL string, cfg Config) (Client, error) {
 			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName, Logger: cfg.Logger,
 		})
 	}
-	return nil, fmt.Errorf("%s: the scheme is coaps or https", rawURL)
+	return nil, fmt.Errorf("%s: the scheme is coaps, coaps+tcp or https", rawURL)
 }
