@@ -101,7 +101,7 @@ func TestAPionV2ClientIsServed(t *testing.T) {
 }
 
 // pemFile writes a certificate with its key for other programs.
-func pemFile(t *testing.T, cert tls.Certificate) string {
+func pemFile(t testing.TB, cert tls.Certificate) string {
 	t.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	require.NoError(t, err)
