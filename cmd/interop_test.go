@@ -83,13 +83,22 @@ func TestLibcoapClientsAreServed(t *testing.T) {
 }
 
 // The commands of docs/interop.md give the output that stands there.
-func TestTheCurlCommandsOfTheInteropDocumentGiveTheirOutput(t *testing.T) {
-	d := startDev(t)
+func TestTheCommandsOfTheInteropDocumentGiveTheirOutput(t *testing.T) {
 	document, err := os.ReadFile("../docs/interop.md")
 	require.NoError(t, err)
-	_, section, ok := strings.Cut(string(document), "\n## curl\n")
-	require.True(t, ok)
-	section, _, _ = strings.Cut(section, "\n## ")
+	for _, name := range []string{"curl", "libcoap", "OpenSSL"} {
+		t.Run(name, func(t *testing.T) {
+			_, section, ok := strings.Cut(string(document), "\n## "+name+"\n")
+			require.True(t, ok)
+			section, _, _ = strings.Cut(section, "\n## ")
+			runSection(t, startDev(t), section)
+		})
+	}
+}
+
+// runSection runs the commands of a section in one shell and compares.
+func runSection(t *testing.T, d *devSetup, section string) {
+	t.Helper()
 	script, want := "cd "+d.dir+"\n", ""
 	inBlock, commands := false, 0
 	for line := range strings.Lines(section) {

@@ -15,9 +15,9 @@ import (
 
 const usage = `Usage: ski-keyserver -config FILE [-check]
 
-Holds the private keys of web sites. Edge servers ask it, over CoAP and mutually
-authenticated DTLS, and over HTTPS, to sign or to decrypt what a TLS handshake
-needs; the keys never leave it.
+Holds the private keys of web sites. Edge servers ask it, over CoAP on DTLS or
+TLS, or over HTTPS, mutually authenticated, to sign or to decrypt what a TLS
+handshake needs; the keys never leave it.
 
   -config FILE  the configuration, YAML
   -check        check the configuration and all files it names, print a summary
