@@ -95,6 +95,10 @@ func TestEdgesWithPreSharedKeysAreToldApart(t *testing.T) {
 	_, rec := s.ask(pskTwo, grantedRequest(keys))
 	assert.Equal(t, outcomeOutput, rec.Outcome)
 
+	// Neither opens the other's state of ECDHE-PMS, even where both are one edge.
+	both := s.policy.Load().match(pskOne)
+	assert.NotEqual(t, stateOwner(pskOne, both, grantedRequest(keys)), stateOwner(pskTwo, both, grantedRequest(keys)))
+
 	// The detector of one identity at two addresses.
 	now := time.Now()
 	for i := range 4 {
