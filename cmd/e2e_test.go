@@ -62,12 +62,16 @@ type devSetup struct {
 	dir       string
 	printed   []string // the lines on its standard output
 	endpoints struct {
-		KeyServer   struct{ CoAPS string }
+		KeyServer struct {
+			CoAPS, HTTPS string
+			CoAPSTCP     string `json:"coaps+tcp"`
+		}
 		Edge        struct{ HTTPS string }
 		CA          string
 		EdgeCert    string `json:"edge_cert"`
 		EdgeKey     string `json:"edge_key"`
 		KeyServerCA string `json:"keyserver_ca"`
+		EdgePSK     string `json:"edge_psk"`
 		Sites       []struct {
 			Name, Cert string
 			SPKI       ski.KeyID
@@ -388,10 +392,7 @@ func TestSkictlRequestTellsAnAnswerFromAnError(t *testing.T) {
 		}, args...)...)
 	}
 	spki := "@" + d.endpoints.Sites[0].Cert
-	// ClientRandom, ServerRandom, and the base point of P-256 as ServerECDHParams.
-	input := strings.Repeat("11", 32) + strings.Repeat("22", 32) + "03001741" +
-		"046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296" +
-		"4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+	input := ecdheInput
 
 	out, all, status := ask("--protocol", "TLS 1.2", "--method", "ECDHE", "--hash", "SHA-256", "--spki", spki, "--input", input)
 	require.Zero(t, status, all)

@@ -81,25 +81,26 @@ func (c *capture) take() map[int]int {
 	return taken
 }
 
-func TestAnswersOfOneMethodAndKeyHaveOneLengthOnTheNetwork(t *testing.T) {
-	d := startDev(t)
+// edgeIdentity is what an edge has on the channel.
+func (d *devSetup) edgeIdentity() (tls.Certificate, *x509.CertPool) {
+	d.t.Helper()
 	identity, err := tls.LoadX509KeyPair(d.endpoints.EdgeCert, d.endpoints.EdgeKey)
-	require.NoError(t, err)
+	require.NoError(d.t, err)
 	ca, err := os.ReadFile(d.endpoints.KeyServerCA)
-	require.NoError(t, err)
+	require.NoError(d.t, err)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	network := newCapture(t, d.keyServerAddr())
-	client, err := skicoap.NewClient("coaps://"+network.addr, skicoap.ClientConfig{
-		Certificate: identity, RootCAs: roots, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = client.Close() })
+	return identity, roots
+}
 
+// requestsOfAllLengths makes, for each method and key, requests whose answers
+// are of every length that there is, errors included.
+func (d *devSetup) requestsOfAllLengths() map[string]func(i int) *ski.Request {
+	d.t.Helper()
 	params, err := hex.DecodeString("03001741" +
 		"046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296" +
 		"4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5")
-	require.NoError(t, err)
+	require.NoError(d.t, err)
 	signature := func(spki ski.KeyID) func(i int) *ski.Request {
 		return func(i int) *ski.Request {
 			input := append([]byte(strings.Repeat("r", 63)+string(rune('A'+i%50))), params...)
@@ -111,7 +112,7 @@ func TestAnswersOfOneMethodAndKeyHaveOneLengthOnTheNetwork(t *testing.T) {
 		}
 	}
 	rsaKey := d.endpoints.Sites[1].SPKI
-	for name, request := range map[string]func(i int) *ski.Request{
+	return map[string]func(i int) *ski.Request{
 		"ECDHE with ECDSA": signature(d.endpoints.Sites[0].SPKI),
 		"ECDHE with RSA":   signature(rsaKey),
 		"RSA": func(i int) *ski.Request {
@@ -122,7 +123,20 @@ func TestAnswersOfOneMethodAndKeyHaveOneLengthOnTheNetwork(t *testing.T) {
 			input := []byte(strings.Repeat(string(rune('!'+i%90)), n)) // a PreMasterSecret of nobody
 			return &ski.Request{Protocol: ski.TLS12, SPKI: rsaKey, Method: ski.MethodRSA, Input: input}
 		},
-	} {
+	}
+}
+
+func TestAnswersOfOneMethodAndKeyHaveOneLengthOnTheNetwork(t *testing.T) {
+	d := startDev(t)
+	identity, roots := d.edgeIdentity()
+	network := newCapture(t, d.keyServerAddr())
+	client, err := skicoap.NewClient("coaps://"+network.addr, skicoap.ClientConfig{
+		Certificate: identity, RootCAs: roots, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+
+	for name, request := range d.requestsOfAllLengths() {
 		_, err := client.RoundTrip(t.Context(), request(0)) // the session's handshake
 		require.NoError(t, err)
 		network.take()

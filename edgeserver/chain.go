@@ -66,16 +66,43 @@ func covers(cert *x509.Certificate, name string) bool {
 	return false
 }
 
+// PreSharedKey reads the file PSK. It refuses one that group or others can read.
+func (k KeyServer) PreSharedKey() (*ski.PSK, error) {
+	if err := checkPrivate(k.PSK); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(k.PSK)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	all, err := ski.ParsePSKs(k.PSK, data)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) > 1 {
+		return nil, fmt.Errorf("%s: an edge has one pre-shared key, not %d", k.PSK, len(all))
+	}
+	return &all[0], nil
+}
+
+func checkPrivate(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("%s can be used by others than its owner (mode %04o): chmod 600 it", file, mode)
+	}
+	return nil
+}
+
 // Credentials reads the edge's own identity on the SKI channel and the
 // authorities it trusts there. It refuses a private key that group or others
 // can read, and a certificate that no key server would accept now.
 func (k KeyServer) Credentials() (tls.Certificate, *x509.CertPool, error) {
-	info, err := os.Stat(k.Key)
-	if err != nil {
+	if err := checkPrivate(k.Key); err != nil {
 		return tls.Certificate{}, nil, err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return tls.Certificate{}, nil, fmt.Errorf("%s can be used by others than its owner (mode %04o): chmod 600 it", k.Key, mode)
 	}
 	cert, err := tls.LoadX509KeyPair(k.Certificate, k.Key)
 	if err != nil {

@@ -37,8 +37,11 @@ type Config struct {
 
 // KeyServer says how to reach the key server, and as whom.
 type KeyServer struct {
-	// URL is the key server's, coaps://HOST[:PORT]/PATH.
+	// URL is the key server's, coaps://HOST[:PORT]/PATH or https://... .
 	URL string `yaml:"url"`
+	// URLs are those of several key servers that hold the same keys, the
+	// preferred first, instead of URL. Their schemes may differ.
+	URLs []string `yaml:"urls"`
 	// Certificate and Key are the PEM files of the edge's own identity on the
 	// SKI channel; they have nothing to do with the sites. Key must be readable
 	// by its owner alone.
@@ -47,6 +50,10 @@ type KeyServer struct {
 	// CA is the PEM file of the authorities that sign key servers'
 	// certificates.
 	CA string `yaml:"ca"`
+	// PSK is a file with one line IDENTITY:HEX, the pre-shared key that the edge
+	// has on the SKI channel instead of Certificate, Key and CA. It must be
+	// readable by its owner alone.
+	PSK string `yaml:"psk"`
 	// ServerName is the name in the key server's certificate. Default: the
 	// URL's host.
 	ServerName string `yaml:"server_name"`
@@ -58,6 +65,14 @@ type KeyServer struct {
 	// draft-cairns-tls-session-key-interface-01 defines: the edge then speaks
 	// TLS 1.2 only and sends no extensions.
 	DraftOnly bool `yaml:"draft_only"`
+}
+
+// Endpoints returns URL or URLs, whichever is there.
+func (k KeyServer) Endpoints() []string {
+	if k.URL != "" {
+		return []string{k.URL}
+	}
+	return k.URLs
 }
 
 // Site is one web site: the names it has, the certificates that prove them,
@@ -161,6 +176,7 @@ func (c *Config) resolve(dir string) {
 	abs(&c.KeyServer.Certificate)
 	abs(&c.KeyServer.Key)
 	abs(&c.KeyServer.CA)
+	abs(&c.KeyServer.PSK)
 	for i := range c.Sites {
 		abs(&c.Sites[i].Static)
 		for j := range c.Sites[i].Certificates {

@@ -85,6 +85,12 @@ log: {level: debug, format: json}
 	}, cfg)
 }
 
+func TestSeveralKeyServers(t *testing.T) {
+	cfg, _, err := load(t, strings.Replace(keyserverYAML, "url: coaps://127.0.0.1:5684/ski", "urls: [coaps://a.test, https://b.test]", 1)+siteYAML)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"coaps://a.test", "https://b.test"}, cfg.KeyServer.Endpoints())
+}
+
 func TestLoadErrors(t *testing.T) {
 	site := func(lines ...string) string {
 		return keyserverYAML + "sites:\n  - " + strings.Join(lines, "\n    ") + "\n"
@@ -105,6 +111,8 @@ func TestLoadErrors(t *testing.T) {
 		"wrong time":       {keyserverYAML + "  timeout: 5\n" + siteYAML, ":6:12: keyserver.timeout: '5' is not a time"},
 		"negative time":    {keyserverYAML + siteYAML + "shutdown_timeout: -1s\n", ":10:19: shutdown_timeout: '-1s' is not a time"},
 		"no key server":    {siteYAML, ":1:1: keyserver.url: is missing"},
+		"both urls":        {keyserverYAML + "  urls: [coaps://b.test]\n" + siteYAML, ":6:9: keyserver.urls: there is either url or urls, not both"},
+		"wrong in urls":    {strings.Replace(keyserverYAML, "url: coaps://127.0.0.1:5684/ski", "urls: [coaps://a.test, b.test]", 1) + siteYAML, ":2:26: keyserver.urls[1]: 'b.test' is not a URL"},
 		"no ca":            {strings.Replace(keyserverYAML, "  ca: ca.pem\n", "", 1) + siteYAML, ":2:3: keyserver.ca: is missing"},
 		"wrong url":        {strings.Replace(keyserverYAML, "coaps://", "", 1) + siteYAML, ":2:8: keyserver.url: '127.0.0.1:5684/ski' is not a URL"},
 		"no sites":         {keyserverYAML, ":1:1: sites: there must be at least one site"},

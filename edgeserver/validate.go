@@ -82,19 +82,33 @@ func (c *Config) validateSite(field string, s *Site, owner map[string]string) er
 
 func (c *Config) validateKeyServer() error {
 	k := &c.KeyServer
+	switch {
+	case k.URL == "" && len(k.URLs) == 0:
+		return c.errorf("keyserver.url", "is missing")
+	case k.URL != "" && len(k.URLs) > 0:
+		return c.errorf("keyserver.urls", "there is either url or urls, not both")
+	}
 	for _, f := range []struct{ field, value string }{
-		{"keyserver.url", k.URL},
 		{"keyserver.certificate", k.Certificate},
 		{"keyserver.key", k.Key},
 		{"keyserver.ca", k.CA},
 	} {
-		if f.value == "" {
+		switch {
+		case k.PSK == "" && f.value == "":
 			return c.errorf(f.field, "is missing")
+		case k.PSK != "" && f.value != "":
+			return c.errorf(f.field, "has no place beside psk")
 		}
 	}
-	u, err := url.Parse(k.URL)
-	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return c.errorf("keyserver.url", "'%s' is not a URL such as coaps://ski.example.com:5684/ski", k.URL)
+	for i, endpoint := range k.Endpoints() {
+		u, err := url.Parse(endpoint)
+		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			field := "keyserver.url"
+			if k.URL == "" {
+				field = fmt.Sprintf("keyserver.urls[%d]", i)
+			}
+			return c.errorf(field, "'%s' is not a URL such as coaps://ski.example.com:5684/ski", endpoint)
+		}
 	}
 	return nil
 }

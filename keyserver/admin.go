@@ -22,7 +22,7 @@ const (
 
 // AdminOrder says what to suspend or to resume.
 type AdminOrder struct {
-	// Edge is the name of an edge or an SPKI fingerprint in hexadecimal.
+	// Edge is the name of an edge or a ski.PeerID.
 	Edge string `json:"edge"`
 	// Reason is for the logs. It does not count for a resumption.
 	Reason string `json:"reason,omitempty"`

@@ -31,8 +31,9 @@ type Record struct {
 	// policy's edges, their names are joined by commas; where it is none, the
 	// field is empty.
 	Edge string
-	// Peer is the fingerprint of the peer's public key.
-	Peer ski.KeyID
+	// Peer is the fingerprint of the peer's public key, or the identity of its
+	// pre-shared key.
+	Peer ski.PeerID
 	// Address is where the request came from.
 	Address netip.AddrPort
 	// Key is the fingerprint of the key that was asked for, and KeyName its

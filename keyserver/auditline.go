@@ -64,7 +64,7 @@ func (r *Record) line() *auditLine {
 		Time:            auditTime(r.Time),
 		Event:           cmp.Or(r.Event, EventRequest),
 		Edge:            r.Edge,
-		Peer:            idText(r.Peer),
+		Peer:            r.Peer.String(),
 		Key:             idText(r.Key),
 		KeyName:         r.KeyName,
 		Protocol:        string(r.Protocol),

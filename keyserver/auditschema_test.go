@@ -35,6 +35,7 @@ func TestAuditSchema(t *testing.T) {
 	s.ServeSKI(t.Context(), edgePeer, &ski.Request{
 		Protocol: ski.TLS12, SPKI: keys.id(p256), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Group: x25519, Input: randoms(),
 	})
+	s.ServeSKI(t.Context(), ski.Peer{PSK: "edge-1"}, grantedRequest(keys))
 	s.ServeMalformed(t.Context(), edgePeer, &ski.MalformedError{})
 	for _, event := range []Event{EventAlarm, EventSuspend, EventResume} {
 		require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Event: event, Edge: "edge", Detector: "replay", Reason: "seen"}))

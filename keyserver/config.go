@@ -21,6 +21,12 @@ type Config struct {
 	// Listen is the UDP address to listen on, HOST:PORT. Default ":5684", the
 	// port of coaps on all addresses. Port 0 takes a free one.
 	Listen string `yaml:"listen"`
+	// CoAPSTCP is the TCP address, HOST:PORT, on which the same is served as CoAP
+	// over TLS (RFC 8323), for networks that block UDP. Default none.
+	CoAPSTCP string `yaml:"coaps_tcp"`
+	// HTTPS is the TCP address, HOST:PORT, on which the same is served over HTTPS.
+	// Port 0 takes a free one. Default none.
+	HTTPS string `yaml:"https"`
 	// Path is that of the SKI resource. Default "/ski".
 	Path string `yaml:"path"`
 	// Certificate is the PEM file with the key server's own certificate chain.
@@ -40,6 +46,13 @@ type Config struct {
 	// State is the file that keeps which edges are suspended; see
 	// OpenSuspensions. Default none: a restart resumes them.
 	State string `yaml:"state"`
+	// PSK is the file with the pre-shared keys of edges that have no
+	// certificate, readable by its owner alone; see OpenPSKs. Default none.
+	PSK string `yaml:"psk"`
+	// PSKWithoutForwardSecrecy lets edges use the cipher suites of RFC 7252,
+	// Section 9.1.3.1 with their pre-shared keys: what is recorded now can be
+	// read by who learns the key later.
+	PSKWithoutForwardSecrecy bool `yaml:"psk_without_forward_secrecy"`
 	// CRL is the file with the CRLs of the authorities of ClientCA; see
 	// OpenRevocations. Default none.
 	CRL string `yaml:"crl"`
@@ -161,8 +174,14 @@ func (c *Config) check(doc *document) error {
 	switch {
 	case !isListenAddress(c.Listen):
 		return doc.errorAt("$.listen", "%q is not HOST:PORT", c.Listen)
+	case c.CoAPSTCP != "" && !isListenAddress(c.CoAPSTCP):
+		return doc.errorAt("$.coaps_tcp", "%q is not HOST:PORT", c.CoAPSTCP)
+	case c.HTTPS != "" && !isListenAddress(c.HTTPS):
+		return doc.errorAt("$.https", "%q is not HOST:PORT", c.HTTPS)
 	case !strings.HasPrefix(c.Path, "/"):
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
+	case c.PSKWithoutForwardSecrecy && c.PSK == "":
+		return doc.errorAt("$.psk_without_forward_secrecy", "there is no 'psk'")
 	case c.Audit.File == "":
 		return doc.errorAt("$.audit.file", `the file is empty: "-" is standard output`)
 	case c.Metrics != "" && !isListenAddress(c.Metrics):
@@ -213,7 +232,7 @@ func isLoopback(s string) bool {
 }
 
 func (c *Config) joinPaths(dir string) {
-	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile} {
+	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.PSK, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile} {
 		if *p != "" && *p != "-" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -258,6 +277,9 @@ func (c *Config) Warnings() []string {
 	var warnings []string
 	if c.Admin != "" && c.State == "" {
 		warnings = append(warnings, "admin without state: a restart resumes the edges that are suspended")
+	}
+	if c.PSKWithoutForwardSecrecy {
+		warnings = append(warnings, "psk_without_forward_secrecy: who records an edge's sessions reads them all once it has the edge's pre-shared key")
 	}
 	if c.RSAFailure == RSAFailureError {
 		warnings = append(warnings, "rsa_failure: error makes the key server a padding oracle for every edge that may use the RSA method")

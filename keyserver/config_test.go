@@ -118,6 +118,7 @@ func TestConfigErrors(t *testing.T) {
 		"not YAML":        {leastConfig + "log: {\n", "ks.yaml:6:"},
 		"listen":          {leastConfig + "listen: localhost\n", `ks.yaml:6:9: "localhost" is not HOST:PORT`},
 		"port":            {leastConfig + "listen: localhost:coaps\n", "ks.yaml:6:9: "},
+		"https":           {leastConfig + "https: ks.example\n", `ks.yaml:6:8: "ks.example" is not HOST:PORT`},
 		"path":            {leastConfig + "path: ski\n", `ks.yaml:6:7: "ski" does not begin with a slash`},
 		"audit":           {leastConfig + "audit:\n  file: ''\n", "ks.yaml:7:9: the file is empty"},
 		"metrics":         {leastConfig + "metrics: 9684\n", `ks.yaml:6:10: "9684" is not HOST:PORT`},

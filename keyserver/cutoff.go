@@ -12,7 +12,7 @@ import (
 )
 
 // Sessions is what a binding lets be done with the sessions it has.
-// *skicoap.Server is one.
+// *skicoap.Server and *skihttp.Server are some.
 type Sessions interface {
 	// Peers returns the peer of each live session.
 	Peers() []ski.Peer
@@ -21,12 +21,15 @@ type Sessions interface {
 	CloseSessions(reason error, match func(ski.Peer) bool) int
 }
 
-// errCutOff is why a binding is told to close a session.
-var errCutOff = errors.New("the edge is cut off")
+// Why a binding is told to close a session.
+var (
+	errCutOff     = errors.New("the edge is cut off")
+	errKeyChanged = errors.New("the edge's pre-shared key is another now")
+)
 
-// SetSessions tells the Server of the sessions that Enforce closes. It is
-// called before there are any.
-func (s *Server) SetSessions(sessions Sessions) { s.sessions = sessions }
+// SetSessions tells the Server of the sessions that Enforce closes, those of
+// each binding. It is called before there are any.
+func (s *Server) SetSessions(sessions ...Sessions) { s.sessions = sessions }
 
 // Admit reports whether a peer may have a session. The error, which is for the
 // log, says why not: the policy does not know it, its certificate is revoked,
@@ -46,8 +49,8 @@ func (s *Server) Admit(peer ski.Peer) error {
 // revocation has to be in effect.
 const watchInterval = 500 * time.Millisecond
 
-// Watch reads the CRLs again when their file changes and closes the sessions
-// that may not be any more, those of edges that a new policy does not know
+// Watch reads the CRLs and the pre-shared keys again when their files change,
+// and closes the sessions that may not be any more, those of edges that a new policy does not know
 // included, until ctx ends.
 func (s *Server) Watch(ctx context.Context) {
 	tick := time.NewTicker(watchInterval)
@@ -61,6 +64,7 @@ func (s *Server) Watch(ctx context.Context) {
 		if s.revocations != nil {
 			s.reloadRevocations()
 		}
+		_ = s.reloadPSKs(false) // which logs by itself
 		s.Enforce()
 	}
 }
@@ -81,12 +85,15 @@ func (s *Server) reloadRevocations() {
 // Enforce closes the sessions of all peers that Admit refuses now, and returns
 // how many there were.
 func (s *Server) Enforce() int {
-	if s.sessions == nil {
-		return 0
+	return s.closeSessions(errCutOff, func(p ski.Peer) bool { return s.Admit(p) != nil })
+}
+
+func (s *Server) closeSessions(reason error, match func(ski.Peer) bool) (n int) {
+	for _, sessions := range s.sessions {
+		n += sessions.CloseSessions(reason, match)
 	}
-	n := s.sessions.CloseSessions(errCutOff, func(p ski.Peer) bool { return s.Admit(p) != nil })
 	if n > 0 {
-		s.log.Warn("sessions closed", "reason", errCutOff, "sessions", n)
+		s.log.Warn("sessions closed", "reason", reason, "sessions", n)
 	}
 	return n
 }
@@ -100,14 +107,17 @@ func (s *Server) cutOff(peer ski.Peer, edges []*edge) string {
 			return "the certificate was revoked at " + since.UTC().Format(time.RFC3339)
 		}
 	}
+	if peer.PSK != "" && s.psks != nil && s.psks.Key(peer.PSK) == nil {
+		return "its pre-shared key is gone"
+	}
 	if one, ok := s.suspensions.find(peer, edges); ok {
 		return one.String()
 	}
 	return ""
 }
 
-// Suspend cuts an edge of the policy off, or the holder of one certificate by
-// its SPKI fingerprint: requests are denied from now on, and live sessions are
+// Suspend cuts an edge of the policy off, or the holder of one certificate or
+// pre-shared key by its ski.PeerID: requests are denied from now on, and live sessions are
 // closed. It returns how many were. The edge is cut off even if the error says
 // that this could not be kept for after a restart; only where it is
 // ErrUnknownEdge, nothing has been done.
@@ -144,10 +154,10 @@ func (s *Server) Resume(name, by string) error {
 	return nil
 }
 
-// event records what is not a request. The name may be an SPKI fingerprint.
+// event records what is not a request. The name may be a peer's.
 func (s *Server) event(what Event, name, reason string) {
 	rec := &Record{Time: time.Now(), Event: what, Reason: reason}
-	if id, err := ski.ParseKeyID(name); err == nil {
+	if id, err := ski.ParsePeerID(name); err == nil {
 		rec.Peer = id
 	} else {
 		rec.Edge = name
@@ -157,16 +167,13 @@ func (s *Server) event(what Event, name, reason string) {
 
 // What Suspend and Resume can find wrong with a name.
 var (
-	ErrUnknownEdge  = errors.New("it is neither an edge of the policy nor an SPKI fingerprint")
+	ErrUnknownEdge  = errors.New("it is neither an edge of the policy nor an SPKI fingerprint nor psk:IDENTITY")
 	ErrNotSuspended = errors.New("the edge is not suspended")
 )
 
 // names reports whether the text is the name of something that can be cut off.
 func (s *Server) names(text string) bool {
-	if _, err := ski.ParseKeyID(text); err == nil {
-		return true
-	}
-	return slices.ContainsFunc(s.policy.Load().edges, func(e *edge) bool { return e.name == text })
+	return isPeerID(text) || slices.ContainsFunc(s.policy.Load().edges, func(e *edge) bool { return e.name == text })
 }
 
 // edgeNames joins the names of the edges that a peer is.

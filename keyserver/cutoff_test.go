@@ -86,7 +86,7 @@ func TestSuspendedKeyOfAnEdge(t *testing.T) {
 	closed, err := s.Suspend(Suspension{Edge: stolen.SPKI.String(), By: "a test"})
 	require.NoError(t, err)
 	require.Equal(t, 1, closed)
-	require.Equal(t, stolen.SPKI, s.trail.last().Peer)
+	require.Equal(t, stolen.ID(), s.trail.last().Peer)
 	resp, _ := s.ask(stolen, grantedRequest(keys))
 	require.Equal(t, ski.RequestDenied, resp.Error)
 	resp, _ = s.ask(edgePeer, grantedRequest(keys))

@@ -31,14 +31,14 @@ type memory struct {
 	mu            sync.Mutex
 	questions     generations[digest, uint32] // the number of the edge that asked
 	serverRandoms generations[digest, digest] // the question it was in
-	identities    generations[ski.KeyID, addresses]
+	identities    generations[ski.PeerID, addresses]
 }
 
 func newMemory() *memory {
 	m := &memory{
 		questions:     generations[digest, uint32]{max: rememberedQuestions},
 		serverRandoms: generations[digest, digest]{max: rememberedServerRandoms},
-		identities:    generations[ski.KeyID, addresses]{max: rememberedIdentities},
+		identities:    generations[ski.PeerID, addresses]{max: rememberedIdentities},
 	}
 	rand.Read(m.secret[:])
 	return m
@@ -139,12 +139,12 @@ func (m *memory) isElsewhere(peer ski.Peer, now time.Time) bool {
 	if !here.IsValid() {
 		return false
 	}
-	a, _ := m.identities.firstOrPut(peer.SPKI, addresses{last: here})
+	a, _ := m.identities.firstOrPut(peer.ID(), addresses{last: here})
 	if a.last == here {
 		return false
 	}
 	back := a.before == here && now.Sub(a.moved) < atOnceWithin
-	m.identities.put(peer.SPKI, addresses{last: here, before: a.last, moved: now})
+	m.identities.put(peer.ID(), addresses{last: here, before: a.last, moved: now})
 	return back
 }
 

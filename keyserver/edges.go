@@ -10,8 +10,8 @@ import (
 
 // EdgeStatus is what is known of an edge at the moment.
 type EdgeStatus struct {
-	// Name is the edge's in the policy; for a suspension of one certificate it
-	// is the SPKI fingerprint.
+	// Name is the edge's in the policy; for a suspension of one
+	// certificate or pre-shared key it is the ski.PeerID.
 	Name string `json:"name"`
 	// Suspended is why the edge is cut off, or nil.
 	Suspended *Suspension `json:"suspended,omitempty"`
@@ -20,6 +20,8 @@ type EdgeStatus struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// SPKI are the keys of the certificates that the sessions were made with.
 	SPKI []ski.KeyID `json:"spki,omitempty"`
+	// PSK are the identities of the pre-shared keys that they were made with.
+	PSK []string `json:"psk,omitempty"`
 	// Requests counts the requests since the start, and Refused those among
 	// them without an output.
 	Requests uint64 `json:"requests"`
@@ -46,17 +48,16 @@ func (s *Server) Edges() []EdgeStatus {
 		add(one.Edge)
 		all[index[one.Edge]].Suspended = &one
 	}
-	if s.sessions == nil {
-		return all
-	}
-	for _, p := range s.sessions.Peers() {
-		names := []string{p.SPKI.String()}
-		for _, e := range s.policy.Load().match(p) {
-			names = append(names, e.name)
-		}
-		for _, name := range names {
-			if i, ok := index[name]; ok {
-				all[i].addSession(p)
+	for _, sessions := range s.sessions {
+		for _, p := range sessions.Peers() {
+			names := []string{p.ID().String()}
+			for _, e := range s.policy.Load().match(p) {
+				names = append(names, e.name)
+			}
+			for _, name := range names {
+				if i, ok := index[name]; ok {
+					all[i].addSession(p)
+				}
 			}
 		}
 	}
@@ -77,7 +78,10 @@ func (e *EdgeStatus) addSession(p ski.Peer) {
 	if a := p.Addr.Addr(); !slices.Contains(e.Addresses, a) {
 		e.Addresses = append(e.Addresses, a)
 	}
-	if !slices.Contains(e.SPKI, p.SPKI) {
+	if p.PSK == "" && !slices.Contains(e.SPKI, p.SPKI) {
 		e.SPKI = append(e.SPKI, p.SPKI)
+	}
+	if p.PSK != "" && !slices.Contains(e.PSK, p.PSK) {
+		e.PSK = append(e.PSK, p.PSK)
 	}
 }

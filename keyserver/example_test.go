@@ -18,7 +18,7 @@ func ExampleAuditLog() {
 	_ = log.Audit(context.Background(), &keyserver.Record{
 		Time:       time.Date(2026, 3, 1, 12, 0, 0, 1234000, time.FixedZone("", 3600)),
 		Edge:       "edge-1",
-		Peer:       ski.KeyID{0xaa},
+		Peer:       ski.PeerID{SPKI: ski.KeyID{0xaa}},
 		Address:    netip.MustParseAddrPort("192.0.2.7:40000"),
 		Key:        ski.KeyID{0xbb},
 		KeyName:    "www.example.com",

@@ -207,7 +207,11 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	now(m.inFlight, m.server.schedule.inFlight.Load())
 	now(m.rsaWaiting, m.server.schedule.rsaWaiting.Load())
-	if s := m.server.sessions; s != nil {
-		now(m.sessions, int64(len(s.Peers())))
+	if bindings := m.server.sessions; len(bindings) > 0 {
+		n := 0
+		for _, b := range bindings {
+			n += len(b.Peers())
+		}
+		now(m.sessions, int64(n))
 	}
 }

@@ -12,8 +12,8 @@ import (
 // denied. It is made by LoadPolicy or ParsePolicy and does not change: see
 // Server.SetPolicy and PolicyReloader.
 //
-// A peer can be several edges of the policy at once, by its fingerprint and by
-// each name in its certificate. It then has the rights of all of them: a
+// A peer can be several edges of the policy at once, by its fingerprint, by
+// each name in its certificate, or by the identity of its pre-shared key. It then has the rights of all of them: a
 // request is granted where one rule of one of them grants the whole of it.
 type Policy struct {
 	edges  []*edge
@@ -21,7 +21,8 @@ type Policy struct {
 	bySPKI map[ski.KeyID][]*edge
 	byDNS  map[string][]*edge // in lower case
 	byURI  map[string][]*edge
-	keys   map[ski.KeyID]key // all of the key store
+	byPSK  map[string][]*edge // by identity
+	keys   map[ski.KeyID]key  // all of the key store
 	limits limits
 	digest [sha256.Size]byte // of the file
 
@@ -32,6 +33,7 @@ type Policy struct {
 type edge struct {
 	name  string
 	rules []*rule
+	psks  []string // identities that it is known by
 }
 
 const denialUnknownPeer = "the policy does not know the peer"
@@ -58,6 +60,9 @@ func decide(edges []*edge, a access) (denial string, ok bool) {
 // match returns the edges that the peer is.
 func (p *Policy) match(peer ski.Peer) []*edge {
 	found := slices.Clone(p.bySPKI[peer.SPKI])
+	if peer.PSK != "" {
+		found = slices.Clone(p.byPSK[peer.PSK])
+	}
 	add := func(edges []*edge) {
 		for _, e := range edges {
 			if !slices.Contains(found, e) {

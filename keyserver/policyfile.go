@@ -17,6 +17,7 @@ import (
 //	    spki: [<64 hexadecimal digits>]   # any of these makes a peer edge-1
 //	    dns: [edge-1.example.net]
 //	    uri: [spiffe://example.net/edge/1]
+//	    psk: [edge-1]                     # identities of pre-shared keys
 //	rules:
 //	  - edges: [edge-1]
 //	    keys: [www.example.com]           # names, fingerprints, or "*" for all
@@ -50,6 +51,7 @@ type edgeEntry struct {
 	SPKI []string `yaml:"spki"`
 	DNS  []string `yaml:"dns"`
 	URI  []string `yaml:"uri"`
+	PSK  []string `yaml:"psk"`
 }
 
 type edgeGroupEntry struct {
@@ -105,6 +107,7 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 			bySPKI: make(map[ski.KeyID][]*edge),
 			byDNS:  make(map[string][]*edge),
 			byURI:  make(map[string][]*edge),
+			byPSK:  make(map[string][]*edge),
 			keys:   make(map[ski.KeyID]key),
 			digest: sha256.Sum256(data),
 		},
@@ -175,14 +178,14 @@ func (b *policyBuilder) addEdge(path string, entry edgeEntry) error {
 		return b.errorAt(path, "an edge needs a 'name'")
 	case strings.Contains(entry.Name, ","):
 		return b.errorAt(path+".name", "an edge's name cannot have a comma")
-	case isFingerprint(entry.Name):
-		return b.errorAt(path+".name", "an edge's name cannot look like a fingerprint")
+	case isPeerID(entry.Name):
+		return b.errorAt(path+".name", "an edge's name cannot look like a fingerprint or begin with psk:")
 	case b.edges[entry.Name] != nil:
 		return b.errorAt(path+".name", "there are two edges called %q", entry.Name)
-	case len(entry.SPKI)+len(entry.DNS)+len(entry.URI) == 0:
-		return b.errorAt(path, "edge %q needs one of 'spki', 'dns' and 'uri' to be known by", entry.Name)
+	case len(entry.SPKI)+len(entry.DNS)+len(entry.URI)+len(entry.PSK) == 0:
+		return b.errorAt(path, "edge %q needs one of 'spki', 'dns', 'uri' and 'psk' to be known by", entry.Name)
 	}
-	e := &edge{name: entry.Name}
+	e := &edge{name: entry.Name, psks: entry.PSK}
 	for i, text := range entry.SPKI {
 		id, err := ski.ParseKeyID(text)
 		if err != nil || id.IsZero() {
@@ -202,6 +205,12 @@ func (b *policyBuilder) addEdge(path string, entry edgeEntry) error {
 		}
 		addTo(b.policy.byURI, uri, e)
 	}
+	for i, identity := range entry.PSK {
+		if err := ski.CheckPSKIdentity(identity); err != nil {
+			return b.errorAt(fmt.Sprintf("%s.psk[%d]", path, i), "%v", err)
+		}
+		addTo(b.policy.byPSK, identity, e)
+	}
 	b.edges[e.name] = e
 	b.policy.edges = append(b.policy.edges, e)
 	return nil
@@ -213,8 +222,8 @@ func addTo[K comparable](index map[K][]*edge, k K, e *edge) {
 	}
 }
 
-func isFingerprint(text string) bool {
-	_, err := ski.ParseKeyID(text)
+func isPeerID(text string) bool {
+	_, err := ski.ParsePeerID(text)
 	return err == nil
 }
 

@@ -91,10 +91,11 @@ func (s *Server) chooseStateKey(secret []byte, p *Policy) (err error) {
 	return err
 }
 
-// stateOwner returns what a state is bound to: the peer by its key and by its
-// names in the policy, the private key that signs, and the protocol.
+// stateOwner returns what a state is bound to: the peer by its certificate's key
+// or its pre-shared key, and by its names in the policy, the private key that signs, and the protocol.
 func stateOwner(peer ski.Peer, edges []*edge, req *ski.Request) []byte {
-	owner := slices.Concat(peer.SPKI[:], req.SPKI[:], []byte{byte(len(req.Protocol))}, []byte(req.Protocol))
+	id := peer.ID().String() // SPKI is the same, zero, for all with a pre-shared key
+	owner := slices.Concat([]byte{byte(len(id))}, []byte(id), req.SPKI[:], []byte{byte(len(req.Protocol))}, []byte(req.Protocol))
 	return append(owner, edgeNames(edges)...)
 }
 

@@ -50,6 +50,9 @@ type Options struct {
 	Suspensions *Suspensions
 	// Revocations are the certificates that are revoked. nil means none.
 	Revocations *Revocations
+	// PSKs are the pre-shared keys that edges have. nil means that there are
+	// none.
+	PSKs *PSKs
 	// Metrics counts what the Server does. nil means that nothing does.
 	Metrics *Metrics
 	// Logger gets what is of interest to the operator and is not a request's
@@ -72,7 +75,8 @@ type Server struct {
 	schedule         *scheduler
 	suspensions      *Suspensions
 	revocations      *Revocations // nil for none
-	sessions         Sessions     // nil for none
+	psks             *PSKs        // nil for none
+	sessions         []Sessions   // of each binding
 	states           edgeStates
 	keyBuckets       sync.Map // of *bucket, by ski.KeyID
 	metrics          *Metrics // nil for none
@@ -97,6 +101,7 @@ func New(o Options) (*Server, error) {
 		rsaFailureSecret: o.RSAFailureSecret,
 		suspensions:      o.Suspensions,
 		revocations:      o.Revocations,
+		psks:             o.PSKs,
 		metrics:          o.Metrics,
 		log:              o.Logger,
 	}
@@ -270,7 +275,7 @@ func (s *Server) begin(peer ski.Peer) (*Record, []*edge) {
 	return &Record{
 		Time:    time.Now(),
 		Edge:    edgeNames(edges),
-		Peer:    peer.SPKI,
+		Peer:    peer.ID(),
 		Address: peer.Addr,
 	}, edges
 }

@@ -16,8 +16,8 @@ import (
 
 // Suspension is why an edge is cut off.
 type Suspension struct {
-	// Edge is the edge's name in the policy, or the SPKI fingerprint of one of
-	// its certificates in hexadecimal.
+	// Edge is the edge's name in the policy, or the ski.PeerID of one of its
+	// certificates or pre-shared keys.
 	Edge string `json:"edge"`
 	// Reason is what whoever suspended it has to say.
 	Reason string `json:"reason,omitempty"`
@@ -47,14 +47,14 @@ type Suspensions struct {
 // suspended is the set, which does not change: each request looks into it.
 type suspended struct {
 	byName map[string]Suspension // all of them, by Suspension.Edge
-	bySPKI map[ski.KeyID]Suspension
+	byPeer map[ski.PeerID]Suspension
 }
 
 func newSuspended(all map[string]Suspension) *suspended {
-	s := &suspended{byName: all, bySPKI: make(map[ski.KeyID]Suspension)}
+	s := &suspended{byName: all, byPeer: make(map[ski.PeerID]Suspension)}
 	for name, one := range all {
-		if id, err := ski.ParseKeyID(name); err == nil {
-			s.bySPKI[id] = one
+		if id, err := ski.ParsePeerID(name); err == nil {
+			s.byPeer[id] = one
 		}
 	}
 	return s
@@ -122,11 +122,11 @@ func (s *Suspensions) Lasting() bool { return s.file != "" }
 // All returns the suspensions, by the name of the edge.
 func (s *Suspensions) All() []Suspension { return s.now.Load().all() }
 
-// find returns the suspension that the peer is under, by its key or by the
+// find returns the suspension that the peer is under, by itself or by the
 // name of one of the edges that it is.
 func (s *Suspensions) find(peer ski.Peer, edges []*edge) (Suspension, bool) {
 	set := s.now.Load()
-	if one, ok := set.bySPKI[peer.SPKI]; ok {
+	if one, ok := set.byPeer[peer.ID()]; ok {
 		return one, true
 	}
 	for _, e := range edges {

@@ -58,13 +58,18 @@ func (f TransportFunc) RoundTrip(ctx context.Context, req *Request) (*Response, 
 type Peer struct {
 	// Addr is where the peer's datagrams or segments came from.
 	Addr netip.AddrPort
-	// SPKI is the fingerprint of the public key in the peer's certificate.
+	// SPKI is the fingerprint of the public key in the peer's certificate; zero
+	// for a peer that has none.
 	SPKI KeyID
+	// PSK is the identity of the pre-shared key (RFC 4279) that a peer without
+	// a certificate has shown to have; empty for others.
+	PSK string
 	// DNSNames and URIs are the subject alternative names of the peer's
 	// certificate.
 	DNSNames []string
 	URIs     []string
-	// Certificate is the peer's verified certificate.
+	// Certificate is the peer's verified certificate; nil for a peer with a
+	// pre-shared key.
 	Certificate *x509.Certificate
 }
 
@@ -82,6 +87,10 @@ func PeerFromCertificate(addr netip.AddrPort, cert *x509.Certificate) Peer {
 	}
 	return p
 }
+
+// ID returns what the peer is told apart by, whatever else it has in common
+// with others.
+func (p Peer) ID() PeerID { return PeerID{SPKI: p.SPKI, PSK: p.PSK} }
 
 // Direct returns a Transport that calls h in the same process as peer, with no
 // wire between: key server and edge server in one.

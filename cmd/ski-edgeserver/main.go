@@ -13,18 +13,19 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
+	"github.com/tlsski/tlsski/cmd/internal/skiurl"
 	"github.com/tlsski/tlsski/edgeserver"
 	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skicoap"
 )
 
 const usage = `Usage: ski-edgeserver -config FILE [-check]
 
 Serves HTTPS for one or more sites without having their private keys. For each
-full handshake it asks a key server, over CoAP and mutually authenticated DTLS,
-to do the one operation that needs the private key. Requests go on to the site's
+full handshake it asks a key server, over a mutually authenticated channel, to do
+the one operation that needs the private key. Requests go on to the site's
 origin server, or are answered from a folder of files.
 
   -config FILE  the configuration, YAML
@@ -38,10 +39,13 @@ the default, or what else could be there.
 
   # listen: [":8443"]
   keyserver:
-    url: coaps://ski.example.com:5684/ski
+    url: coaps://ski.example.com:5684/ski     # or coaps+tcp://, https://
+    # urls:                  # instead of url: several that have the same keys, the
+                             # preferred first; the next is asked if one is silent
     certificate: edge.pem    # who this edge server is to the key server
     key: edge.key            # readable by its owner only (chmod 600)
     ca: ca.pem               # who signs the key server's certificate
+    # psk: edge.psk          # instead of the three, a line IDENTITY:HEX (chmod 600)
     # server_name:           # the name in it, if not the one in url
     # timeout: 5s            # for an answer; then the client gets a TLS alert
     # draft_only: false      # the key server knows no extensions of the draft
@@ -93,17 +97,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, err)
 	}
 	log := cfg.Log.Logger(stderr)
-	srv, client, err := newServer(cfg, log)
+	srv, clients, err := newServer(cfg, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer client.Close()
+	defer clients.Close()
 	if *check {
 		defer srv.Close()
 		summary(stdout, *file, cfg, srv.Sites())
 		return 0
 	}
-	log.Info("starting", "version", buildVersion(), "keyserver", cfg.KeyServer.URL, "sites", len(cfg.Sites))
+	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(cfg.KeyServer.Endpoints(), ","), "sites", len(cfg.Sites))
 	if err := serve(srv, cfg, log); err != nil {
 		log.Error("the edge server has ended", "error", err)
 		return 1
@@ -117,38 +121,60 @@ func fail(stderr io.Writer, err error) int {
 	return 1
 }
 
-// newServer makes the edge server and its client of the key server.
-func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, *skicoap.Client, error) {
-	identity, roots, err := cfg.KeyServer.Credentials()
+// keyServers are the clients of the key servers, the preferred first.
+type keyServers []skiurl.Client
+
+// Close closes them all.
+func (all keyServers) Close() {
+	for _, client := range all {
+		_ = client.Close()
+	}
+}
+
+// newServer makes the edge server and its clients of the key servers.
+func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, keyServers, error) {
+	cc := skiurl.Config{ServerName: cfg.KeyServer.ServerName, Logger: log}
+	var err error
+	if cfg.KeyServer.PSK != "" {
+		cc.PSK, err = cfg.KeyServer.PreSharedKey()
+	} else {
+		cc.Certificate, cc.RootCAs, err = cfg.KeyServer.Credentials()
+	}
 	if err != nil {
 		return nil, nil, err
 	}
-	client, err := skicoap.NewClient(cfg.KeyServer.URL, skicoap.ClientConfig{
-		Certificate: identity,
-		RootCAs:     roots,
-		ServerName:  cfg.KeyServer.ServerName,
-		Logger:      log,
-	})
-	if err != nil {
-		return nil, nil, cfg.ErrorAt("keyserver.url", err)
+	var clients keyServers
+	asked := &ski.Client{Timeout: cfg.KeyServer.Timeout}
+	for i, url := range cfg.KeyServer.Endpoints() {
+		client, err := skiurl.NewClient(url, cc)
+		if err != nil {
+			clients.Close()
+			field := "keyserver.url"
+			if cfg.KeyServer.URL == "" {
+				field = fmt.Sprintf("keyserver.urls[%d]", i)
+			}
+			return nil, nil, cfg.ErrorAt(field, err)
+		}
+		clients = append(clients, client)
+		asked.Transports = append(asked.Transports, client)
 	}
-	srv, err := edgeserver.New(cfg, &ski.Client{
-		Transports: []ski.Transport{client},
-		Timeout:    cfg.KeyServer.Timeout,
-	}, log)
+	srv, err := edgeserver.New(cfg, asked, log)
 	if err == nil {
-		err = notASiteKey(identity, srv.Sites())
+		err = notASiteKey(cc.Certificate, srv.Sites())
 	}
 	if err != nil {
-		client.Close()
+		clients.Close()
 		return nil, nil, err
 	}
-	return srv, client, nil
+	return srv, clients, nil
 }
 
 // notASiteKey refuses an identity on the SKI channel whose key is also that of
 // a site: the edge server would then have what it must not have.
 func notASiteKey(identity tls.Certificate, sites []edgeserver.SiteInfo) error {
+	if identity.Leaf == nil {
+		return nil // It is a pre-shared key.
+	}
 	id := ski.CertificateKeyID(identity.Leaf)
 	for _, site := range sites {
 		for i, leaf := range site.Leaves {

@@ -17,7 +17,9 @@ import (
 func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver.SiteInfo) {
 	fmt.Fprintf(w, "%s is valid\n", file)
 	fmt.Fprintf(w, "listen     %s\n", strings.Join(cfg.Listen, ", "))
-	fmt.Fprintf(w, "keyserver  %s\n", cfg.KeyServer.URL)
+	for _, url := range cfg.KeyServer.Endpoints() {
+		fmt.Fprintf(w, "keyserver  %s\n", url)
+	}
 	for _, site := range sites {
 		names := site.Names
 		if site.Default {

@@ -18,7 +18,7 @@ import (
 )
 
 // tryOut finds what only putting the parts together shows: it makes the
-// server, on a free loopback port, and closes it without having served.
+// server, on free loopback ports, and closes it without having served.
 func (p *parts) tryOut() error {
 	if err := keyserver.CheckAuditLog(p.cfg.Audit.File); err != nil {
 		return err
@@ -28,12 +28,21 @@ func (p *parts) tryOut() error {
 	if err != nil {
 		return err
 	}
-	coap, err := p.listen("127.0.0.1:0", server, log)
+	https, coapTCP := "", ""
+	if p.cfg.HTTPS != "" {
+		https = freePort
+	}
+	if p.cfg.CoAPSTCP != "" {
+		coapTCP = freePort
+	}
+	all, err := p.listen(freePort, coapTCP, https, server, log)
 	if err != nil {
 		return err
 	}
-	return coap.Close()
+	return all.Close()
 }
+
+const freePort = "127.0.0.1:0"
 
 // summary prints what -check has found. The error is that of the writing.
 func (p *parts) summary(out io.Writer, file string) error {
@@ -42,7 +51,16 @@ func (p *parts) summary(out io.Writer, file string) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
 	row("listen", fmt.Sprintf("%s, path %s", p.cfg.Listen, p.cfg.Path))
+	if p.cfg.CoAPSTCP != "" {
+		row("coaps_tcp", fmt.Sprintf("%s, path %s", p.cfg.CoAPSTCP, p.cfg.Path))
+	}
+	if p.cfg.HTTPS != "" {
+		row("https", fmt.Sprintf("%s, path %s", p.cfg.HTTPS, p.cfg.Path))
+	}
 	row("certificate", fmt.Sprintf("%s, valid until %s", p.cfg.Certificate, p.certificate.Leaf.NotAfter.Format(time.DateOnly)))
+	if p.psks != nil {
+		row("psk", fmt.Sprintf("%s, %d keys", p.cfg.PSK, p.psks.Len()))
+	}
 	row("audit", p.cfg.Audit.File)
 	for _, one := range p.suspensions.All() {
 		row("suspended", fmt.Sprintf("%s, %s", one.Edge, one))

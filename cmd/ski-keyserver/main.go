@@ -15,9 +15,9 @@ import (
 
 const usage = `Usage: ski-keyserver -config FILE [-check]
 
-Holds the private keys of web sites. Edge servers ask it, over CoAP and mutually
-authenticated DTLS, to sign or to decrypt what a TLS handshake needs; the keys
-never leave it.
+Holds the private keys of web sites. Edge servers ask it, over CoAP on DTLS or
+TLS, or over HTTPS, mutually authenticated, to sign or to decrypt what a TLS
+handshake needs; the keys never leave it.
 
   -config FILE  the configuration, YAML
   -check        check the configuration and all files it names, print a summary
@@ -29,6 +29,8 @@ A configuration. Paths are relative to its folder; what is commented out shows
 the default.
 
   # listen: ":5684"          # UDP; port 0 takes a free one, see the log
+  # coaps_tcp:               # TCP, the same as CoAP over TLS, e.g. ":5684"; default: nowhere
+  # https:                   # TCP, the same over HTTPS, e.g. ":8443"; default: nowhere
   # path: /ski
   certificate: keyserver.pem # who this key server is to edge servers
   key: keyserver.key         # readable by its owner only (chmod 600)
@@ -37,6 +39,9 @@ the default.
                              # key: PKCS#8, PKCS#1 or SEC 1, chmod 600
   policy: policy.yaml
   # state:                   # file that keeps which edges are suspended
+  # psk:                     # pre-shared keys, for edges without a certificate:
+                             # lines IDENTITY:HEX, chmod 600; read again when changed
+  # psk_without_forward_secrecy: false   # for clients that have no better suite
   # crl:                     # CRLs of client_ca, PEM or DER; read again when changed
   # admin:                   # unix socket for skictl edge, e.g. /run/ski/admin.sock
   # audit:                   # JSON lines; keep them from edge servers (chmod 600)
@@ -67,6 +72,7 @@ A policy. What no rule grants is denied.
       dns: [edge-1.example.net]
       # uri: [spiffe://example.net/edge-1]
       # spki: [SHA-256 of its public key, 64 hexadecimal digits]
+      # psk: [identity of its pre-shared key]
   rules:
     - edges: [edge-1]
       keys: [www.example.com]            # names of files, fingerprints or "*"
@@ -96,7 +102,7 @@ A policy. What no rule grants is denied.
 The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
 
 On SIGHUP it opens the audit log anew if the file was moved away, and reads the
-policy again. It also does the latter when the file changes. A policy with a
+policy and the pre-shared keys again. It also does the latter when a file changes. A policy with a
 fault in it is refused with a line in the log, and the one before stays.
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.

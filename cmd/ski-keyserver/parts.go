@@ -9,7 +9,6 @@ import (
 
 	"github.com/tlsski/tlsski/keyserver"
 	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skicoap"
 )
 
 // parts is what the configuration names, read and checked.
@@ -20,6 +19,7 @@ type parts struct {
 	keys        *keyserver.MemoryStore
 	policy      *keyserver.Policy
 	suspensions *keyserver.Suspensions
+	psks        *keyserver.PSKs        // nil for none
 	revocations *keyserver.Revocations // nil for none
 	secret      []byte                 // for wrong PreMasterSecrets
 	stateKey    []byte
@@ -46,6 +46,11 @@ func load(cfg *keyserver.Config) (*parts, error) {
 	}
 	if p.suspensions, err = keyserver.OpenSuspensions(cfg.State); err != nil {
 		return nil, err
+	}
+	if cfg.PSK != "" {
+		if p.psks, err = keyserver.OpenPSKs(cfg.PSK); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.CRL != "" {
 		if p.revocations, err = keyserver.OpenRevocations(cfg.CRL, p.clientCAs); err != nil {
@@ -78,37 +83,16 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		MaxInFlight:      int(p.cfg.MaxInFlight),
 		Suspensions:      p.suspensions,
 		Revocations:      p.revocations,
+		PSKs:             p.psks,
 		Metrics:          p.metrics,
 		Logger:           log,
 	})
 }
 
-// listen binds the key server to an address.
-func (p *parts) listen(addr string, server *keyserver.Server, log *slog.Logger) (*skicoap.Server, error) {
-	clientCAs := x509.NewCertPool()
-	for _, ca := range p.clientCAs {
-		clientCAs.AddCert(ca)
-	}
-	coap, err := skicoap.Listen(addr, skicoap.ServerConfig{
-		Handler:     server,
-		Admit:       server.Admit,
-		Path:        p.cfg.Path,
-		Certificate: p.certificate,
-		ClientCAs:   clientCAs,
-		// Beyond its own limit the key server answers, and audits, that it is
-		// overloaded; the binding only drops what is far beyond.
-		MaxInFlight: 2 * int(p.cfg.MaxInFlight),
-		Logger:      log,
-	})
-	if err == nil {
-		server.SetSessions(coap)
-	}
-	return coap, err
-}
-
 // warnings returns what the operator should know of.
 func (p *parts) warnings() []string {
 	warnings := append(p.cfg.Warnings(), p.policy.Warnings(time.Now())...)
+	warnings = append(warnings, p.policy.MissingPSKs(p.psks)...)
 	if p.revocations != nil {
 		warnings = append(warnings, p.revocations.Warnings(time.Now())...)
 	}

@@ -83,5 +83,5 @@ func folders(cfg *keyserver.Config) (read, write []string) {
 		slices.Sort(dirs)
 		return slices.Compact(dirs)
 	}
-	return of(cfg.Policy, cfg.CRL), of(cfg.Audit.File, cfg.State, cfg.Admin)
+	return of(cfg.Policy, cfg.PSK, cfg.CRL), of(cfg.Audit.File, cfg.State, cfg.Admin)
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/tlsski/tlsski/keyserver"
-	"github.com/tlsski/tlsski/ski/skicoap"
 )
 
 // serve runs the key server until a signal ends it. It returns the exit
@@ -40,7 +39,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
-	coap, err := p.listen(p.cfg.Listen, server, log)
+	all, err := p.listen(p.cfg.Listen, p.cfg.CoAPSTCP, p.cfg.HTTPS, server, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
@@ -52,7 +51,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	if p.cfg.Admin != "" {
 		admin, err := keyserver.ListenAdmin(p.cfg.Admin)
 		if err != nil {
-			_ = coap.Close()
+			_ = all.Close()
 			return fail(stderr, err)
 		}
 		defer admin.Close()
@@ -61,7 +60,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	var metrics *http.Server
 	if p.cfg.Metrics != "" {
 		if metrics, err = serveMetrics(p.cfg.Metrics, p.metrics, server.Health, log); err != nil {
-			_ = coap.Close()
+			_ = all.Close()
 			return fail(stderr, err)
 		}
 		defer metrics.Close()
@@ -73,8 +72,14 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	for _, warning := range p.warnings() {
 		log.Warn("unsafe choice", "what", warning)
 	}
-	log.Info("listening", "addr", coap.Addr(), "path", p.cfg.Path, "keys", len(p.keys.IDs()),
+	log.Info("listening", "addr", all[0].Addr(), "path", p.cfg.Path, "keys", len(p.keys.IDs()),
 		"edges", p.policy.EdgeCount(), "version", buildVersion())
+	if p.cfg.HTTPS != "" {
+		log.Info("listening over HTTPS", "addr", all[1].Addr(), "path", p.cfg.Path)
+	}
+	if p.cfg.CoAPSTCP != "" {
+		log.Info("listening for CoAP over TLS", "addr", all[len(all)-1].Addr(), "path", p.cfg.Path)
+	}
 	if metrics != nil {
 		log.Info("metrics", "addr", metrics.Addr)
 	}
@@ -83,11 +88,12 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	// What SIGHUP does, in this order.
 	reload := []func() error{
 		audit.Reopen,
-		func() error { _ = policy.Reload(); return nil }, // which logs by itself
+		func() error { _ = policy.Reload(); return nil },     // which logs by itself
+		func() error { _ = server.ReloadPSKs(); return nil }, // likewise
 	}
 
 	ended := make(chan error, 1)
-	go func() { ended <- coap.Serve() }()
+	go func() { ended <- all.Serve() }()
 	for {
 		select {
 		case err := <-ended:
@@ -101,7 +107,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 			}
 		case sig := <-signals:
 			log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
-			return stop(coap, time.Duration(p.cfg.ShutdownTimeout), signals, log)
+			return stop(all, time.Duration(p.cfg.ShutdownTimeout), signals, log)
 		}
 	}
 }
@@ -119,7 +125,7 @@ func serveAdmin(server *keyserver.Server, l net.Listener, log *slog.Logger) {
 }
 
 // stop answers what is in flight, until the time is up or another signal comes.
-func stop(coap *skicoap.Server, timeout time.Duration, signals <-chan os.Signal, log *slog.Logger) int {
+func stop(all endpoints, timeout time.Duration, signals <-chan os.Signal, log *slog.Logger) int {
 	grace, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	go func() {
@@ -129,7 +135,7 @@ func stop(coap *skicoap.Server, timeout time.Duration, signals <-chan os.Signal,
 		case <-grace.Done():
 		}
 	}()
-	if err := coap.Shutdown(grace); err != nil {
+	if err := all.Shutdown(grace); err != nil {
 		log.Error("requests were cut short", "error", err)
 		return 1
 	}

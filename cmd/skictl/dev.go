@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,7 +67,9 @@ type dev struct {
 // endpoints is what DIR/endpoints.json holds, for other programs.
 type endpoints struct {
 	KeyServer struct {
-		CoAPS string `json:"coaps"`
+		CoAPS    string `json:"coaps"`
+		CoAPSTCP string `json:"coaps+tcp"`
+		HTTPS    string `json:"https"`
 	} `json:"keyserver"`
 	Edge struct {
 		HTTPS string `json:"https"`
@@ -73,6 +78,7 @@ type endpoints struct {
 	EdgeCert    string    `json:"edge_cert"`
 	EdgeKey     string    `json:"edge_key"`
 	KeyServerCA string    `json:"keyserver_ca"` // of the SKI channel
+	EdgePSK     string    `json:"edge_psk"`     // for a client without certificate
 	Sites       []devSite `json:"sites"`
 	PIDs        struct {
 		KeyServer int `json:"keyserver"`
@@ -107,17 +113,20 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 	if err := d.makePKI(); err != nil {
 		return nil, err
 	}
+	if err := d.makePSK(); err != nil {
+		return nil, err
+	}
 	d.endpoints.CA = d.path("ca.pem")
 	if d.sites, err = makeSites(d.endpoints.CA, d.path("edge/sites"), d.path("keyserver/keys"), devLife); err != nil {
 		return nil, err
 	}
 	d.endpoints.Sites = d.sites
 
-	keyServerAddr, edgeAddr, err := freeAddrs()
+	keyServerAddr, httpsAddr, edgeAddr, err := freeAddrs()
 	if err != nil {
 		return nil, err
 	}
-	if err := d.writeConfigs(keyServerAddr, edgeAddr); err != nil {
+	if err := d.writeConfigs(keyServerAddr, httpsAddr, edgeAddr); err != nil {
 		return nil, err
 	}
 	edgeProgram, err := sibling("ski-edgeserver")
@@ -139,6 +148,8 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 		return nil, err
 	}
 	d.endpoints.KeyServer.CoAPS = "coaps://" + keyServerAddr + "/ski"
+	d.endpoints.KeyServer.CoAPSTCP = "coaps+tcp://" + keyServerAddr + "/ski"
+	d.endpoints.KeyServer.HTTPS = "https://" + httpsAddr + "/ski"
 	d.endpoints.Edge.HTTPS = "https://" + edgeAddr
 	d.endpoints.PIDs.KeyServer, d.endpoints.PIDs.Edge = d.keyServer.pid(), d.edge.pid()
 	data, err := json.MarshalIndent(d.endpoints, "", "  ")
@@ -182,23 +193,49 @@ func (d *dev) makePKI() error {
 	return nil
 }
 
+// makePSK makes a pre-shared key for clients that have no certificate. The edge
+// server has one.
+func (d *dev) makePSK() error {
+	key := make([]byte, 32)
+	rand.Read(key)
+	d.endpoints.EdgePSK = d.path("pki/edge.psk")
+	for _, file := range []string{d.endpoints.EdgePSK, d.path("keyserver/edges.psk")} {
+		if err := os.WriteFile(file, fmt.Appendf(nil, "%s:%x\n", devEdgeName, key), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (d *dev) path(name string) string { return filepath.Join(d.dir, filepath.FromSlash(name)) }
 
-// freeAddrs finds a UDP port for the key server and a TCP port for the edge.
-// They are written into the configurations, so that either process can be
-// started again where it was.
-func freeAddrs() (udp, tcp string, err error) {
+// freeAddrs finds a port for the key server on UDP and TCP, a TCP port for its
+// HTTPS, and one for the edge. They are written into the configurations, so that either process can
+// be started again where it was.
+func freeAddrs() (coaps, https, edge string, err error) {
 	u, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
-		return "", "", err
+		return "", "", "", err
 	}
 	defer u.Close()
-	t, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", "", err
+	same, err := net.Listen("tcp", u.LocalAddr().String())
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return freeAddrs() // with this port kept meanwhile
 	}
-	defer t.Close()
-	return u.LocalAddr().String(), t.Addr().String(), nil
+	if err != nil {
+		return "", "", "", err
+	}
+	defer same.Close()
+	var tcp [2]string
+	for i := range tcp {
+		t, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", "", "", err
+		}
+		defer t.Close()
+		tcp[i] = t.Addr().String()
+	}
+	return u.LocalAddr().String(), tcp[0], tcp[1], nil
 }
 
 // devEdgeName is how the policy knows the edge.
@@ -206,12 +243,15 @@ const devEdgeName = "edge.ski.internal"
 
 const (
 	devKeyServerConfig = `# The key server of skictl dev.
-listen: %s
+listen: %[1]s
+coaps_tcp: %[1]s
+https: %[2]s
 certificate: keyserver.pem
 key: keyserver.key
 client_ca: ca.pem
 keys: keys
 policy: policy.yaml
+psk: edges.psk
 audit:
   file: audit.log
 `
@@ -219,6 +259,7 @@ audit:
 edges:
   - name: edge
     dns: [` + devEdgeName + `]
+    psk: [` + devEdgeName + `]
 rules:
   - edges: [edge]
     keys: [ecdsa.localhost]
@@ -247,9 +288,9 @@ log:
 `
 )
 
-func (d *dev) writeConfigs(keyServerAddr, edgeAddr string) error {
+func (d *dev) writeConfigs(keyServerAddr, httpsAddr, edgeAddr string) error {
 	files := map[string]string{
-		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr),
+		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr, httpsAddr),
 		"keyserver/policy.yaml":    devPolicy,
 		"edge/edge.yaml":           fmt.Sprintf(devEdgeConfig, edgeAddr, keyServerAddr),
 	}
@@ -319,8 +360,8 @@ func (d *dev) printCommands(w io.Writer) {
 	e := d.endpoints
 	addr := e.Edge.HTTPS[len("https://"):]
 	port := portOf(addr)
-	fmt.Fprintf(w, "key server  %s  pid %d\nedge server %s  pid %d\neverything  %s\n\n",
-		e.KeyServer.CoAPS, e.PIDs.KeyServer, e.Edge.HTTPS, e.PIDs.Edge, d.path("endpoints.json"))
+	fmt.Fprintf(w, "key server  %s  %s  pid %d\nedge server %s  pid %d\neverything  %s\n\n",
+		e.KeyServer.CoAPS, e.KeyServer.HTTPS, e.PIDs.KeyServer, e.Edge.HTTPS, e.PIDs.Edge, d.path("endpoints.json"))
 	for _, s := range d.sites {
 		fmt.Fprintf(w, "curl --cacert %s --resolve %s:%s:127.0.0.1 https://%s:%s/\n", e.CA, s.Name, port, s.Name, port)
 	}

@@ -57,11 +57,12 @@ func newEdgeListCommand(socket *string) *cobra.Command {
 func newEdgeSuspendCommand(socket *string) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use:   "suspend NAME|SPKI",
+		Use:   "suspend NAME|SPKI|psk:IDENTITY",
 		Short: "Cut an edge server off at once",
 		Long: `Closes the sessions of an edge server and denies all that it asks, until it is
 resumed. NAME is that of the policy; an SPKI fingerprint (skictl spki) stands for
-the one certificate, or its renewals with the same key.`,
+the one certificate, or its renewals with the same key, and psk: with an identity
+for the one pre-shared key.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var result keyserver.AdminResult
@@ -82,7 +83,7 @@ the one certificate, or its renewals with the same key.`,
 
 func newEdgeResumeCommand(socket *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "resume NAME|SPKI",
+		Use:   "resume NAME|SPKI|psk:IDENTITY",
 		Short: "Let an edge server in again",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

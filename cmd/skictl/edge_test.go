@@ -48,7 +48,7 @@ func TestEdge(t *testing.T) {
 	require.Equal(t, "skictl: the edge is not suspended: \"edge-1\"\n", stderr)
 	status, _, stderr = skictl(t, "", "edge", "suspend", "edge-2", "--socket", socket)
 	require.Equal(t, 1, status)
-	require.Contains(t, stderr, `nor an SPKI fingerprint: "edge-2"`)
+	require.Contains(t, stderr, `nor psk:IDENTITY: "edge-2"`)
 
 	status, _, stderr = skictl(t, "", "edge", "list", "--socket", socket+"x")
 	require.Equal(t, 1, status)

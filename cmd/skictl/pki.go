@@ -164,15 +164,22 @@ func replaceFile(name string, data []byte, mode os.FileMode) error {
 	return os.Rename(f.Name(), name)
 }
 
+func checkPrivate(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("%s can be used by others than its owner (mode %04o): chmod 600 it", file, mode)
+	}
+	return nil
+}
+
 // loadAuthority reads what newAuthority and write made in dir.
 func loadAuthority(dir string) (*identity, error) {
 	certFile, keyFile := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca.key")
-	info, err := os.Stat(keyFile)
-	if err != nil {
+	if err := checkPrivate(keyFile); err != nil {
 		return nil, err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, fmt.Errorf("%s can be used by others than its owner (mode %04o): chmod 600 it", keyFile, mode)
 	}
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {

@@ -9,13 +9,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/tlsski/tlsski/cmd/internal/skiurl"
 	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skicoap"
 )
 
 // statusRefused is the exit status for an answer that is one of the draft's
@@ -25,7 +26,7 @@ const statusRefused exitStatus = 3
 func newRequestCommand() *cobra.Command {
 	o := &requestOptions{}
 	cmd := &cobra.Command{
-		Use:   "request --endpoint URL --cert FILE --key FILE --ca FILE ...",
+		Use:   "request --endpoint URL (--cert FILE --key FILE --ca FILE | --psk-file FILE) ...",
 		Short: "Send one request to a key server",
 		Long: `Sends one request to a key server and prints its answer as one JSON object, with
 bytes in hexadecimal: {"output":"3045..."} or {"error":"request denied"}. With
@@ -44,33 +45,43 @@ and 1 for everything else.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps://HOST[:PORT][/PATH]")
+	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps://HOST[:PORT][/PATH], or coaps+tcp:// or https://")
 	f.StringVar(&o.cert, "cert", "", "the edge server's certificate: a PEM `FILE`")
 	f.StringVar(&o.key, "key", "", "the certificate's private key: a PEM `FILE`")
 	f.StringVar(&o.ca, "ca", "", "the authority of the key server's certificate: a PEM `FILE`")
+	f.StringVar(&o.pskFile, "psk-file", "", "a pre-shared key in place of certificates: a `FILE` with a line IDENTITY:HEX")
+	f.StringVar(&o.pskIdentity, "psk-identity", "", "the `IDENTITY` among those of --psk-file (default: the only one)")
 	f.StringVar(&o.serverName, "server-name", "", "the `NAME` in the key server's certificate (default: the URL's host)")
 	f.DurationVar(&o.timeout, "timeout", ski.DefaultTimeout, "how long to wait for the answer (`TIME`)")
-	f.BoolVar(&o.json, "json", false, "send the request in JSON, not in CBOR")
+	f.StringVar(&o.format, "format", "cbor", "the `FORMAT` of both messages: cbor or json")
+	f.BoolVar(&o.json, "json", false, "the same as --format json")
+	cmd.MarkFlagsMutuallyExclusive("format", "json")
 	f.BoolVar(&o.diag, "diag", false, "show both messages on standard error, in CBOR diagnostic notation")
-	for _, name := range []string{"endpoint", "cert", "key", "ca"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err)
-		}
+	if err := cmd.MarkFlagRequired("endpoint"); err != nil {
+		panic(err)
 	}
+	cmd.MarkFlagsRequiredTogether("cert", "key", "ca")
+	cmd.MarkFlagsOneRequired("cert", "psk-file")
+	cmd.MarkFlagsMutuallyExclusive("cert", "psk-file")
 	addMessageFlags(cmd)
 	return cmd
 }
 
 type requestOptions struct {
 	endpoint, cert, key, ca, serverName string
+	pskFile, pskIdentity                string
 	timeout                             time.Duration
+	format                              string
 	json, diag                          bool
 }
 
 func (o *requestOptions) run(cmd *cobra.Command) error {
 	format := ski.CBOR
-	if o.json {
+	switch {
+	case o.json, o.format == "json":
 		format = ski.JSON
+	case o.format != "cbor":
+		return fmt.Errorf("--format: %q is neither cbor nor json", o.format)
 	}
 	body, err := encodeMessage(cmd, format)
 	if err != nil {
@@ -94,20 +105,14 @@ func (o *requestOptions) run(cmd *cobra.Command) error {
 }
 
 func (o *requestOptions) exchange(ctx context.Context, format ski.Format, body []byte) ([]byte, error) {
-	cert, err := tls.LoadX509KeyPair(o.cert, o.key)
-	if err != nil {
-		return nil, fmt.Errorf("--cert and --key: %w", err)
+	cfg := skiurl.Config{
+		ServerName: o.serverName,
+		Logger:     slog.New(slog.DiscardHandler), // The error says it all.
 	}
-	roots, err := loadPool(o.ca)
-	if err != nil {
+	if err := o.credentials(&cfg); err != nil {
 		return nil, err
 	}
-	client, err := skicoap.NewClient(o.endpoint, skicoap.ClientConfig{
-		Certificate: cert,
-		RootCAs:     roots,
-		ServerName:  o.serverName,
-		Logger:      slog.New(slog.DiscardHandler), // The error says it all.
-	})
+	client, err := skiurl.NewClient(o.endpoint, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -115,6 +120,42 @@ func (o *requestOptions) exchange(ctx context.Context, format ski.Format, body [
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	return client.Exchange(ctx, format, body)
+}
+
+func (o *requestOptions) credentials(cfg *skiurl.Config) (err error) {
+	if o.pskFile != "" {
+		cfg.PSK, err = loadPSK(o.pskFile, o.pskIdentity)
+		return err
+	}
+	if cfg.Certificate, err = tls.LoadX509KeyPair(o.cert, o.key); err != nil {
+		return fmt.Errorf("--cert and --key: %w", err)
+	}
+	cfg.RootCAs, err = loadPool(o.ca)
+	return err
+}
+
+// loadPSK reads the key of an identity, or the only one that there is.
+func loadPSK(file, identity string) (*ski.PSK, error) {
+	if err := checkPrivate(file); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	all, err := ski.ParsePSKs(file, data)
+	if err != nil {
+		return nil, err
+	}
+	if identity == "" && len(all) > 1 {
+		return nil, fmt.Errorf("%s has %d keys: say which with --psk-identity", file, len(all))
+	}
+	for _, one := range all {
+		if identity == "" || one.Identity == identity {
+			return &one, nil
+		}
+	}
+	return nil, fmt.Errorf("%s has no key of the identity %q", file, identity)
 }
 
 func printResponse(w io.Writer, resp *ski.Response) error {

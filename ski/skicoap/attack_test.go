@@ -505,7 +505,7 @@ func TestAClientThatWasPausedKeepsItsSession(t *testing.T) {
 		return c.current != nil
 	}, 5*time.Second, time.Millisecond)
 	require.Eventually(t, func() bool { return waiting(c) == 1 }, 5*time.Second, time.Millisecond)
-	c.current.look(time.Now().Add(time.Minute)) // what the first tick after the pause does
+	c.current.(*clientSession).look(time.Now().Add(time.Minute)) // what the first tick after the pause does
 	assert.True(t, c.current.alive())
 	close(release)
 	require.NoError(t, <-answered)

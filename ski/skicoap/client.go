@@ -15,18 +15,22 @@ import (
 
 	"github.com/pion/dtls/v3"
 	dtlsnet "github.com/pion/dtls/v3/pkg/net"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 
 	"github.com/tlsski/tlsski/ski"
 )
 
 // ClientConfig says how to reach a key server. Certificate and RootCAs are
-// required.
+// required, or PSK in their place.
 type ClientConfig struct {
 	// Certificate is the edge server's identity on the channel, with its key.
 	Certificate tls.Certificate
 	// RootCAs are the authorities that the key server's certificate comes
 	// from.
 	RootCAs *x509.CertPool
+	// PSK is what the edge server and the key server know each other by instead
+	// of certificates. Only coaps has it.
+	PSK *ski.PSK
 	// ServerName is the name or address the key server's certificate must
 	// have. Default: the URL's host.
 	ServerName string
@@ -49,6 +53,9 @@ type ClientConfig struct {
 
 const maxMaxInFlight = 1 << 14
 
+// schemeTCP is that of CoAP over TLS (RFC 8323, Section 8.2).
+const schemeTCP = "coaps+tcp"
+
 // The pause between one failed attempt to make a session and the next. It
 // doubles from the first value to the second.
 const (
@@ -56,13 +63,14 @@ const (
 	lastRedial  = 500 * time.Millisecond
 )
 
-// Client is a ski.Transport to one key server: one DTLS session, shared by all
-// requests. It makes the session when it is needed, and again after it was
+// Client is a ski.Transport to one key server: one DTLS or TLS session, shared by
+// all requests. It makes the session when it is needed, and again after it was
 // lost. A request that finds no session fails as soon as the attempt to make
 // one does.
 type Client struct {
 	cfg      ClientConfig
 	endpoint string // the URL
+	tcp      bool   // the scheme is coaps+tcp
 	addr     string
 	path     string
 	log      *slog.Logger
@@ -74,7 +82,7 @@ type Client struct {
 	running sync.WaitGroup
 
 	mu      sync.Mutex
-	current *clientSession
+	current clientSide
 	dialing *dialing
 	pause   time.Duration // after the next failure
 }
@@ -82,30 +90,40 @@ type Client struct {
 // dialing is an attempt to make a session that requests wait for.
 type dialing struct {
 	done    chan struct{}
-	session *clientSession
+	session clientSide
 	err     error
 }
 
-// NewClient returns a Client for the key server at coaps://HOST[:PORT][/PATH].
-// The port is 5684 and the path /ski unless the URL says otherwise. Nothing is
+// clientSide is the client's side of one session over DTLS or TLS.
+type clientSide interface {
+	// alive reports whether it is to be used for another request.
+	alive() bool
+	// run reads answers until the session ends, and returns the reason.
+	run() error
+	exchange(ctx context.Context, path string, f ski.Format, body []byte) (*answer, error)
+	close(cause error)
+}
+
+// NewClient returns a Client for the key server at coaps://HOST[:PORT][/PATH] or,
+// where UDP does not get through, coaps+tcp://HOST[:PORT][/PATH]. The port is 5684 and the path /ski unless the URL says otherwise. Nothing is
 // sent yet.
 func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	u, err := url.Parse(rawURL)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("skicoap: %w", err)
-	case u.Scheme != "coaps":
-		return nil, fmt.Errorf("skicoap: %s: the scheme is coaps", rawURL)
+	case u.Scheme != "coaps" && u.Scheme != schemeTCP:
+		return nil, fmt.Errorf("skicoap: %s: the scheme is coaps or %s", rawURL, schemeTCP)
 	case u.Hostname() == "":
 		return nil, fmt.Errorf("skicoap: %s: the host is missing", rawURL)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return nil, fmt.Errorf("skicoap: %s: only host, port and path have a meaning", rawURL)
 	}
-	if cfg.RootCAs == nil {
-		return nil, errors.New("skicoap: a client needs RootCAs")
-	}
-	if err := checkIdentity(cfg.Certificate); err != nil {
+	if err := cfg.checkCredentials(); err != nil {
 		return nil, err
+	}
+	if cfg.PSK != nil && u.Scheme == schemeTCP {
+		return nil, fmt.Errorf("skicoap: %s: only coaps has pre-shared keys", rawURL)
 	}
 	if cfg.MaxInFlight < 0 || cfg.MaxInFlight > maxMaxInFlight || min(cfg.DialTimeout, cfg.DeadAfter) < 0 {
 		return nil, fmt.Errorf("skicoap: a limit is negative, or MaxInFlight above %d", maxMaxInFlight)
@@ -131,6 +149,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	return &Client{
 		cfg:      cfg,
 		endpoint: rawURL,
+		tcp:      u.Scheme == schemeTCP,
 		addr:     net.JoinHostPort(u.Hostname(), port),
 		path:     path,
 		log:      cfg.Logger.With("keyserver", rawURL),
@@ -139,6 +158,23 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		cancel:   cancel,
 		pause:    firstRedial,
 	}, nil
+}
+
+func (cfg *ClientConfig) checkCredentials() error {
+	switch {
+	case cfg.PSK == nil && cfg.RootCAs == nil:
+		return errors.New("skicoap: a client needs RootCAs")
+	case cfg.PSK == nil:
+		return checkIdentity(cfg.Certificate)
+	case cfg.RootCAs != nil || len(cfg.Certificate.Certificate) > 0:
+		return errors.New("skicoap: a client has either certificates or a pre-shared key")
+	case len(cfg.PSK.Key) < ski.MinPSKLen || len(cfg.PSK.Key) > ski.MaxPSKLen:
+		return fmt.Errorf("skicoap: a pre-shared key has %d to %d bytes", ski.MinPSKLen, ski.MaxPSKLen)
+	}
+	if err := ski.CheckPSKIdentity(cfg.PSK.Identity); err != nil {
+		return fmt.Errorf("skicoap: %w", err)
+	}
+	return nil
 }
 
 // RoundTrip asks the key server. See ski.Transport for the errors.
@@ -153,7 +189,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 	}
 	resp, err := a.response()
 	if err != nil {
-		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err, Permanent: true}
+		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err, Permanent: a.code != codes.ServiceUnavailable}
 	}
 	return resp, nil
 }
@@ -200,7 +236,7 @@ func (c *Client) failed(ctx context.Context, op string, err error) error {
 }
 
 // session returns the current session, or the one that is made now.
-func (c *Client) session(ctx context.Context) (*clientSession, error) {
+func (c *Client) session(ctx context.Context) (clientSide, error) {
 	c.mu.Lock()
 	if s := c.current; s != nil && s.alive() {
 		c.mu.Unlock()
@@ -254,9 +290,30 @@ func (c *Client) dial(d *dialing) {
 	c.mu.Unlock()
 }
 
-func (c *Client) connect() (*clientSession, error) {
+func (c *Client) connect() (clientSide, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.DialTimeout)
 	defer cancel()
+	connect := c.connectUDP
+	if c.tcp {
+		connect = c.connectTCP
+	}
+	s, err := connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.log.Info("session begins")
+	stop := context.AfterFunc(c.ctx, func() { s.close(net.ErrClosed) })
+	c.running.Go(func() {
+		err := s.run()
+		stop()
+		if c.ctx.Err() == nil {
+			c.log.Info("session ends", "reason", err)
+		}
+	})
+	return s, nil
+}
+
+func (c *Client) connectUDP(ctx context.Context) (clientSide, error) {
 	var d net.Dialer
 	// The socket is connected, so that the kernel tells us when nobody listens
 	// at the other end.
@@ -274,7 +331,7 @@ func (c *Client) connect() (*clientSession, error) {
 	began := time.Now()
 	err = conn.HandshakeContext(ctx)
 	took := time.Since(began)
-	if v.err != nil && (err == nil || v.err != errNotVerified) {
+	if c.cfg.PSK == nil && v.err != nil && (err == nil || v.err != errNotVerified) {
 		err = &untrustedError{v.err}
 	}
 	if err != nil {
@@ -283,15 +340,6 @@ func (c *Client) connect() (*clientSession, error) {
 	}
 	s := newClientSession(conn, c.cfg.DeadAfter)
 	s.rtt.measured(took / 3) // a cookie and two flights each way
-	c.log.Info("session begins", "local", udp.LocalAddr())
-	stop := context.AfterFunc(c.ctx, func() { s.link.close(net.ErrClosed) })
-	c.running.Go(func() {
-		err := s.run()
-		stop()
-		if c.ctx.Err() == nil {
-			c.log.Info("session ends", "reason", err)
-		}
-	})
 	return s, nil
 }
 

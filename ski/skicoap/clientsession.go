@@ -72,6 +72,8 @@ func newClientSession(conn *dtls.Conn, deadAfter time.Duration) *clientSession {
 	}
 }
 
+func (s *clientSession) close(cause error) { s.link.close(cause) }
+
 func (s *clientSession) alive() bool {
 	select {
 	case <-s.link.done:

@@ -1,18 +1,20 @@
 // Package skicoap carries SKI over CoAP (RFC 7252) on DTLS 1.2 (RFC 6347) with
-// mutual authentication: the primary binding of the draft.
+// mutual authentication: the primary binding of the draft. Where a network
+// blocks UDP it does so on TLS (RFC 8323).
 //
-// A key server calls Listen and Serve; the requests of every authenticated
-// peer reach its ski.Handler, each in a goroutine of its own. An edge server
-// calls NewClient and has a ski.Transport: one DTLS session to the key server
-// that all requests share, made when it is first needed and made again when it
-// is lost. Client answers at once, well or badly; ski.Client around it adds the
-// deadline and the second attempt.
+// A key server calls Listen or ListenTCP, and Serve; the requests of every
+// authenticated peer reach its ski.Handler, each in a goroutine of its own. An
+// edge server calls NewClient and has a ski.Transport: one session to the key
+// server that all requests share, made when it is first needed and made again
+// when it is lost. Client answers at once, well or badly; ski.Client around it
+// adds the deadline and the second attempt.
 //
 // # What is from the libraries and what is not
 //
-// The messages are go-coap's and the sessions pion's. Matching requests and
-// responses is this package's, and so is telling the peers of a socket apart:
-// docs/design/0003-coap-exchange.md and 0001-pion-dtls-v3.md say why.
+// The messages are go-coap's, the channels pion's and crypto/tls's. Matching
+// requests and responses is this package's, and so is telling the peers of a
+// socket apart: docs/design/0001, 0003 and 0006 say why; 0005 is on pre-shared
+// keys.
 //
 // # Transmission parameters
 //

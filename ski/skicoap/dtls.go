@@ -29,6 +29,19 @@ var cipherSuites = []dtls.CipherSuiteID{
 	dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8,
 }
 
+// pskSuites are those for pre-shared keys, under the same rule (RFC 7905). pion
+// has no other; OpenSSL and GnuTLS have it too.
+var pskSuites = []dtls.CipherSuiteID{dtls.TLS_ECDHE_PSK_WITH_CHACHA20_POLY1305_SHA256}
+
+// pskSuitesWithoutForwardSecrecy are AEAD, and those of constrained clients
+// (RFC 7252, Section 9.1.3.1; RFC 7925, Section 4.2). See
+// docs/design/0005-pre-shared-keys.md.
+var pskSuitesWithoutForwardSecrecy = []dtls.CipherSuiteID{
+	dtls.TLS_PSK_WITH_AES_128_GCM_SHA256,
+	dtls.TLS_PSK_WITH_AES_128_CCM,
+	dtls.TLS_PSK_WITH_AES_128_CCM_8,
+}
+
 const (
 	// cidLen is the length of the connection IDs (RFC 9146) the server hands
 	// out: unguessable, and constant so that a datagram can be routed by it.
@@ -40,10 +53,8 @@ const (
 	flightInterval = 250 * time.Millisecond
 )
 
-func commonOptions(cert tls.Certificate, log *slog.Logger) []dtls.Option {
+func commonOptions(log *slog.Logger) []dtls.Option {
 	return []dtls.Option{
-		dtls.WithCertificates(cert),
-		dtls.WithCipherSuites(cipherSuites...),
 		dtls.WithEllipticCurves(elliptic.X25519, elliptic.P256, elliptic.P384),
 		dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret),
 		dtls.WithReplayProtectionWindow(replayWindow),
@@ -52,12 +63,22 @@ func commonOptions(cert tls.Certificate, log *slog.Logger) []dtls.Option {
 	}
 }
 
-func serverOptions(cfg *ServerConfig, connectionID func() []byte) []dtls.ServerOption {
+func serverOptions(cfg *ServerConfig, connectionID func() []byte, psk *pskLookup) []dtls.ServerOption {
 	var opts []dtls.ServerOption
-	for _, o := range commonOptions(cfg.Certificate, cfg.Logger) {
+	for _, o := range commonOptions(cfg.Logger) {
 		opts = append(opts, o)
 	}
+	suites := slices.Clone(cipherSuites)
+	if cfg.PSK != nil {
+		suites = append(suites, pskSuites...)
+		if cfg.PSKWithoutForwardSecrecy {
+			suites = append(suites, pskSuitesWithoutForwardSecrecy...)
+		}
+		opts = append(opts, dtls.WithPSK(psk.key))
+	}
 	return append(opts,
+		dtls.WithCertificates(cfg.Certificate),
+		dtls.WithCipherSuites(suites...),
 		dtls.WithClientAuth(dtls.RequireAndVerifyClientCert),
 		dtls.WithClientCAs(cfg.ClientCAs),
 		dtls.WithConnectionIDGenerator(connectionID),
@@ -66,14 +87,25 @@ func serverOptions(cfg *ServerConfig, connectionID func() []byte) []dtls.ServerO
 
 func clientOptions(cfg *ClientConfig, v *verifier) []dtls.ClientOption {
 	var opts []dtls.ClientOption
-	for _, o := range commonOptions(cfg.Certificate, cfg.Logger) {
+	for _, o := range commonOptions(cfg.Logger) {
 		opts = append(opts, o)
 	}
-	return append(opts,
+	opts = append(opts,
 		dtls.WithServerName(cfg.ServerName),
+		dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()),
+	)
+	if cfg.PSK != nil {
+		return append(opts,
+			dtls.WithCipherSuites(pskSuites...),
+			dtls.WithPSKIdentityHint([]byte(cfg.PSK.Identity)), // which is the identity, in a client
+			dtls.WithPSK(func([]byte) ([]byte, error) { return cfg.PSK.Key, nil }),
+		)
+	}
+	return append(opts,
+		dtls.WithCertificates(cfg.Certificate),
+		dtls.WithCipherSuites(cipherSuites...),
 		dtls.WithInsecureSkipVerify(true), // verifier does it
 		dtls.WithVerifyPeerCertificate(v.verify),
-		dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()),
 	)
 }
 

@@ -58,11 +58,11 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 		r := newRelay(t, s.Addr().String())
 		var mu sync.Mutex
 		lengths := map[int]int{}
-		r.down = func(n int) {
+		r.down.Store(new(func(n int) {
 			mu.Lock()
 			defer mu.Unlock()
 			lengths[n]++
-		}
+		}))
 		c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Format: f})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = c.Close() })

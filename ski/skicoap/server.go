@@ -34,12 +34,22 @@ type ServerConfig struct {
 	// ClientCAs are the authorities that edge servers' certificates come from.
 	// They should sign nothing else.
 	ClientCAs *x509.CertPool
+	// PSK returns the pre-shared key of an identity, or nil where there is
+	// none: peers can then have one instead of a certificate. It is called in
+	// each of their handshakes, and once more when that is done. nil means
+	// certificates only.
+	PSK func(identity string) []byte
+	// PSKWithoutForwardSecrecy lets peers use the cipher suites
+	// TLS_PSK_WITH_AES_128_GCM_SHA256, _CCM and _CCM_8 with their pre-shared
+	// keys: who learns a key reads what was recorded before.
+	PSKWithoutForwardSecrecy bool
 	// Admit is asked about each peer that the handshake has authenticated. An
 	// error refuses the session and is logged. nil admits all.
 	Admit func(peer ski.Peer) error
 	// MaxSessions bounds the sessions. Beyond it none is made. Default: 1024.
 	MaxSessions int
-	// MaxPeerSessions bounds the sessions of one certificate's key. One more
+	// MaxPeerSessions bounds the sessions of one certificate's or pre-shared
+	// key. One more
 	// ends the one that has been quiet the longest: its peer may have been
 	// restarted without a goodbye. Default: 16.
 	MaxPeerSessions int
@@ -91,7 +101,8 @@ func defaults[T comparable](field *T, value T) {
 // Server is a key server's CoAP endpoint.
 type Server struct {
 	cfg   ServerConfig
-	mux   *mux
+	mux   *mux         // of the UDP socket, or nil
+	tcp   *tcpListener // or nil
 	links *resource
 	log   *slog.Logger
 
@@ -124,6 +135,14 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("skicoap: %w", err)
 	}
+	s := newServer(cfg)
+	// Room for a burst; the kernel gives what it allows.
+	_ = conn.SetReadBuffer(4 << 20)
+	s.mux = newMux(conn, s.begin)
+	return s, nil
+}
+
+func newServer(cfg ServerConfig) *Server {
 	s := &Server{
 		cfg:      cfg,
 		links:    newResource(cfg.Path),
@@ -131,22 +150,28 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 		sessions: make(map[*session]struct{}),
 		refusals: rate.NewLimiter(10, 20),
 	}
-	// Room for a burst; the kernel gives what it allows.
-	_ = conn.SetReadBuffer(4 << 20)
-	s.mux = newMux(conn, s.begin)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	return s, nil
+	return s
 }
 
 // Addr returns the address that is listened on.
-func (s *Server) Addr() netip.AddrPort { return addrPort(s.mux.conn.LocalAddr()) }
+func (s *Server) Addr() netip.AddrPort {
+	if s.tcp != nil {
+		return addrPort(s.tcp.listener.Addr())
+	}
+	return addrPort(s.mux.conn.LocalAddr())
+}
 
 // Serve answers until Shutdown or Close is called, and then returns nil.
 func (s *Server) Serve() error {
 	if !s.goRun(func() { every(10*time.Second, s.ctx.Done(), s.tidy) }) {
 		return nil
 	}
-	if err := s.mux.run(); err != nil {
+	run := s.runTCP
+	if s.mux != nil {
+		run = s.mux.run
+	}
+	if err := run(); err != nil {
 		s.cancel()
 		return fmt.Errorf("skicoap: %w", err)
 	}
@@ -178,29 +203,27 @@ func (s *Server) serve(f *flow) {
 		s.refused(f, cause)
 		return
 	}
-	peer, conn, err := s.handshake(f)
+	psk := &pskLookup{find: s.cfg.PSK}
+	peer, conn, err := s.handshake(f, psk)
 	if err != nil {
 		s.refused(f, err)
 		return
 	}
-	sess := newSession(s, conn, peer)
+	sess := newDTLSSession(s, conn, peer)
 	defer sess.end()
-	if err := s.add(sess); err != nil {
+	if err := s.add(sess.session); err != nil {
 		sess.link.close(err)
 		s.refused(f, err)
 		return
 	}
-	defer s.remove(sess)
-	if !f.establish() {
-		sess.link.close(errGone)
-		s.refused(f, errGone)
+	defer s.remove(sess.session)
+	if err := stillThere(f, psk); err != nil {
+		sess.link.close(err)
+		s.refused(f, err)
 		return
 	}
-	log := s.log.With("peer", peer.Addr, "spki", peer.SPKI)
-	log.Info("session begins", "subject", peer.Certificate.Subject)
-	// A session does not outlive the certificate it was made with.
-	expiry := time.AfterFunc(time.Until(peer.Certificate.NotAfter), func() { sess.link.close(errExpired) })
-	defer expiry.Stop()
+	log := s.begins(peer)
+	defer expires(peer, sess.link.close)()
 	settled := false
 	err = sess.link.run(func(m *message.Message) {
 		if !settled {
@@ -221,21 +244,57 @@ var (
 	errCrowded  = errors.New("the peer has made too many other sessions")
 	errSessions = errors.New("too many sessions")
 	errGone     = errors.New("the peer left as soon as its handshake was done")
+	errOtherKey = errors.New("the peer's pre-shared key was changed during the handshake")
 )
 
+// stillThere makes the flow that of its address, unless something has happened
+// since the handshake. It comes when the session can be found: who takes a key
+// away later closes it.
+func stillThere(f *flow, psk *pskLookup) error {
+	switch {
+	case !psk.current():
+		return errOtherKey
+	case !f.establish():
+		return errGone
+	}
+	return nil
+}
+
+// begins logs that a session does, and returns the logger for the rest of it.
+func (s *Server) begins(peer ski.Peer) *slog.Logger {
+	log := s.log.With("peer", peer.Addr, "id", peer.ID())
+	if peer.Certificate != nil {
+		log.Info("session begins", "subject", peer.Certificate.Subject)
+	} else {
+		log.Info("session begins")
+	}
+	return log
+}
+
+// expires has a session closed when the certificate that it was made with
+// expires. The returned function calls that off.
+func expires(peer ski.Peer, close func(error)) (stop func()) {
+	if peer.Certificate == nil {
+		return func() {}
+	}
+	t := time.AfterFunc(time.Until(peer.Certificate.NotAfter), func() { close(errExpired) })
+	return func() { t.Stop() }
+}
+
 // handshake returns the DTLS connection of a flow and who is at its other end.
-func (s *Server) handshake(f *flow) (ski.Peer, *dtls.Conn, error) {
+func (s *Server) handshake(f *flow, psk *pskLookup) (ski.Peer, *dtls.Conn, error) {
 	remote := net.UDPAddrFromAddrPort(f.addr)
-	conn, err := dtls.ServerWithOptions(f, remote, serverOptions(&s.cfg, f.connectionID)...)
+	conn, err := dtls.ServerWithOptions(f, remote, serverOptions(&s.cfg, f.connectionID, psk)...)
 	if err != nil {
 		return ski.Peer{}, nil, err
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
-	err = conn.HandshakeContext(ctx)
 	var peer ski.Peer
-	if err == nil {
-		peer, err = peerOf(conn, addrPort(remote))
+	if err = conn.HandshakeContext(ctx); err != nil {
+		err = psk.explain(err)
+	} else {
+		peer, err = peerOf(conn, psk, addrPort(remote))
 	}
 	if err == nil && s.cfg.Admit != nil {
 		err = s.cfg.Admit(peer)
@@ -255,7 +314,10 @@ func (s *Server) refused(f *flow, err error) {
 	if cause != nil && !errors.Is(cause, net.ErrClosed) {
 		err = cause
 	}
-	addr := addrPort(net.UDPAddrFromAddrPort(f.addr))
+	s.logRefusal(addrPort(net.UDPAddrFromAddrPort(f.addr)), err, wasVerified)
+}
+
+func (s *Server) logRefusal(addr netip.AddrPort, err error, wasVerified bool) {
 	switch {
 	case s.ctx.Err() != nil:
 	case !wasVerified || errors.Is(err, errFlood) || !s.refusals.Allow():
@@ -267,12 +329,24 @@ func (s *Server) refused(f *flow, err error) {
 }
 
 // peerOf returns who the handshake authenticated.
-func peerOf(conn *dtls.Conn, addr netip.AddrPort) (ski.Peer, error) {
+func peerOf(conn *dtls.Conn, psk *pskLookup, addr netip.AddrPort) (ski.Peer, error) {
 	state, ok := conn.ConnectionState()
+	if ok && isPSK(state.CipherSuiteID) {
+		identity, ok := psk.peer(&state)
+		if !ok {
+			return ski.Peer{}, errors.New("the peer has no pre-shared key")
+		}
+		return ski.Peer{Addr: addr, PSK: identity}, nil
+	}
 	if !ok || len(state.PeerCertificates) == 0 {
 		return ski.Peer{}, errors.New("the peer has no certificate")
 	}
-	cert, err := x509.ParseCertificate(state.PeerCertificates[0])
+	return peerWith(state.PeerCertificates[0], addr)
+}
+
+// peerWith returns the peer that has shown to have the key of a certificate.
+func peerWith(der []byte, addr netip.AddrPort) (ski.Peer, error) {
+	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return ski.Peer{}, fmt.Errorf("the peer's certificate: %w", err)
 	}
@@ -295,7 +369,7 @@ func (s *Server) add(sess *session) error {
 	var quietest *session
 	same := 0
 	for other := range s.sessions {
-		if other.peer.SPKI != sess.peer.SPKI {
+		if other.peer.ID() != sess.peer.ID() {
 			continue
 		}
 		same++
@@ -305,7 +379,7 @@ func (s *Server) add(sess *session) error {
 	}
 	if same >= s.cfg.MaxPeerSessions {
 		delete(s.sessions, quietest)
-		go quietest.link.close(errCrowded) // it writes, and ends when it has
+		go quietest.close(errCrowded) // it writes, and ends when it has
 	}
 	s.sessions[sess] = struct{}{}
 	return nil
@@ -340,12 +414,14 @@ func (s *Server) Peers() []ski.Peer {
 // included, and returns their number. The reason is logged.
 func (s *Server) CloseSessions(reason error, match func(ski.Peer) bool) int {
 	n := 0
+	var closing sync.WaitGroup // one that takes its time does not hold up the others
 	for _, sess := range s.all() {
 		if match(sess.peer) {
-			sess.link.close(reason)
+			closing.Go(func() { sess.close(reason) })
 			n++
 		}
 	}
+	closing.Wait()
 	return n
 }
 
@@ -376,9 +452,9 @@ func (s *Server) finish() {
 
 func (s *Server) tidy(now time.Time) {
 	for _, sess := range s.all() {
-		sess.exchanges.expire(now)
+		sess.expire(now)
 		if now.Sub(sess.lastActive()) > s.cfg.IdleTimeout {
-			sess.link.close(errIdle)
+			sess.close(errIdle)
 		}
 	}
 	if n := s.unlogged.Swap(0); n > 0 {
@@ -403,12 +479,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = ctx.Err()
 	}
 	s.cancel()
-	for _, sess := range s.all() {
-		sess.link.close(net.ErrClosed)
+	if s.tcp != nil {
+		s.tcp.close()
 	}
+	s.CloseSessions(net.ErrClosed, func(ski.Peer) bool { return true })
 	s.running.Wait()
-	if e := s.mux.conn.Close(); e != nil && !errors.Is(e, net.ErrClosed) && err == nil {
-		err = e
+	if s.mux != nil {
+		if e := s.mux.conn.Close(); e != nil && !errors.Is(e, net.ErrClosed) && err == nil {
+			err = e
+		}
 	}
 	return err
 }
@@ -430,8 +509,8 @@ func (s *Server) stopping() bool {
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
-	if udp, ok := a.(*net.UDPAddr); ok {
-		ap := udp.AddrPort()
+	if a, ok := a.(interface{ AddrPort() netip.AddrPort }); ok { // of UDP or TCP
+		ap := a.AddrPort()
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 	}
 	return netip.AddrPort{}

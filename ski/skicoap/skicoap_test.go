@@ -301,7 +301,7 @@ func TestADeadlineEndsARequestAtOnceAndLeavesNothing(t *testing.T) {
 
 func waiting(c *Client) int {
 	c.mu.Lock()
-	s := c.current
+	s := c.current.(*clientSession)
 	c.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -479,8 +479,8 @@ type relay struct {
 	drop      atomic.Bool
 	lossEvery atomic.Int64 // loses one datagram in so many; 0: none
 	count     atomic.Int64
-	up        atomic.Int64 // datagrams to the server
-	down      func(n int)  // is told the length of each datagram to the client, if set before there is one
+	up        atomic.Int64                // datagrams to the server
+	down      atomic.Pointer[func(n int)] // is told the length of each datagram to the client
 
 	inject func(datagram []byte) // sends it both ways, as if it came from the other side
 }
@@ -521,8 +521,8 @@ func newRelay(t *testing.T, server string) *relay {
 						if errors.Is(err, net.ErrClosed) {
 							return
 						}
-						if err == nil && r.down != nil {
-							r.down(n)
+						if down := r.down.Load(); err == nil && down != nil {
+							(*down)(n)
 						}
 						if err == nil && !r.loses() {
 							_, _ = front.WriteToUDP(buf[:n], from)

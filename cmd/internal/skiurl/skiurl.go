@@ -1,0 +1,64 @@
+// Package skiurl makes the client of a key server that its URL asks for: the
+// scheme says which binding it is.
+package skiurl
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net/url"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
+	"github.com/tlsski/tlsski/ski/skihttp"
+)
+
+// Client is what the clients of all bindings are.
+type Client interface {
+	ski.Transport
+	// Exchange carries an encoded request, however wrong, and returns the
+	// encoded answer.
+	Exchange(ctx context.Context, f ski.Format, body []byte) ([]byte, error)
+	// Close ends the sessions and everything that waits for an answer.
+	Close() error
+}
+
+// Config is what the bindings' configurations have in common.
+type Config struct {
+	// Certificate is the edge server's identity on the channel, with its key.
+	Certificate tls.Certificate
+	// RootCAs are the authorities that the key server's certificate comes
+	// from.
+	RootCAs *x509.CertPool
+	// PSK takes the place of the two where the URL is coaps://.
+	PSK *ski.PSK
+	// ServerName is the name or address the key server's certificate must
+	// have. Default: the URL's host.
+	ServerName string
+	// Logger is the binding's. Default: slog.Default().
+	Logger *slog.Logger
+}
+
+// NewClient returns a client of the key server at a URL. Nothing is sent yet.
+func NewClient(rawURL string, cfg Config) (Client, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.PSK != nil && u.Scheme != "coaps" {
+		return nil, fmt.Errorf("%s: only coaps:// has pre-shared keys", rawURL)
+	}
+	switch u.Scheme {
+	case "coaps", "coaps+tcp":
+		return skicoap.NewClient(rawURL, skicoap.ClientConfig{
+			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName, Logger: cfg.Logger,
+		})
+	case "https":
+		return skihttp.NewClient(rawURL, skihttp.ClientConfig{
+			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName, Logger: cfg.Logger,
+		})
+	}
+	return nil, fmt.Errorf("%s: the scheme is coaps, coaps+tcp or https", rawURL)
+}

@@ -1,0 +1,349 @@
+package skihttp
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// connect makes a TLS connection that a test speaks on by itself.
+func connect(t *testing.T, s *Server, ca *testCA, protocol string) *tls.Conn {
+	t.Helper()
+	c, err := tls.Dial("tcp", s.Addr().String(), &tls.Config{
+		Certificates: []tls.Certificate{ca.edge()}, RootCAs: ca.pool, NextProtos: []string{protocol},
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	require.NoError(t, c.SetDeadline(time.Now().Add(30*time.Second)))
+	return c
+}
+
+func TestRequestsThatAreNoneAreRefused(t *testing.T) {
+	ca := newTestCA(t)
+	var log logBuffer
+	var asked atomic.Int64
+	s := serve(t, ca, ServerConfig{
+		Logger: log.logger(),
+		Handler: ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			asked.Add(1)
+			return echo(ctx, p, req)
+		}),
+	})
+	good, err := ski.EncodeRequest(ski.JSON, request(1))
+	require.NoError(t, err)
+	large := append(bytes.Repeat([]byte(" "), ski.MaxMessageSize), good...)
+	for _, tc := range []struct {
+		name, method, path string
+		header             map[string]string
+		body               io.Reader
+		status             int
+		answer             map[string]string
+	}{
+		{"other path", "POST", "/", nil, bytes.NewReader(good), 404, nil},
+		{"longer path", "POST", "/ski/x", nil, bytes.NewReader(good), 404, nil},
+		{"GET", "GET", "/ski", nil, nil, 405, map[string]string{"Allow": "POST, PUT"}},
+		{"DELETE", "DELETE", "/ski", nil, nil, 405, map[string]string{"Allow": "POST, PUT"}},
+		{"OPTIONS", "OPTIONS", "/ski", nil, nil, 405, nil},
+		{"no content type", "POST", "/ski", map[string]string{"Content-Type": ""}, bytes.NewReader(good), 415, nil},
+		{"form", "POST", "/ski", map[string]string{"Content-Type": "application/x-www-form-urlencoded"}, bytes.NewReader(good), 415,
+			map[string]string{"Accept": "application/cbor, application/json"}},
+		{"compressed", "POST", "/ski", map[string]string{"Content-Encoding": "gzip"}, bytes.NewReader(good), 415, nil},
+		{"other accept", "POST", "/ski", map[string]string{"Accept": "text/html"}, bytes.NewReader(good), 406, nil},
+		{"too large", "POST", "/ski", nil, bytes.NewReader(large), 413, nil},
+		{"too large, length not said", "POST", "/ski", nil, io.MultiReader(bytes.NewReader(large)), 413, nil},
+		{"not SKI", "POST", "/ski", nil, strings.NewReader("[]"), 400, map[string]string{"Content-Type": "application/json"}},
+		{"empty", "POST", "/ski", nil, strings.NewReader(""), 400, map[string]string{"Content-Type": "application/json"}},
+	} {
+		for _, version := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s HTTP/%d", tc.name, version), func(t *testing.T) {
+				body := tc.body
+				if seeker, ok := body.(io.Seeker); ok {
+					_, _ = seeker.Seek(0, io.SeekStart)
+				} else if body != nil {
+					body = io.MultiReader(bytes.NewReader(large))
+				}
+				before := strings.Count(log.String(), "request refused")
+				req, err := http.NewRequestWithContext(t.Context(), tc.method, fmt.Sprintf("https://%s%s", s.Addr(), tc.path), body)
+				require.NoError(t, err)
+				req.Header.Set("Content-Type", "application/json")
+				for k, v := range tc.header {
+					req.Header.Set(k, v)
+				}
+				resp, err := httpClient(t, ca, version).Do(req)
+				require.NoError(t, err)
+				defer resp.Body.Close()
+				data, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				assert.Equal(t, tc.status, resp.StatusCode)
+				for k, v := range tc.answer {
+					assert.Equal(t, v, resp.Header.Get(k))
+				}
+				if tc.status == 400 { // is the key server's to audit
+					assert.JSONEq(t, `{"error":"malformed request"}`, string(data))
+					return
+				}
+				assert.NotContains(t, resp.Header.Get("Content-Type"), "application/")
+				require.Eventually(t, func() bool {
+					return strings.Count(log.String(), "request refused") > before || s.unlogged.Load() > 0
+				}, 10*time.Second, time.Millisecond)
+			})
+		}
+	}
+	assert.Zero(t, asked.Load())
+	assert.Contains(t, log.String(), "status=405")
+	assert.Contains(t, log.String(), "method=DELETE path=/ski")
+}
+
+func TestAHeaderThatIsTooLargeIsRefused(t *testing.T) {
+	ca := newTestCA(t)
+	var log logBuffer
+	s := serve(t, ca, ServerConfig{Logger: log.logger(), Handler: ski.HandlerFunc(func(context.Context, ski.Peer, *ski.Request) *ski.Response {
+		t.Error("it has come through")
+		return ski.Failed(ski.UnspecifiedError)
+	})})
+	body, err := ski.EncodeRequest(ski.JSON, request(1))
+	require.NoError(t, err)
+	for _, version := range []int{1, 2} {
+		req, err := http.NewRequestWithContext(t.Context(), "POST", fmt.Sprintf("https://%s/ski", s.Addr()), bytes.NewReader(body))
+		require.NoError(t, err)
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("X-Large", strings.Repeat("x", 4*maxHeader))
+		resp, err := httpClient(t, ca, version).Do(req)
+		if version == 2 { // the session is ended, or our side has heard of the limit already
+			require.Error(t, err)
+			continue
+		}
+		require.NoError(t, err)
+		resp.Body.Close()
+		assert.Equal(t, http.StatusRequestHeaderFieldsTooLarge, resp.StatusCode)
+		log.eventually(t, "the peer has sent what is no request")
+	}
+}
+
+// slow are peers that begin something and do not go on with it.
+func TestSlowPeersAreCut(t *testing.T) {
+	ca := newTestCA(t)
+	var log logBuffer
+	s := serve(t, ca, ServerConfig{
+		Logger: log.logger(), HandshakeTimeout: time.Second, RequestTimeout: time.Second, IdleTimeout: time.Hour,
+	})
+	before := runtime.NumGoroutine()
+
+	t.Run("handshake", func(t *testing.T) {
+		c, err := net.Dial("tcp", s.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		_, err = c.Write([]byte{22, 3, 1, 2, 0}) // the header of a record
+		require.NoError(t, err)
+		_, err = io.ReadAll(c)
+		_ = err // whichever way it is closed
+		log.eventually(t, "handshake failed")
+		assert.Contains(t, log.String(), c.LocalAddr().String())
+	})
+	t.Run("header", func(t *testing.T) {
+		c := connect(t, s, ca, "http/1.1")
+		_, err := io.WriteString(c, "POST /ski HTTP/1.1\r\nHost: key.server\r\nContent-Type: application/json\r\nX-Slow: ")
+		require.NoError(t, err)
+		_, _ = io.ReadAll(c)
+		log.eventually(t, "has not sent a whole request in time")
+	})
+	t.Run("body", func(t *testing.T) {
+		c := connect(t, s, ca, "http/1.1")
+		_, err := io.WriteString(c, "POST /ski HTTP/1.1\r\nHost: key.server\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+		require.NoError(t, err)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusRequestTimeout, resp.StatusCode)
+		assert.True(t, resp.Close)
+		log.eventually(t, "status=408")
+	})
+	t.Run("body over HTTP/2", func(t *testing.T) {
+		read, write := io.Pipe()
+		defer write.Close()
+		req, err := http.NewRequestWithContext(t.Context(), "POST", fmt.Sprintf("https://%s/ski", s.Addr()), read)
+		require.NoError(t, err)
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := httpClient(t, ca, 2).Do(req)
+		require.NoError(t, err)
+		resp.Body.Close()
+		assert.Equal(t, http.StatusRequestTimeout, resp.StatusCode)
+	})
+	t.Run("idle", func(t *testing.T) {
+		s := serve(t, ca, ServerConfig{Logger: log.logger(), IdleTimeout: 300 * time.Millisecond})
+		for _, version := range []int{1, 2} {
+			client := httpClient(t, ca, version)
+			resp, err := client.Post(fmt.Sprintf("https://%s/ski", s.Addr()), "application/json", strings.NewReader("{}"))
+			require.NoError(t, err)
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			require.Eventually(t, func() bool { return len(s.Peers()) == 0 }, 20*time.Second, 5*time.Millisecond)
+		}
+		log.eventually(t, "reason=idle")
+	})
+	quietens(t, s, before)
+}
+
+func TestHalfOpenConnectionsAreBounded(t *testing.T) {
+	ca := newTestCA(t)
+	var log logBuffer
+	s := serve(t, ca, ServerConfig{Logger: log.logger(), MaxHandshakes: 8, HandshakeTimeout: time.Hour})
+	before := runtime.NumGoroutine()
+	var all []net.Conn
+	for range 100 {
+		c, err := net.Dial("tcp", s.Addr().String())
+		require.NoError(t, err)
+		all = append(all, c)
+		defer c.Close()
+	}
+	log.eventually(t, "too many other handshakes have begun since")
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+few+8 }, 10*time.Second, time.Millisecond)
+	// The last of them are those that are kept, and an edge still comes in.
+	require.NoError(t, ask(t.Context(), dialTo(t, s, ca), 1))
+	_ = all[0].SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, err := all[0].Read(make([]byte, 1))
+	require.Error(t, err)
+	assert.NotErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	ca := newTestCA(t)
+	var log logBuffer
+	s := serve(t, ca, ServerConfig{Logger: log.logger(), MaxSessions: 3, MaxPeerSessions: 2})
+	one := ca.edge()
+	as := func(cert tls.Certificate) *Client {
+		c := dialTo(t, s, ca, func(cfg *ClientConfig) { cfg.Certificate, cfg.MaxConns = cert, 1 })
+		require.NoError(t, ask(t.Context(), c, 1))
+		return c
+	}
+	as(one)
+	as(one)
+	as(one) // takes the place of the first
+	log.eventually(t, "the peer has made too many other sessions")
+	require.Eventually(t, func() bool { return len(s.Peers()) == 2 }, 10*time.Second, time.Millisecond)
+	as(ca.edge())
+	c := dialTo(t, s, ca)
+	_, err := c.RoundTrip(t.Context(), request(1))
+	require.Error(t, err)
+	log.eventually(t, "too many sessions")
+	assert.Len(t, s.Peers(), 3)
+}
+
+func TestRequestsInFlightAreBounded(t *testing.T) {
+	ca := newTestCA(t)
+	var log logBuffer
+	proceed := make(chan struct{})
+	s := serve(t, ca, ServerConfig{
+		Logger: log.logger(), MaxInFlight: 16, // two of one session
+		Handler: ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			<-proceed
+			return echo(ctx, p, req)
+		}),
+	})
+	c := dialTo(t, s, ca, func(cfg *ClientConfig) { cfg.MaxConns = 1 })
+	answered := make(chan error, 2)
+	for n := range 2 {
+		go func() { answered <- ask(t.Context(), c, n) }()
+	}
+	require.Eventually(t, func() bool { return s.InFlight() == 2 }, 10*time.Second, time.Millisecond)
+	_, err := c.RoundTrip(t.Context(), request(3))
+	te := (*ski.TransportError)(nil)
+	require.ErrorAs(t, err, &te)
+	assert.ErrorContains(t, err, "503")
+	assert.False(t, te.Permanent)
+	log.eventually(t, "too many requests in flight")
+	close(proceed)
+	for range 2 {
+		assert.NoError(t, <-answered)
+	}
+}
+
+// CVE-2023-44487: a peer resets its requests as fast as it makes them, so that
+// none of them counts against the number of streams.
+func TestRapidResetsEndTheSession(t *testing.T) {
+	ca := newTestCA(t)
+	var log logBuffer
+	var working, most atomic.Int64
+	proceed := make(chan struct{})
+	s := serve(t, ca, ServerConfig{
+		Logger: log.logger(),
+		Handler: ski.HandlerFunc(func(ctx context.Context, _ ski.Peer, _ *ski.Request) *ski.Response {
+			n := working.Add(1)
+			defer working.Add(-1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			<-proceed // an operation that cannot be stopped
+			return ski.Failed(ski.UnspecifiedError)
+		}),
+	})
+	before := runtime.NumGoroutine()
+	c := connect(t, s, ca, "h2")
+	_, err := io.WriteString(c, http2.ClientPreface)
+	require.NoError(t, err)
+	w := bufio.NewWriterSize(c, 1<<16)
+	framer := http2.NewFramer(w, c)
+	require.NoError(t, framer.WriteSettings())
+	body, err := ski.EncodeRequest(ski.JSON, request(1))
+	require.NoError(t, err)
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	encoder.SetMaxDynamicTableSize(0)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	header := func() []byte {
+		block.Reset()
+		for _, f := range [][2]string{
+			{":method", "POST"}, {":scheme", "https"}, {":authority", "ks"}, {":path", "/ski"}, {"content-type", "application/json"},
+		} {
+			_ = encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+		}
+		return block.Bytes()
+	}
+	// A hundred at a time, so that the bodies are read before the resets come.
+	id := uint32(1)
+	for range 1000 {
+		first := id
+		for ; id < first+200 && err == nil; id += 2 {
+			err = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: header(), EndHeaders: true})
+			if err == nil {
+				err = framer.WriteData(id, true, body)
+			}
+		}
+		if err == nil {
+			err = w.Flush()
+		}
+		for reset := first; reset < id && err == nil; reset += 2 {
+			err = framer.WriteRSTStream(reset, http2.ErrCodeCancel)
+		}
+		if err != nil {
+			break
+		}
+	}
+	<-ended
+	log.eventually(t, "too_many_early_resets")
+	assert.LessOrEqual(t, most.Load(), int64(maxStreams))
+	close(proceed)
+	quietens(t, s, before)
+	require.NoError(t, err2(dialTo(t, s, ca).RoundTrip(t.Context(), request(1))))
+}
+
+func err2(_ *ski.Response, err error) error { return err }

@@ -1,0 +1,127 @@
+package skihttp
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// begin is called for a new connection.
+func (s *Server) begin(raw net.Conn) {
+	c := &conn{Conn: raw, addr: addrPort(raw.RemoteAddr()), began: time.Now()}
+	s.mu.Lock()
+	var oldest *conn
+	if len(s.handshakes) >= s.cfg.MaxHandshakes {
+		for other := range s.handshakes {
+			if oldest == nil || other.began.Before(oldest.began) {
+				oldest = other
+			}
+		}
+		delete(s.handshakes, oldest)
+	}
+	s.handshakes[c] = struct{}{}
+	s.mu.Unlock()
+	if oldest != nil {
+		oldest.fail(errHandshakes)
+	}
+	if !s.goRun(func() { s.open(c) }) {
+		_ = raw.Close()
+	}
+}
+
+// open takes a connection through the handshake and gives it to net/http.
+func (s *Server) open(c *conn) {
+	tc, peer, err := s.handshake(c)
+	if err != nil && s.ctx.Err() == nil {
+		c.farewell()
+	}
+	s.mu.Lock()
+	delete(s.handshakes, c)
+	s.mu.Unlock()
+	if err == nil {
+		c.session = &session{server: s, conn: c, peer: peer}
+		err = s.add(c.session)
+	}
+	if err != nil {
+		_ = c.Conn.Close()
+		if s.ctx.Err() == nil {
+			s.warn("handshake failed", "peer", c.addr, "err", c.failure(err))
+		}
+		return
+	}
+	c.session.start(tc)
+	select {
+	case s.ready.conns <- tc:
+	case <-s.ready.closed:
+		_ = c.Close()
+	}
+}
+
+var (
+	errExpired    = errors.New("the peer's certificate has expired")
+	errCrowded    = errors.New("the peer has made too many other sessions")
+	errSessions   = errors.New("too many sessions")
+	errHandshakes = errors.New("too many other handshakes have begun since")
+)
+
+// handshake returns the TLS connection and who is at its other end. Who is not
+// admitted learns that by an alert.
+func (s *Server) handshake(c *conn) (*tls.Conn, ski.Peer, error) {
+	var peer ski.Peer
+	config := s.tls.Clone()
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		cert := state.PeerCertificates[0]
+		if err := checkUsage(cert, x509.ExtKeyUsageClientAuth); err != nil {
+			return err
+		}
+		peer = ski.PeerFromCertificate(c.addr, cert)
+		if s.cfg.Admit != nil {
+			return s.cfg.Admit(peer)
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
+	defer cancel()
+	tc := tls.Server(c, config)
+	return tc, peer, errOf(tc.HandshakeContext(ctx))
+}
+
+// errOf names what crypto/tls only calls the end of input.
+func errOf(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("the peer has closed the connection before the handshake was done")
+	}
+	return err
+}
+
+// readyConns is the listener that net/http knows: what comes out of it has been
+// authenticated.
+type readyConns struct {
+	addr   net.Addr
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *readyConns) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *readyConns) Addr() net.Addr { return l.addr }
+
+func (l *readyConns) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
