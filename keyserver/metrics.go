@@ -215,7 +215,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(v))
 	}
 	now(m.inFlight, m.server.schedule.inFlight.Load())
-	now(m.rsaWaiting, m.server.schedule.rsaWaiting.Load())
+	now(m.rsaWaiting, int64(m.server.schedule.rsa.waits()))
 	if s := m.server.sessions; s != nil {
 		now(m.sessions, int64(len(s.Peers())))
 	}

@@ -246,7 +246,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 
 	// 6. and 7. The operation.
 	start := time.Now()
-	out, err = op.do(ctx, s)
+	out, err = op.do(withEdge(ctx, edges[0].name), s)
 	s.metrics.operated(rec.Method, time.Since(start))
 	s.countRSA(s.states.of(edges[0].name), out.preMasterSecret)
 
