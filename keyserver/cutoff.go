@@ -96,8 +96,8 @@ func (s *Server) Enforce() int {
 // moment, but requests that are on their way are refused at once.
 func (s *Server) cutOff(peer ski.Peer, edges []*edge) string {
 	if s.revocations != nil && peer.Certificate != nil {
-		if since, ok := s.revocations.revoked(peer.Certificate); ok {
-			return "the certificate was revoked at " + since.UTC().Format(time.RFC3339)
+		if reason := s.revocations.revoked(peer.Certificate); reason != "" {
+			return reason
 		}
 	}
 	if one, ok := s.suspensions.find(peer, edges); ok {
