@@ -14,6 +14,7 @@ type detector int
 const (
 	detectReplay detector = iota
 	detectRepeat
+	detectPreMasterReplay
 	detectPreMasterRepeat
 	detectWeakRandoms
 	detectRSAFailures
@@ -25,6 +26,7 @@ const (
 var detectorNames = [detectors]string{
 	detectReplay:          "replay",
 	detectRepeat:          "repeat",
+	detectPreMasterReplay: "premaster-replay",
 	detectPreMasterRepeat: "premaster-repeat",
 	detectWeakRandoms:     "weak-randoms",
 	detectRSAFailures:     "rsa-failures",
@@ -55,11 +57,17 @@ type detectorRule struct {
 // detectorRules are those of a policy.
 type detectorRules [detectors]detectorRule
 
-// defaultDetectors alarm rather than cut off where the clients of an edge, who
-// may be anybody, can cause what is found: they send EncryptedPreMasterSecrets.
+// causedByClients are the detectors of what an edge's clients, who may be
+// anybody, can bring about: they send EncryptedPreMasterSecrets. What else there
+// is to find comes from the edge itself.
+var causedByClients = []detector{detectPreMasterReplay, detectPreMasterRepeat, detectRSAFailures}
+
+// defaultDetectors alarm rather than cut off: an edge that is found to be
+// innocent has been out of service otherwise.
 var defaultDetectors = detectorRules{
 	detectReplay:          {action: actionDeny, threshold: 1, window: time.Minute},
 	detectRepeat:          {action: actionAlarm, threshold: 100, window: time.Minute},
+	detectPreMasterReplay: {action: actionDeny, threshold: 1, window: time.Minute},
 	detectPreMasterRepeat: {action: actionAlarm, threshold: 100, window: time.Minute},
 	detectWeakRandoms:     {action: actionAlarm, threshold: 3, window: time.Minute},
 	detectRSAFailures:     {action: actionAlarm, threshold: 20, window: time.Minute, share: 0.1},
@@ -119,6 +127,7 @@ func (s *Server) inspect(edges []*edge, peer ski.Peer, req *ski.Request, rec *Re
 var detectorFindings = [detectors]string{
 	detectReplay:          "asked what another edge has asked",
 	detectRepeat:          "asked for a handshake that it has asked for before",
+	detectPreMasterReplay: "sent an EncryptedPreMasterSecret that another edge has sent",
 	detectPreMasterRepeat: "sent an EncryptedPreMasterSecret that it has sent before",
 	detectWeakRandoms:     "a ServerRandom or a transcript hash that is not random",
 	detectRSAFailures:     "EncryptedPreMasterSecrets that are wrong",
