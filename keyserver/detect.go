@@ -96,14 +96,13 @@ func (f *findings) add(now time.Time, r detectorRule) (enough, first bool) {
 
 // inspect has the detectors look at a request that would be answered. The
 // edges are at least one: the first stands for the peer.
-func (s *Server) inspect(edges []*edge, peer ski.Peer, req *ski.Request, rec *Record) (refusal outcome, ok bool) {
+func (s *Server) inspect(policy *Policy, edges []*edge, peer ski.Peer, req *ski.Request, rec *Record) (refusal outcome, ok bool) {
 	name := edges[0].name
 	state := s.states.of(name)
-	rules := &s.policy.Load().detectors
 	denied := false
 	for _, d := range s.memory.look(state.number, peer, req, rec.Time) {
 		s.found[d].Add(1)
-		rule := rules[d]
+		rule := policy.detectors[d]
 		if rule.action == actionOff || rule.action == "" {
 			continue
 		}

@@ -3,6 +3,7 @@ package keyserver
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/rand"
 	"log/slog"
 	"os"
@@ -282,5 +283,31 @@ func TestPolicyIsReplacedAsAWhole(t *testing.T) {
 			require.Equal(t, "two", rec.Edge)
 			require.Equal(t, ski.RequestDenied, resp.Error)
 		}
+	}
+}
+
+// lookupStore tells when a request looks for its key.
+type lookupStore struct {
+	KeyStore
+	looked func()
+}
+
+func (s lookupStore) Lookup(id ski.KeyID) (string, crypto.PublicKey, bool) {
+	s.looked()
+	return s.KeyStore.Lookup(id)
+}
+
+// The limits of a policy that comes in the middle of a request are not its.
+func TestARequestEndsWithThePolicyItBegan(t *testing.T) {
+	keys := testKeys()
+	store := &lookupStore{KeyStore: keys, looked: func() {}}
+	s := newTestServer(t, store)
+	before := s.policy.Load()
+	after := parsePolicy(t, testPolicy+"limits:\n  key: {rate: 0.001, burst: 1}\n")
+	store.looked = func() { s.SetPolicy(after) }
+	for range 3 {
+		s.SetPolicy(before)
+		resp, _ := s.ask(edgePeer, grantedRequest(keys))
+		require.NoError(t, resp.Err())
 	}
 }

@@ -164,10 +164,10 @@ func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire,
 // ServeSKI answers one request. See docs/protocol.md, section 3, for the order
 // of what it does.
 func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
-	rec, edges := s.begin(peer)
-	out, ok := s.enter(rec.Time, peer, edges)
+	policy, edges, rec := s.begin(peer)
+	out, ok := s.enter(rec.Time, peer, policy, edges)
 	if ok {
-		out = s.answer(ctx, peer, edges, req, rec)
+		out = s.answer(ctx, peer, policy, edges, req, rec)
 		s.leave(edges)
 	}
 	return s.finish(ctx, rec, edges, out)
@@ -175,8 +175,8 @@ func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) 
 
 // ServeMalformed answers a message that could not be parsed.
 func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *ski.Response {
-	rec, edges := s.begin(peer)
-	out, ok := s.enter(rec.Time, peer, edges)
+	policy, edges, rec := s.begin(peer)
+	out, ok := s.enter(rec.Time, peer, policy, edges)
 	if ok {
 		out = refused(ski.MalformedRequest, malformedReason(err))
 		s.leave(edges)
@@ -187,7 +187,7 @@ func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *
 // answer takes a request through the steps of docs/protocol.md, section 3. The
 // first, that the peer is authenticated, is the binding's: it has no Peer to
 // hand over otherwise.
-func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
+func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
 	var longest answerLen
 	defer func() {
 		if p := recover(); p != nil {
@@ -237,10 +237,10 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 	if err != nil {
 		return refused(ski.MalformedRequest, err.Error())
 	}
-	if out, ok := s.takeKey(rec.Time, s.policy.Load().limits.ofKey(k.id), k.id); !ok {
+	if out, ok := s.takeKey(rec.Time, policy.limits.ofKey(k.id), k.id); !ok {
 		return out
 	}
-	if out, ok := s.inspect(edges, peer, req, rec); !ok {
+	if out, ok := s.inspect(policy, edges, peer, req, rec); !ok {
 		return out
 	}
 
@@ -263,16 +263,17 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 	return out
 }
 
-// begin opens the record of a request and finds the policy's edges that the
-// peer is.
-func (s *Server) begin(peer ski.Peer) (*Record, []*edge) {
-	edges := s.policy.Load().match(peer)
-	return &Record{
+// begin opens the record of a request and finds the policy that it is answered
+// by, and which of its edges the peer is.
+func (s *Server) begin(peer ski.Peer) (*Policy, []*edge, *Record) {
+	policy := s.policy.Load()
+	edges := policy.match(peer)
+	return policy, edges, &Record{
 		Time:    time.Now(),
 		Edge:    edgeNames(edges),
 		Peer:    peer.SPKI,
 		Address: peer.Addr,
-	}, edges
+	}
 }
 
 // finish writes the audit record and only then (9.) hands out the answer.
