@@ -110,7 +110,8 @@ func (s *Server) inspect(policy *Policy, edges []*edge, peer ski.Peer, req *ski.
 		enough, first := state.findings[d].add(rec.Time, rule)
 		state.mu.Unlock()
 		if first {
-			go s.alarm(d, rule, *rec, name, fmt.Sprintf("%d within %v: %s", rule.threshold, rule.window, detectorFindings[d]))
+			request, reason := *rec, fmt.Sprintf("%d within %v: %s", rule.threshold, rule.window, detectorFindings[d])
+			s.background.Go(func() { s.alarm(d, rule, request, name, reason) })
 		}
 		if enough && rule.action != actionAlarm {
 			rec.Detector, denied = d.String(), true

@@ -174,6 +174,19 @@ func TestRSAFailures(t *testing.T) {
 	require.NoError(t, ask(s, legacyPeer, 0x0303).Err())
 }
 
+// No alarm is lost where the key server is stopped right after what caused it.
+func TestAlarmsAreThereAtTheEnd(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, "detectors:\n  rsa-failures: {threshold: 1}\n"))
+	req := freshRequest(keys)
+	s.ServeSKI(t.Context(), edgePeer, req)
+	s.ServeSKI(t.Context(), legacyPeer, req)
+	s.ServeSKI(t.Context(), edgePeer, &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: make([]byte, 256)})
+	s.Close()
+	require.Len(t, s.trail.alarms(detectReplay), 1)
+	require.Len(t, s.trail.alarms(detectRSAFailures), 1)
+}
+
 func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
 	g := generations[int, int]{max: 100}
 	for i := range 1050 {

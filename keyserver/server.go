@@ -78,7 +78,8 @@ type Server struct {
 	metrics          *Metrics // nil for none
 	memory           *memory
 	found            [detectors]atomic.Uint64
-	sweeping         atomic.Bool // a sweepRSA is to come
+	sweeping         atomic.Bool    // a sweepRSA is to come
+	background       sync.WaitGroup // of alarms and sweeps
 	log              *slog.Logger
 }
 
@@ -136,6 +137,11 @@ func New(o Options) (*Server, error) {
 	s.SetPolicy(o.Policy)
 	return s, nil
 }
+
+// Close returns when what the requests have left behind is done: alarms are in
+// the audit log, which can be closed then. It is called when no more requests
+// come.
+func (s *Server) Close() { s.background.Wait() }
 
 // SetPolicy puts another policy, made with the Server's key store, in the place
 // of the one in effect. Each request is answered by one of the two. Sessions of

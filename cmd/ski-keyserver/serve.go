@@ -35,11 +35,12 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer closeAudit(audit, log)
 	server, err := p.newServer(audit, log)
 	if err != nil {
+		_ = audit.Close()
 		return fail(stderr, err)
 	}
+	defer closeAudit(server, audit, log)
 	coap, err := p.listen(p.cfg.Listen, server, log)
 	if err != nil {
 		return fail(stderr, err)
