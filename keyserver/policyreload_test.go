@@ -187,6 +187,30 @@ func TestPolicyWatch(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "..2", "policy.yaml"), grants, 0o600))
 		r.eventually(t, true)
 	})
+	// As releases are switched: the folder of the file is a link.
+	t.Run("the folder is a link", func(t *testing.T) {
+		dir := folder(t, nil)
+		current := filepath.Join(dir, "current")
+		for name, data := range map[string][]byte{"1": grants, "2": denies} {
+			require.NoError(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name, "policy.yaml"), data, 0o600))
+		}
+		release := func(name string) {
+			require.NoError(t, os.Symlink(name, current+".new"))
+			require.NoError(t, os.Rename(current+".new", current))
+		}
+		release("1")
+		r := newReloading(t, filepath.Join(current, "policy.yaml"))
+		r.watch(t)
+		for range 2 {
+			release("2")
+			r.eventually(t, false)
+			release("1")
+			r.eventually(t, true)
+		}
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "1", "policy.yaml"), denies, 0o600))
+		r.eventually(t, false)
+	})
 	// Other files of the folder neither put the reload off nor make it happen.
 	t.Run("a busy folder", func(t *testing.T) {
 		dir := folder(t, map[string][]byte{"policy.yaml": grants})
