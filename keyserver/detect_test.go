@@ -163,7 +163,7 @@ func TestRSAFailures(t *testing.T) {
 	for range 5 {
 		require.NoError(t, ask(s, edgePeer, 0x0300).Err())
 	}
-	for i := range 12 {
+	for i := range 24 { // A third of them, which is above the threshold but below the share.
 		require.NoError(t, ask(s, legacyPeer, []uint16{0x0300, 0x0303, 0x0303}[i%3]).Err())
 	}
 	alarm := s.awaitAlarm(detectRSAFailures)

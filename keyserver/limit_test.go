@@ -157,7 +157,7 @@ func TestOneEdgeAtItsLimitDoesNotSlowAnother(t *testing.T) {
 			s := newTestServer(t, keys, withPolicy(t, keys, limits))
 			median := func() time.Duration {
 				var took []time.Duration
-				for end := time.Now().Add(time.Second); time.Now().Before(end); {
+				for end := time.Now().Add(time.Second / 2); time.Now().Before(end); {
 					begin := time.Now()
 					resp := s.ServeSKI(t.Context(), edgePeer, req)
 					took = append(took, time.Since(begin))
@@ -166,24 +166,32 @@ func TestOneEdgeAtItsLimitDoesNotSlowAnother(t *testing.T) {
 				slices.Sort(took)
 				return took[len(took)/2]
 			}
-			calm := median()
-			ctx, stop := context.WithCancel(t.Context())
-			var flood sync.WaitGroup
-			for range 400 {
-				flood.Go(func() {
-					pace := time.NewTicker(10 * time.Millisecond)
-					defer pace.Stop()
-					for ctx.Err() == nil {
-						s.ServeSKI(ctx, legacyPeer, req)
-						<-pace.C
-					}
-				})
+			flooded := func() time.Duration {
+				ctx, stop := context.WithCancel(t.Context())
+				var flood sync.WaitGroup
+				defer flood.Wait()
+				defer stop()
+				for range 400 {
+					flood.Go(func() {
+						pace := time.NewTicker(10 * time.Millisecond)
+						defer pace.Stop()
+						for ctx.Err() == nil {
+							s.ServeSKI(ctx, legacyPeer, req)
+							<-pace.C
+						}
+					})
+				}
+				return median()
 			}
-			flooded := median()
-			stop()
-			flood.Wait()
-			t.Logf("median without the flood %v, with it %v", calm, flooded)
-			require.Less(t, flooded, 16*calm)
+			// Again where something else has taken the processors in one half.
+			for begin := time.Now(); ; {
+				calm, flooded := median(), flooded()
+				t.Logf("median without the flood %v, with it %v", calm, flooded)
+				if flooded < 16*calm {
+					break
+				}
+				require.Less(t, time.Since(begin), time.Minute)
+			}
 		})
 	}
 }
