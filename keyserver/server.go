@@ -150,6 +150,11 @@ func (s *Server) SetPolicy(p *Policy) {
 	s.policy.Store(p)
 	s.metrics.SetPolicyExpiry(p.NextExpiry(time.Now()))
 	s.Enforce()
+	for _, one := range s.suspensions.All() {
+		if !s.names(one.Edge) { // It may have another name now, and be let in by it.
+			s.log.Warn("the policy has no edge of the name that is suspended", "edge", one.Edge, "why", one)
+		}
+	}
 }
 
 // outcome is how a request ends: what the peer is told, output or wire, and
