@@ -42,6 +42,8 @@ limits:
 	require.Equal(t, "the edge asks too often", rec.Reason)
 	require.Greater(t, resp.RetryAfter, 90*time.Second)
 	require.LessOrEqual(t, resp.RetryAfter, 100*time.Second)
+	resp, _ = s.ask(edgePeer, grantedRequest(keys))
+	require.LessOrEqual(t, resp.RetryAfter, 100*time.Second, "what is refused takes nothing")
 	malformed := s.ServeMalformed(t.Context(), edgePeer, nil)
 	require.Equal(t, ski.RequestDenied, malformed.Error, "messages that cannot be parsed count too")
 
