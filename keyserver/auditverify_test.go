@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"fmt"
 	"os"
@@ -139,21 +140,28 @@ func TestVerifyFindsAChainThatWasMadeAnew(t *testing.T) {
 		})
 	}
 
-	// With the signatures of the real one.
-	lines := testLog(t)
-	var chain link
-	for i, line := range lines {
-		content, _, ok := splitLine([]byte(line))
-		require.True(t, ok)
-		forged := strings.Replace(string(content), `"edge":"7"`, `"edge":"8"`, 1)
-		content = regexp.MustCompile(`("previous":").{64}`).ReplaceAll([]byte(forged), []byte("${1}"+chain.hex()))
-		chain = chain.next(content)
-		lines[i] = string(content) + chainPrefix + chain.hex() + chainSuffix
+	// With the signatures of the real one, on lines that are changed to fit, or
+	// left as they were signed.
+	for name, fit := range map[string]bool{"fit": true, "left": false} {
+		t.Run(name, func(t *testing.T) {
+			lines := testLog(t)
+			var chain link
+			for i, line := range lines {
+				content, _, ok := splitLine([]byte(line))
+				require.True(t, ok)
+				content = bytes.Replace(content, []byte(`"edge":"7"`), []byte(`"edge":"8"`), 1)
+				if fit {
+					content = regexp.MustCompile(`("previous":").{64}`).ReplaceAll(content, []byte("${1}"+chain.hex()))
+				}
+				chain = chain.next(content)
+				lines[i] = string(content) + chainPrefix + chain.hex() + chainSuffix
+			}
+			require.Equal(t, fit, len(verifyLines(nil, lines).Faults) == 0)
+			v := verifyLines(auditPublic, lines)
+			require.NotEmpty(t, v.Faults)
+			require.Equal(t, 11, v.Faults[0].Line, "the checkpoint after the line")
+		})
 	}
-	require.Empty(t, verifyLines(nil, lines).Faults)
-	v := verifyLines(auditPublic, lines)
-	require.NotEmpty(t, v.Faults)
-	require.Equal(t, 11, v.Faults[0].Line, "the checkpoint after the line")
 }
 
 // The loss of the end shows against what was seen before.

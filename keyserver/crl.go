@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/tlsski/tlsski/ski"
 )
 
 // maxCRLFile bounds what is read of a CRL file, in bytes: some 400,000
@@ -31,7 +33,8 @@ type Revocations struct {
 
 // revocationList is one CRL of an authority.
 type revocationList struct {
-	issuer     []byte // DER of its name
+	issuer     []byte    // DER of its name
+	signer     ski.KeyID // of its key: two can have one name while one follows the other
 	number     *big.Int
 	nextUpdate time.Time
 	serials    map[string]time.Time // by the big-endian bytes of the serial number
@@ -48,8 +51,9 @@ func OpenRevocations(file string, authorities []*x509.Certificate) (*Revocations
 
 // Reload reads the file again if it has changed. Where it cannot be used the
 // CRLs stay as they were, and the error is returned once for each change of
-// the file. So it is where a CRL has a lower number than the one before it: it is
-// an old one, put there by mistake or to let a revoked edge in again.
+// the file. So it is where an authority has no CRL any more or one with a lower
+// number than before: that one is old, or part of the file is missing, by
+// mistake or to let a revoked edge in again.
 func (r *Revocations) Reload() (changed bool, err error) {
 	r.reading.Lock()
 	defer r.reading.Unlock()
@@ -71,14 +75,28 @@ func (r *Revocations) Reload() (changed bool, err error) {
 		return false, fmt.Errorf("%s: %w", r.file, err)
 	}
 	for _, before := range *r.now.Load() {
-		for _, l := range lists {
-			if bytes.Equal(l.issuer, before.issuer) && l.number.Cmp(before.number) < 0 {
-				return false, fmt.Errorf("%s: the CRL has number %v, which is before %v", r.file, l.number, before.number)
-			}
+		if err := before.replacedBy(lists); err != nil {
+			return false, fmt.Errorf("%s: %w", r.file, err)
 		}
 	}
 	r.now.Store(&lists)
 	return true, nil
+}
+
+// replacedBy reports whether the lists have one of the same authority that is
+// not older.
+func (l *revocationList) replacedBy(lists []*revocationList) error {
+	err := errors.New("the CRL is missing that comes after number " + l.number.String() + " of an authority")
+	for _, now := range lists {
+		switch {
+		case now.signer != l.signer || !bytes.Equal(now.issuer, l.issuer):
+		case now.number.Cmp(l.number) >= 0:
+			return nil
+		default:
+			err = fmt.Errorf("the CRL has number %v, which is before %v", now.number, l.number)
+		}
+	}
+	return err
 }
 
 // Len returns how many certificates are revoked.
@@ -118,9 +136,49 @@ func hasIssuer(lists []*revocationList, name []byte) bool {
 	return false
 }
 
-// revoked reports when a certificate was revoked. A CRL out of date still
-// counts: what it revokes stays revoked.
-func (r *Revocations) revoked(cert *x509.Certificate) (since time.Time, ok bool) {
+// revoked returns why a certificate is not to be trusted: it, or that of an
+// authority it comes from, is revoked, or nobody can tell. "" is none. A CRL out
+// of date still counts: what it revokes stays revoked.
+func (r *Revocations) revoked(cert *x509.Certificate) string {
+	if since, ok := r.listed(cert); ok {
+		return "the certificate was revoked at " + since.UTC().Format(time.RFC3339)
+	}
+	known := false
+	for _, a := range r.authorities {
+		if !bytes.Equal(a.RawSubject, cert.RawIssuer) {
+			continue
+		}
+		known = true
+		// Another of the same name may have issued it.
+		if since, ok := r.authorityRevoked(a, len(r.authorities)); ok && cert.CheckSignatureFrom(a) == nil {
+			return "the certificate's authority was revoked at " + since.UTC().Format(time.RFC3339)
+		}
+	}
+	if !known { // It came with one in between, which may have been revoked, and whose CRL would be refused.
+		return "the certificate's authority is not in client_ca: no CRL says whether it is revoked"
+	}
+	return ""
+}
+
+// authorityRevoked is for an authority between the certificates of edges and a
+// root. The depth bounds the way up.
+func (r *Revocations) authorityRevoked(a *x509.Certificate, depth int) (since time.Time, ok bool) {
+	if since, ok = r.listed(a); ok || depth == 0 || bytes.Equal(a.RawSubject, a.RawIssuer) {
+		return since, ok
+	}
+	for _, above := range r.authorities {
+		if !bytes.Equal(above.RawSubject, a.RawIssuer) {
+			continue
+		}
+		if since, ok = r.authorityRevoked(above, depth-1); ok && a.CheckSignatureFrom(above) == nil {
+			return since, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// listed reports when a CRL of its issuer says that a certificate was revoked.
+func (r *Revocations) listed(cert *x509.Certificate) (since time.Time, ok bool) {
 	for _, l := range *r.now.Load() {
 		if bytes.Equal(l.issuer, cert.RawIssuer) {
 			if since, ok = l.serials[string(cert.SerialNumber.Bytes())]; ok {
@@ -176,12 +234,14 @@ func parseCRL(der []byte, authorities []*x509.Certificate) (*revocationList, err
 	if err != nil {
 		return nil, err
 	}
+	var signer ski.KeyID
 	err = fmt.Errorf("no authority of client_ca is called %q, as the CRL's issuer is", crl.Issuer)
 	for _, a := range authorities {
 		if !bytes.Equal(a.RawSubject, crl.RawIssuer) {
 			continue
 		}
 		if err = crl.CheckSignatureFrom(a); err == nil {
+			signer = ski.CertificateKeyID(a)
 			break
 		}
 	}
@@ -195,6 +255,7 @@ func parseCRL(der []byte, authorities []*x509.Certificate) (*revocationList, err
 	}
 	l := &revocationList{
 		issuer:     crl.RawIssuer,
+		signer:     signer,
 		number:     crl.Number,
 		nextUpdate: crl.NextUpdate,
 		serials:    make(map[string]time.Time, len(crl.RevokedCertificateEntries)),

@@ -24,20 +24,33 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t *testing.T, name string) *authority {
+func newAuthority(t *testing.T, name string) *authority { return authorityUnder(t, nil, name, 1) }
+
+// authorityUnder returns an authority whose certificate another has issued, or
+// itself.
+func authorityUnder(t *testing.T, above *authority, name string, serial int64) *authority {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCRLSign | x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	issuer, signer := template, key
+	if above != nil {
+		issuer, signer = above.cert, above.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, &key.PublicKey, signer)
 	require.NoError(t, err)
 	cert, err := x509.ParseCertificate(der)
 	require.NoError(t, err)
 	return &authority{t, cert, key}
+}
+
+// edge returns the certificate of an edge.
+func (a *authority) edge(serial int64) *x509.Certificate {
+	return authorityUnder(a.t, a, "edge", serial).cert
 }
 
 // revokedAt is when the CRLs of the tests say that a certificate was revoked.
@@ -83,27 +96,25 @@ func TestRevocations(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 2, r.Len())
 	require.Empty(t, r.Warnings(time.Now()))
-	since, ok := r.revoked(one.issued(42))
-	require.True(t, ok)
-	require.Equal(t, revokedAt, since)
-	_, ok = r.revoked(one.issued(1 << 40))
-	require.True(t, ok)
-	_, ok = r.revoked(one.issued(43))
-	require.False(t, ok)
-	_, ok = r.revoked(two.issued(42))
-	require.False(t, ok, "the other authority's certificate with the same number")
+	const revoked = "the certificate was revoked at 2026-02-03T04:05:06Z"
+	require.Equal(t, revoked, r.revoked(one.issued(42)))
+	require.Equal(t, revoked, r.revoked(one.issued(1<<40)))
+	require.Empty(t, r.revoked(one.issued(43)))
+	require.Empty(t, r.revoked(two.issued(42)), "the other authority's certificate with the same number")
 
 	changed, err := r.Reload()
 	require.NoError(t, err)
 	require.False(t, changed)
 
 	// In DER, of one authority only, and more than there was.
+	write(one.crl(7, 42))
+	r, err = OpenRevocations(file, authorities)
+	require.NoError(t, err)
 	write(one.crl(8, 42, 43, 44))
 	changed, err = r.Reload()
 	require.NoError(t, err)
 	require.True(t, changed)
-	_, ok = r.revoked(one.issued(43))
-	require.True(t, ok)
+	require.Equal(t, revoked, r.revoked(one.issued(43)))
 	require.Len(t, r.Warnings(time.Now()), 1)
 	require.Contains(t, r.Warnings(time.Now())[0], `no CRL of "CN=two"`)
 	require.Contains(t, r.Warnings(time.Now().Add(2 * time.Hour))[0], "number 8 should have been replaced by")
@@ -115,6 +126,7 @@ func TestRevocations(t *testing.T) {
 		"no CRL":           pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: one.cert.Raw}),
 		"cut short":        inPEM(one.crl(9, 42))[:200],
 		"second cut short": append(inPEM(one.crl(9)), inPEM(two.crl(9))[:200]...),
+		"another's":        two.crl(9),
 		"other authority":  newAuthority(t, "three").crl(9),
 		"other key":        newAuthority(t, "one").crl(9, 1),
 		"delta": one.signCRL(&x509.RevocationList{
@@ -131,7 +143,7 @@ func TestRevocations(t *testing.T) {
 			_, err = r.Reload()
 			require.NoError(t, err)
 			_, err = OpenRevocations(file, authorities)
-			require.Equal(t, name == "number", err == nil)
+			require.Equal(t, name == "number" || name == "another's", err == nil)
 		})
 	}
 
@@ -146,4 +158,63 @@ func TestRevocations(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, changed)
 	require.Zero(t, r.Len())
+}
+
+// A CRL that has gone from the file would let in whom it revokes.
+func TestACRLCannotBeLeftOut(t *testing.T) {
+	one, two := newAuthority(t, "one"), newAuthority(t, "two")
+	file := filepath.Join(t.TempDir(), "crl.pem")
+	require.NoError(t, os.WriteFile(file, inPEM(one.crl(1, 42), two.crl(1, 43)), 0o600))
+	r, err := OpenRevocations(file, []*x509.Certificate{one.cert, two.cert})
+	require.NoError(t, err)
+
+	require.NoError(t, os.WriteFile(file, inPEM(two.crl(2)), 0o600))
+	_, err = r.Reload()
+	require.ErrorContains(t, err, "the CRL is missing that comes after number 1 of an authority")
+	require.NotEmpty(t, r.revoked(one.issued(42)))
+	require.NotEmpty(t, r.revoked(two.issued(43)), "all or nothing")
+
+	// The old one may stay in the file beside the new one.
+	require.NoError(t, os.WriteFile(file, inPEM(one.crl(1, 42), two.crl(1, 43), two.crl(2)), 0o600))
+	for range 2 {
+		_, err = r.Reload()
+		require.NoError(t, err)
+		require.NoError(t, os.Chtimes(file, time.Now(), time.Now().Add(time.Minute)))
+	}
+}
+
+// While a new authority takes the place of an old one of the same name, each
+// numbers its CRLs.
+func TestCRLsOfTwoAuthoritiesWithOneName(t *testing.T) {
+	old, successor := newAuthority(t, "edges"), newAuthority(t, "edges")
+	file := filepath.Join(t.TempDir(), "crl.pem")
+	require.NoError(t, os.WriteFile(file, inPEM(old.crl(100, 42), successor.crl(1)), 0o600))
+	r, err := OpenRevocations(file, []*x509.Certificate{old.cert, successor.cert})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, inPEM(old.crl(100, 42), successor.crl(2, 7)), 0o600))
+	changed, err := r.Reload()
+	require.NoError(t, err)
+	require.True(t, changed)
+	require.NotEmpty(t, r.revoked(successor.issued(7)))
+	require.NoError(t, os.WriteFile(file, inPEM(old.crl(99), successor.crl(3)), 0o600))
+	_, err = r.Reload()
+	require.ErrorContains(t, err, "number 99, which is before 100")
+}
+
+// With an authority, all that it has issued is revoked; and one that no CRL can
+// be of does not get around them.
+func TestRevokedAuthority(t *testing.T) {
+	root := newAuthority(t, "root")
+	sound, broken := authorityUnder(t, root, "edges", 2), authorityUnder(t, root, "edges", 3)
+	below, unknown := authorityUnder(t, broken, "below", 4), authorityUnder(t, root, "unknown", 5)
+	file := filepath.Join(t.TempDir(), "crl.pem")
+	require.NoError(t, os.WriteFile(file, root.crl(1, 3), 0o600))
+	r, err := OpenRevocations(file, []*x509.Certificate{root.cert, sound.cert, broken.cert, below.cert})
+	require.NoError(t, err)
+	require.Empty(t, r.revoked(root.edge(10)))
+	require.Empty(t, r.revoked(sound.edge(10)))
+	for _, a := range []*authority{broken, below} {
+		require.Equal(t, "the certificate's authority was revoked at 2026-02-03T04:05:06Z", r.revoked(a.edge(10)))
+	}
+	require.Contains(t, r.revoked(unknown.edge(10)), "not in client_ca")
 }

@@ -103,8 +103,8 @@ func (s *Server) closeSessions(reason error, match func(ski.Peer) bool) (n int) 
 // moment, but requests that are on their way are refused at once.
 func (s *Server) cutOff(peer ski.Peer, edges []*edge) string {
 	if s.revocations != nil && peer.Certificate != nil {
-		if since, ok := s.revocations.revoked(peer.Certificate); ok {
-			return "the certificate was revoked at " + since.UTC().Format(time.RFC3339)
+		if reason := s.revocations.revoked(peer.Certificate); reason != "" {
+			return reason
 		}
 	}
 	if peer.PSK != "" && s.psks != nil && s.psks.Key(peer.PSK) == nil {

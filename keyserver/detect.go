@@ -14,6 +14,7 @@ type detector int
 const (
 	detectReplay detector = iota
 	detectRepeat
+	detectPreMasterReplay
 	detectPreMasterRepeat
 	detectWeakRandoms
 	detectRSAFailures
@@ -25,6 +26,7 @@ const (
 var detectorNames = [detectors]string{
 	detectReplay:          "replay",
 	detectRepeat:          "repeat",
+	detectPreMasterReplay: "premaster-replay",
 	detectPreMasterRepeat: "premaster-repeat",
 	detectWeakRandoms:     "weak-randoms",
 	detectRSAFailures:     "rsa-failures",
@@ -55,11 +57,17 @@ type detectorRule struct {
 // detectorRules are those of a policy.
 type detectorRules [detectors]detectorRule
 
-// defaultDetectors alarm rather than cut off where the clients of an edge, who
-// may be anybody, can cause what is found: they send EncryptedPreMasterSecrets.
+// causedByClients are the detectors of what an edge's clients, who may be
+// anybody, can bring about: they send EncryptedPreMasterSecrets. What else there
+// is to find comes from the edge itself.
+var causedByClients = []detector{detectPreMasterReplay, detectPreMasterRepeat, detectRSAFailures}
+
+// defaultDetectors alarm rather than cut off: an edge that is found to be
+// innocent has been out of service otherwise.
 var defaultDetectors = detectorRules{
 	detectReplay:          {action: actionDeny, threshold: 1, window: time.Minute},
 	detectRepeat:          {action: actionAlarm, threshold: 100, window: time.Minute},
+	detectPreMasterReplay: {action: actionDeny, threshold: 1, window: time.Minute},
 	detectPreMasterRepeat: {action: actionAlarm, threshold: 100, window: time.Minute},
 	detectWeakRandoms:     {action: actionAlarm, threshold: 3, window: time.Minute},
 	detectRSAFailures:     {action: actionAlarm, threshold: 20, window: time.Minute, share: 0.1},
@@ -88,14 +96,13 @@ func (f *findings) add(now time.Time, r detectorRule) (enough, first bool) {
 
 // inspect has the detectors look at a request that would be answered. The
 // edges are at least one: the first stands for the peer.
-func (s *Server) inspect(edges []*edge, peer ski.Peer, req *ski.Request, rec *Record) (refusal outcome, ok bool) {
+func (s *Server) inspect(policy *Policy, edges []*edge, peer ski.Peer, req *ski.Request, rec *Record) (refusal outcome, ok bool) {
 	name := edges[0].name
 	state := s.states.of(name)
-	rules := &s.policy.Load().detectors
 	denied := false
 	for _, d := range s.memory.look(state.number, peer, req, rec.Time) {
 		s.found[d].Add(1)
-		rule := rules[d]
+		rule := policy.detectors[d]
 		if rule.action == actionOff || rule.action == "" {
 			continue
 		}
@@ -103,7 +110,8 @@ func (s *Server) inspect(edges []*edge, peer ski.Peer, req *ski.Request, rec *Re
 		enough, first := state.findings[d].add(rec.Time, rule)
 		state.mu.Unlock()
 		if first {
-			go s.alarm(d, rule, *rec, name, fmt.Sprintf("%d within %v: %s", rule.threshold, rule.window, detectorFindings[d]))
+			request, reason := *rec, fmt.Sprintf("%d within %v: %s", rule.threshold, rule.window, detectorFindings[d])
+			s.background.Go(func() { s.alarm(d, rule, request, name, reason) })
 		}
 		if enough && rule.action != actionAlarm {
 			rec.Detector, denied = d.String(), true
@@ -119,6 +127,7 @@ func (s *Server) inspect(edges []*edge, peer ski.Peer, req *ski.Request, rec *Re
 var detectorFindings = [detectors]string{
 	detectReplay:          "asked what another edge has asked",
 	detectRepeat:          "asked for a handshake that it has asked for before",
+	detectPreMasterReplay: "sent an EncryptedPreMasterSecret that another edge has sent",
 	detectPreMasterRepeat: "sent an EncryptedPreMasterSecret that it has sent before",
 	detectWeakRandoms:     "a ServerRandom or a transcript hash that is not random",
 	detectRSAFailures:     "EncryptedPreMasterSecrets that are wrong",
@@ -134,6 +143,7 @@ func (s *Server) alarm(d detector, rule detectorRule, request Record, name, reas
 		Key: request.Key, KeyName: request.KeyName,
 	}
 	_ = s.record(context.Background(), rec) // It has been logged if it fails.
+	s.metrics.Alarmed(d.String())
 	s.log.Warn("alarm", "detector", d, "edge", request.Edge, "address", request.Address, "reason", reason)
 	if rule.action == actionSuspend {
 		_, _ = s.Suspend(Suspension{Edge: name, By: "detector " + d.String(), Reason: reason}) // logs by itself

@@ -73,6 +73,8 @@ func (m *memory) lookAtHandshake(edge uint32, req *ski.Request) (found []detecto
 	question := m.digest(unique)
 	if asker, seen := m.questions.firstOrPut(question, edge); seen {
 		switch {
+		case asker != edge && req.KeyExchange() == ski.MethodRSA:
+			found = append(found, detectPreMasterReplay)
 		case asker != edge:
 			found = append(found, detectReplay)
 		case req.KeyExchange() == ski.MethodRSA:

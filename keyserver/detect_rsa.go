@@ -32,7 +32,8 @@ func (s *Server) countRSA(e *edgeState, verdict string) {
 	e.rsa.wrong.Add(uint64(1 - right))
 	e.rsa.all.Add(1)
 	if s.sweeping.CompareAndSwap(false, true) {
-		time.AfterFunc(rsaSweep, s.sweepRSA)
+		s.background.Add(1)
+		time.AfterFunc(rsaSweep, func() { defer s.background.Done(); s.sweepRSA() })
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,25 +46,58 @@ func TestReplayByAnotherEdge(t *testing.T) {
 	pub := rsaPublic(keys)
 	tls13 := &ski.Request{Protocol: ski.TLS13, SPKI: keys.id(p256), Scheme: 0x0403, Input: certificateVerify(32)}
 	rand.Read(tls13.Input[len(certificateVerifyPrefix):])
-	for name, req := range map[string]*ski.Request{
-		"randoms":         freshRequest(keys),
-		"transcript hash": tls13,
-		"RSA": {Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA,
+	for name, c := range map[string]struct {
+		req    *ski.Request
+		finds  detector
+		reason string
+	}{
+		"randoms":         {freshRequest(keys), detectReplay, "asked what another edge has asked"},
+		"transcript hash": {tls13, detectReplay, "asked what another edge has asked"},
+		"RSA": {&ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA,
 			Input: rawEncrypt(pub, encodedMessage(pub, preMasterSecret(0x0303)))},
+			detectPreMasterReplay, "an EncryptedPreMasterSecret that another edge has sent"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			req := c.req
 			s := newTestServer(t, keys, withPolicy(t, keys, "# detectors: as they are by default\n"))
 			for range 3 {
 				require.NoError(t, s.ServeSKI(t.Context(), edgePeer, req).Err())
 			}
 			require.Equal(t, ski.RequestDenied, s.ServeSKI(t.Context(), legacyPeer, req).Error)
-			alarm := s.awaitAlarm(detectReplay)
+			alarm := s.awaitAlarm(c.finds)
 			require.Equal(t, "legacy", alarm.Edge)
-			require.Contains(t, alarm.Reason, "asked what another edge has asked")
+			require.Contains(t, alarm.Reason, c.reason)
 			require.NoError(t, s.ServeSKI(t.Context(), edgePeer, req).Err())
-			require.Equal(t, uint64(1), s.Detections()["replay"])
+			require.Equal(t, uint64(1), s.Detections()[c.finds.String()])
 			require.Equal(t, uint64(3), s.Detections()["repeat"]+s.Detections()["premaster-repeat"])
 		})
+	}
+}
+
+// A client that sends one EncryptedPreMasterSecret to two edges does not cut
+// either off where replays of handshakes do, and the operator is told what does.
+func TestClientsCutNobodyOff(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, "detectors:\n  replay: {action: suspend}\n"))
+	require.NotContains(t, strings.Join(s.policy.Load().Warnings(time.Now()), ""), "detector")
+	pub := rsaPublic(keys)
+	sent := &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA,
+		Input: rawEncrypt(pub, encodedMessage(pub, preMasterSecret(0x0303)))}
+	require.NoError(t, s.ServeSKI(t.Context(), edgePeer, sent).Err())
+	require.Equal(t, ski.RequestDenied, s.ServeSKI(t.Context(), legacyPeer, sent).Error)
+	s.awaitAlarm(detectPreMasterReplay)
+	require.Empty(t, s.suspensions.All())
+
+	replayed := freshRequest(keys)
+	require.NoError(t, s.ServeSKI(t.Context(), edgePeer, replayed).Err())
+	require.Equal(t, ski.RequestDenied, s.ServeSKI(t.Context(), legacyPeer, replayed).Error)
+	require.Eventually(t, func() bool { return s.Admit(legacyPeer) != nil }, time.Minute, time.Millisecond)
+	require.NoError(t, s.Admit(edgePeer), "who has asked first")
+
+	for _, d := range []string{"premaster-replay", "premaster-repeat", "rsa-failures"} {
+		p, err := ParsePolicy("policy.yaml", []byte(testPolicy+"detectors:\n  "+d+": {action: suspend}\n"), keys)
+		require.NoError(t, err)
+		require.Contains(t, p.Warnings(time.Now()), "detector "+d+" suspends an edge for what its clients send: anybody can cut it off")
 	}
 }
 
@@ -129,7 +163,7 @@ func TestRSAFailures(t *testing.T) {
 	for range 5 {
 		require.NoError(t, ask(s, edgePeer, 0x0300).Err())
 	}
-	for i := range 12 {
+	for i := range 24 { // A third of them, which is above the threshold but below the share.
 		require.NoError(t, ask(s, legacyPeer, []uint16{0x0300, 0x0303, 0x0303}[i%3]).Err())
 	}
 	alarm := s.awaitAlarm(detectRSAFailures)
@@ -138,6 +172,19 @@ func TestRSAFailures(t *testing.T) {
 	require.Eventually(t, func() bool { return s.Admit(edgePeer) != nil }, time.Minute, time.Millisecond)
 	require.Equal(t, ski.RequestDenied, ask(s, edgePeer, 0x0303).Error)
 	require.NoError(t, ask(s, legacyPeer, 0x0303).Err())
+}
+
+// No alarm is lost where the key server is stopped right after what caused it.
+func TestAlarmsAreThereAtTheEnd(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, "detectors:\n  rsa-failures: {threshold: 1}\n"))
+	req := freshRequest(keys)
+	s.ServeSKI(t.Context(), edgePeer, req)
+	s.ServeSKI(t.Context(), legacyPeer, req)
+	s.ServeSKI(t.Context(), edgePeer, &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: make([]byte, 256)})
+	s.Close()
+	require.Len(t, s.trail.alarms(detectReplay), 1)
+	require.Len(t, s.trail.alarms(detectRSAFailures), 1)
 }
 
 func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 //	detectors:
 //	  replay: {action: deny, threshold: 1, window: 1m}            # asked what another edge has asked
 //	  repeat: {action: alarm, threshold: 100, window: 1m}         # asked the same again; retries do
+//	  premaster-replay: {action: deny, threshold: 1, window: 1m}  # of an EncryptedPreMasterSecret
 //	  premaster-repeat: {action: alarm, threshold: 100, window: 1m}
 //	  weak-randoms: {action: alarm, threshold: 3, window: 1m}     # few different bytes, or used before
 //	  rsa-failures: {action: alarm, threshold: 20, share: 0.1, window: 1m}

@@ -8,11 +8,11 @@ import (
 
 // enter decides whether a request is looked at: not that of an edge that is cut
 // off, and not one too many. If it is, leave has to be called at its end.
-func (s *Server) enter(now time.Time, peer ski.Peer, edges []*edge) (refusal outcome, ok bool) {
+func (s *Server) enter(now time.Time, peer ski.Peer, policy *Policy, edges []*edge) (refusal outcome, ok bool) {
 	if reason := s.cutOff(peer, edges); reason != "" {
 		return refused(ski.RequestDenied, reason), false
 	}
-	if refusal, ok = s.enterEdges(now, edges); !ok {
+	if refusal, ok = s.enterEdges(now, &policy.limits, edges); !ok {
 		return refusal, false
 	}
 	if !s.schedule.enter() {
@@ -29,8 +29,7 @@ func (s *Server) leave(edges []*edge) {
 
 // enterEdges counts the request in at each edge that the peer is: it has their
 // rights together, and their limits together.
-func (s *Server) enterEdges(now time.Time, edges []*edge) (refusal outcome, ok bool) {
-	limits := &s.policy.Load().limits
+func (s *Server) enterEdges(now time.Time, limits *limits, edges []*edge) (refusal outcome, ok bool) {
 	if len(edges) == 0 {
 		return s.states.of(unknownEdge).take(now, limits.edge)
 	}

@@ -83,11 +83,11 @@ func (b *bucket) take(now time.Time, l limit) (wait time.Duration, ok bool) {
 func (e *edgeState) take(now time.Time, l limit) (refusal outcome, ok bool) {
 	if n := e.inFlight.Add(1); l.inFlight > 0 && n > int64(l.inFlight) {
 		e.inFlight.Add(-1)
-		return limited("edge_in_flight", "the edge has too many requests in flight", retryInFlight), false
+		return limited(limitEdgeInFlight, "the edge has too many requests in flight", retryInFlight), false
 	}
 	if wait, ok := e.bucket.take(now, l); !ok {
 		e.inFlight.Add(-1)
-		return limited("edge_rate", "the edge asks too often", wait), false
+		return limited(limitEdgeRate, "the edge asks too often", wait), false
 	}
 	return outcome{}, true
 }
@@ -102,13 +102,22 @@ func (s *Server) takeKey(now time.Time, l limit, id ski.KeyID) (refusal outcome,
 		b, _ = s.keyBuckets.LoadOrStore(id, new(bucket))
 	}
 	if wait, ok := b.(*bucket).take(now, l); !ok {
-		return limited("key_rate", "the key is asked for too often", wait), false
+		return limited(limitKeyRate, "the key is asked for too often", wait), false
 	}
 	return outcome{}, true
 }
 
-// limited refuses a request until the wait is over. The limit is what metrics
-// call it.
+// The names of the limits in the metrics.
+const (
+	limitEdgeRate     = "edge_rate"
+	limitEdgeInFlight = "edge_in_flight"
+	limitKeyRate      = "key_rate"
+	limitServer       = "server"
+)
+
+var limitNames = []string{limitEdgeRate, limitEdgeInFlight, limitKeyRate, limitServer}
+
+// limited refuses a request until the wait is over.
 func limited(limit, reason string, wait time.Duration) outcome {
 	out := refused(ski.RequestDenied, reason)
 	out.limit, out.retryAfter = limit, wait
@@ -118,6 +127,6 @@ func limited(limit, reason string, wait time.Duration) outcome {
 // overloaded refuses what would have to wait too long.
 func overloaded() outcome {
 	out := refused(ski.UnspecifiedError, "overloaded")
-	out.limit = "server"
+	out.limit = limitServer
 	return out
 }

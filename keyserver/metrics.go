@@ -27,7 +27,7 @@ type Metrics struct {
 	operations     *prometheus.HistogramVec
 	answers        *prometheus.HistogramVec
 	limited        *prometheus.CounterVec
-	detections     *prometheus.CounterVec
+	alarms         *prometheus.CounterVec
 	policyLoads    *prometheus.CounterVec
 	policyLoaded   prometheus.Gauge
 	policyExpiry   prometheus.Gauge
@@ -36,7 +36,7 @@ type Metrics struct {
 	buildInfo      prometheus.Gauge
 
 	// Read when they are asked for.
-	inFlight, rsaWaiting, sessions *prometheus.Desc
+	inFlight, rsaWaiting, sessions, detections *prometheus.Desc
 }
 
 // latencyBuckets are in seconds: from a signature on a curve to the longest
@@ -56,8 +56,8 @@ func NewMetrics(version string) *Metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: metricsPrefix + name, Help: help})
 	}
-	desc := func(name, help string) *prometheus.Desc {
-		return prometheus.NewDesc(metricsPrefix+name, help, nil, nil)
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(metricsPrefix+name, help, labels, nil)
 	}
 	m := &Metrics{
 		requests: counter("requests_total", "Requests by edge, name of the key, method and what the edge was told.",
@@ -65,7 +65,7 @@ func NewMetrics(version string) *Metrics {
 		operations: histogram("operation_seconds", "Time of the operation with the private key, its wait for a processor included."),
 		answers:    histogram("answer_seconds", "Time from the request to its answer, the audit record not included."),
 		limited:    counter("limited_total", "Requests refused by a limit.", "limit"),
-		detections: counter("detections_total", "What the detectors have found.", "detector"),
+		alarms:     counter("alarms_total", "Alarms: a detector has found as much as its threshold says.", "detector"),
 		policyLoads: counter("policy_loads_total", "Attempts to load the policy after the start; a failed one leaves the old policy.",
 			"result"),
 		policyLoaded:   gauge("policy_loaded_timestamp_seconds", "When the policy in force was loaded."),
@@ -81,11 +81,19 @@ func NewMetrics(version string) *Metrics {
 		inFlight:   desc("in_flight", "Requests that are worked on."),
 		rsaWaiting: desc("rsa_waiting", "RSA operations that wait for a processor."),
 		sessions:   desc("sessions", "Live sessions of edge servers."),
+		detections: desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
 	}
 	m.buildInfo.Set(1)
 	m.policyLoaded.SetToCurrentTime()
+	// A rate needs its zero: a series that begins with 1 has not increased.
 	for _, result := range []string{"ok", "failed"} {
-		m.policyLoads.WithLabelValues(result) // A rate needs its zero.
+		m.policyLoads.WithLabelValues(result)
+	}
+	for _, limit := range limitNames {
+		m.limited.WithLabelValues(limit)
+	}
+	for _, detector := range detectorNames {
+		m.alarms.WithLabelValues(detector)
 	}
 	return m
 }
@@ -98,10 +106,10 @@ func (m *Metrics) Limited(limit string) {
 	}
 }
 
-// Detected counts what a detector has found. Its name is one of a fixed few.
-func (m *Metrics) Detected(detector string) {
+// Alarmed counts an alarm of a detector. Its name is one of a fixed few.
+func (m *Metrics) Alarmed(detector string) {
 	if m != nil {
-		m.detections.WithLabelValues(detector).Inc()
+		m.alarms.WithLabelValues(detector).Inc()
 	}
 }
 
@@ -179,7 +187,7 @@ func methodLabel(m ski.Method) string {
 
 func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.requests, m.operations, m.answers, m.limited, m.detections, m.policyLoads,
+		m.requests, m.operations, m.answers, m.limited, m.alarms, m.policyLoads,
 		m.policyLoaded, m.policyExpiry, m.certificateEnd, m.auditFailures, m.buildInfo,
 	}
 }
@@ -192,6 +200,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.inFlight
 	ch <- m.rsaWaiting
 	ch <- m.sessions
+	ch <- m.detections
 }
 
 // Collect implements prometheus.Collector.
@@ -206,12 +215,18 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(v))
 	}
 	now(m.inFlight, m.server.schedule.inFlight.Load())
-	now(m.rsaWaiting, m.server.schedule.rsaWaiting.Load())
+	now(m.rsaWaiting, int64(m.server.schedule.rsa.waits()))
 	if bindings := m.server.sessions; len(bindings) > 0 {
 		n := 0
 		for _, b := range bindings {
 			n += len(b.Peers())
 		}
 		now(m.sessions, int64(n))
+	}
+	for name, n := range m.server.Detections() {
+		if name == detectRSAFailures.String() {
+			continue // Who could read it after each question would have a padding oracle.
+		}
+		ch <- prometheus.MustNewConstMetric(m.detections, prometheus.CounterValue, float64(n), name)
 	}
 }

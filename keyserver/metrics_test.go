@@ -106,10 +106,52 @@ func TestMetricsOfLimits(t *testing.T) {
 ski_keyserver_in_flight 1
 # HELP ski_keyserver_limited_total Requests refused by a limit.
 # TYPE ski_keyserver_limited_total counter
+ski_keyserver_limited_total{limit="edge_in_flight"} 0
+ski_keyserver_limited_total{limit="edge_rate"} 0
+ski_keyserver_limited_total{limit="key_rate"} 0
 ski_keyserver_limited_total{limit="server"} 1
 `), "ski_keyserver_in_flight", "ski_keyserver_limited_total"))
 	close(release)
 	<-done
+}
+
+// What detectors find and what they raise alarms for is counted, from zero on:
+// Prometheus sees no increase in a series that begins with 1.
+func TestMetricsOfDetectors(t *testing.T) {
+	keys := testKeys()
+	m := NewMetrics("v1")
+	s := newTestServer(t, keys, func(o *Options) { o.Metrics = m },
+		withPolicy(t, keys, "detectors:\n  repeat: {action: alarm, threshold: 2}\n"))
+	value := func(metric string, d detector) float64 {
+		registry := prometheus.NewPedanticRegistry()
+		require.NoError(t, registry.Register(m))
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			for _, one := range f.Metric {
+				if f.GetName() == metric && one.Label[0].GetValue() == d.String() {
+					return one.Counter.GetValue()
+				}
+			}
+		}
+		return -1
+	}
+	for d := range detectors {
+		if d == detectRSAFailures { // The number of wrong PreMasterSecrets is a padding oracle.
+			require.Equal(t, -1., value("ski_keyserver_detections_total", d))
+		} else {
+			require.Zero(t, value("ski_keyserver_detections_total", d), d)
+		}
+		require.Zero(t, value("ski_keyserver_alarms_total", d), d)
+	}
+	req := freshRequest(keys)
+	s.ServeSKI(t.Context(), edgePeer, req)
+	s.ServeSKI(t.Context(), edgePeer, req)
+	require.Equal(t, 1., value("ski_keyserver_detections_total", detectRepeat))
+	require.Zero(t, value("ski_keyserver_alarms_total", detectRepeat), "below the threshold")
+	s.ServeSKI(t.Context(), edgePeer, req)
+	require.Equal(t, 2., value("ski_keyserver_detections_total", detectRepeat))
+	require.Eventually(t, func() bool { return value("ski_keyserver_alarms_total", detectRepeat) == 1 }, time.Minute, time.Millisecond)
 }
 
 func TestMetricsOfThePolicy(t *testing.T) {

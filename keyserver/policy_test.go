@@ -138,7 +138,10 @@ func TestPolicyRights(t *testing.T) {
 			Protocols: []ski.Protocol{ski.TLS12}, ServerNames: []string{"www.example.com", "*.example.org"}},
 	}, p.Rights())
 	require.Equal(t, 3, p.EdgeCount())
-	require.Equal(t, []string{"policy rule 3 allows legacy sha-1, tls-1.1"}, p.Warnings(time.Now()))
+	require.Equal(t, []string{
+		"policy rule 2 grants RSA, which has no forward secrecy",
+		"policy rule 3 allows legacy sha-1, tls-1.1",
+	}, p.Warnings(time.Now()))
 
 	require.Len(t, parsePolicy(t, testPolicy).Rights(), 15)
 	require.Empty(t, parsePolicy(t, "edges: []\nrules: []\n").Rights())

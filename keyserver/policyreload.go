@@ -101,9 +101,8 @@ func (r *PolicyReloader) reload(again bool) error {
 const policySettles = 200 * time.Millisecond
 
 // Watch reloads the policy whenever its file changes, until ctx ends. It looks
-// at the folder, and at that of the target if the file is a link, so that it
-// sees a file, or a link anywhere on the way, that is put in the place of
-// another. The error says why it cannot watch; Reload works all the same.
+// at the folder of the file and of each link on the way to it, so that it sees
+// what is put in the place of any of them. The error says why it cannot watch; Reload works all the same.
 func (r *PolicyReloader) Watch(ctx context.Context) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -134,20 +133,21 @@ func (r *PolicyReloader) Watch(ctx context.Context) error {
 			settled.Reset(policySettles)
 		case <-settled.C:
 			pending = false
-			_ = r.reload(false) // which logs by itself
+			// Before it is read: what changes afterwards is seen.
 			if now, err := r.watchFolders(w); err == nil {
 				names = now
 			}
+			_ = r.reload(false) // which logs by itself
 		}
 	}
 }
 
-// watchFolders watches the folders of the file and of its target, and returns
-// the two as events name them.
+// watchFolders watches the folders of the file and of the links on the way to
+// it, and returns them as events name them.
 func (r *PolicyReloader) watchFolders(w *fsnotify.Watcher) ([]string, error) {
-	names := []string{filepath.Clean(r.file)}
-	if target, err := filepath.EvalSymlinks(r.file); err == nil {
-		names = append(names, target)
+	names, err := linksTo(r.file)
+	if err != nil {
+		return nil, fmt.Errorf("watching %s: %w", r.file, err)
 	}
 	for _, name := range names {
 		if err := w.Add(filepath.Dir(name)); err != nil {

@@ -3,6 +3,7 @@ package keyserver
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/rand"
 	"log/slog"
 	"os"
@@ -186,6 +187,30 @@ func TestPolicyWatch(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "..2", "policy.yaml"), grants, 0o600))
 		r.eventually(t, true)
 	})
+	// As releases are switched: the folder of the file is a link.
+	t.Run("the folder is a link", func(t *testing.T) {
+		dir := folder(t, nil)
+		current := filepath.Join(dir, "current")
+		for name, data := range map[string][]byte{"1": grants, "2": denies} {
+			require.NoError(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name, "policy.yaml"), data, 0o600))
+		}
+		release := func(name string) {
+			require.NoError(t, os.Symlink(name, current+".new"))
+			require.NoError(t, os.Rename(current+".new", current))
+		}
+		release("1")
+		r := newReloading(t, filepath.Join(current, "policy.yaml"))
+		r.watch(t)
+		for range 2 {
+			release("2")
+			r.eventually(t, false)
+			release("1")
+			r.eventually(t, true)
+		}
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "1", "policy.yaml"), denies, 0o600))
+		r.eventually(t, false)
+	})
 	// Other files of the folder neither put the reload off nor make it happen.
 	t.Run("a busy folder", func(t *testing.T) {
 		dir := folder(t, map[string][]byte{"policy.yaml": grants})
@@ -282,5 +307,31 @@ func TestPolicyIsReplacedAsAWhole(t *testing.T) {
 			require.Equal(t, "two", rec.Edge)
 			require.Equal(t, ski.RequestDenied, resp.Error)
 		}
+	}
+}
+
+// lookupStore tells when a request looks for its key.
+type lookupStore struct {
+	KeyStore
+	looked func()
+}
+
+func (s lookupStore) Lookup(id ski.KeyID) (string, crypto.PublicKey, bool) {
+	s.looked()
+	return s.KeyStore.Lookup(id)
+}
+
+// The limits of a policy that comes in the middle of a request are not its.
+func TestARequestEndsWithThePolicyItBegan(t *testing.T) {
+	keys := testKeys()
+	store := &lookupStore{KeyStore: keys, looked: func() {}}
+	s := newTestServer(t, store)
+	before := s.policy.Load()
+	after := parsePolicy(t, testPolicy+"limits:\n  key: {rate: 0.001, burst: 1}\n")
+	store.looked = func() { s.SetPolicy(after) }
+	for range 3 {
+		s.SetPolicy(before)
+		resp, _ := s.ask(edgePeer, grantedRequest(keys))
+		require.NoError(t, resp.Err())
 	}
 }

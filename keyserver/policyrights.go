@@ -125,8 +125,16 @@ func (p *Policy) Warnings(now time.Time) []string {
 		if words := legacyWords(r.legacy, r.protocols); len(words) > 0 {
 			warnings = append(warnings, fmt.Sprintf("policy rule %d allows legacy %s", r.number, strings.Join(words, ", ")))
 		}
+		if r.methods[ski.MethodRSA] {
+			warnings = append(warnings, fmt.Sprintf("policy rule %d grants RSA, which has no forward secrecy", r.number))
+		}
 		if !r.notAfter.IsZero() && now.After(r.notAfter) {
 			warnings = append(warnings, fmt.Sprintf("policy rule %d has not been valid since %s", r.number, r.notAfter.Format(time.RFC3339)))
+		}
+	}
+	for _, d := range causedByClients {
+		if p.detectors[d].action == actionSuspend {
+			warnings = append(warnings, fmt.Sprintf("detector %s suspends an edge for what its clients send: anybody can cut it off", d))
 		}
 	}
 	return warnings

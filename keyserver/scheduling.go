@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
-	"errors"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -24,22 +23,15 @@ const rsaQueuePerWorker = 128
 // gives a request ski.DefaultTimeout in all: it can still ask another key server.
 const rsaPatience = 2 * time.Second
 
-// errOverloaded says that an operation was not done because too many wait for
-// the same processors.
-var errOverloaded = errors.New("too many RSA operations wait")
-
 // scheduler bounds the work that is done at once. Operations have two classes
 // of cost. The cheap ones, on elliptic curves, take less time than it takes to
 // hand them over, and run where they are. RSA operations take thirty times as
 // long, and run on a bounded number of goroutines, so that they leave a
 // processor for the others; and a bounded number of them waits.
 type scheduler struct {
-	maxInFlight   int64
-	inFlight      atomic.Int64
-	rsa           chan struct{} // holds one element for each RSA operation at work
-	maxRSAWaiting int64
-	rsaWaiting    atomic.Int64
-	patience      time.Duration // how long one of them waits at most
+	maxInFlight int64
+	inFlight    atomic.Int64
+	rsa         turns
 }
 
 // newScheduler takes 0 for the default.
@@ -51,10 +43,8 @@ func newScheduler(maxInFlight, rsaWorkers int) *scheduler {
 		rsaWorkers = max(1, runtime.GOMAXPROCS(0)-1)
 	}
 	return &scheduler{
-		maxInFlight:   int64(maxInFlight),
-		rsa:           make(chan struct{}, rsaWorkers),
-		maxRSAWaiting: rsaQueuePerWorker * int64(rsaWorkers),
-		patience:      rsaPatience,
+		maxInFlight: int64(maxInFlight),
+		rsa:         turns{free: rsaWorkers, maxWait: rsaQueuePerWorker * rsaWorkers, patience: rsaPatience},
 	}
 }
 
@@ -71,43 +61,28 @@ func (s *scheduler) enter() bool {
 
 func (s *scheduler) leave() { s.inFlight.Add(-1) }
 
+// edgeKey is where withEdge puts the name of the edge.
+type edgeKey struct{}
+
+// withEdge says which edge an operation is for.
+func withEdge(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, edgeKey{}, name)
+}
+
 // private runs an operation with the private half of pub. The RSA ones wait
-// for their turn, first come, first served. Where ctx ends before that, the
-// operation is not done, and the error is that of ctx; where too many wait, or
-// for too long, it is errOverloaded.
+// for their turn, which they have by edge (withEdge). Where ctx ends before
+// that, the operation is not done, and the error is that of ctx; where too many
+// wait, or for too long, it is errOverloaded.
 func (s *scheduler) private(ctx context.Context, pub crypto.PublicKey, operation func() error) error {
 	if _, slow := pub.(*rsa.PublicKey); slow {
-		if err := s.awaitRSA(ctx); err != nil {
+		edge, _ := ctx.Value(edgeKey{}).(string)
+		if err := s.rsa.begin(ctx, edge); err != nil {
 			return err
 		}
-		defer func() { <-s.rsa }()
+		defer s.rsa.end()
 	}
-	if err := ctx.Err(); err != nil { // select picks either where both are ready
+	if err := ctx.Err(); err != nil { // A turn and the end of ctx can come together.
 		return err
 	}
 	return operation()
-}
-
-// awaitRSA returns nil when an RSA operation may begin. The caller then takes
-// an element out of s.rsa at its end.
-func (s *scheduler) awaitRSA(ctx context.Context) error {
-	select {
-	case s.rsa <- struct{}{}: // Nobody waits: those who do are given what becomes free.
-		return nil
-	default:
-	}
-	defer s.rsaWaiting.Add(-1)
-	if s.rsaWaiting.Add(1) > s.maxRSAWaiting {
-		return errOverloaded
-	}
-	late := time.NewTimer(s.patience)
-	defer late.Stop()
-	select {
-	case s.rsa <- struct{}{}:
-		return nil
-	case <-late.C:
-		return errOverloaded
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

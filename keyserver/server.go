@@ -82,7 +82,8 @@ type Server struct {
 	metrics          *Metrics // nil for none
 	memory           *memory
 	found            [detectors]atomic.Uint64
-	sweeping         atomic.Bool // a sweepRSA is to come
+	sweeping         atomic.Bool    // a sweepRSA is to come
+	background       sync.WaitGroup // of alarms and sweeps
 	log              *slog.Logger
 }
 
@@ -142,6 +143,11 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
+// Close returns when what the requests have left behind is done: alarms are in
+// the audit log, which can be closed then. It is called when no more requests
+// come.
+func (s *Server) Close() { s.background.Wait() }
+
 // SetPolicy puts another policy, made with the Server's key store, in the place
 // of the one in effect. Each request is answered by one of the two. Sessions of
 // peers that the new one does not know are closed.
@@ -149,6 +155,11 @@ func (s *Server) SetPolicy(p *Policy) {
 	s.policy.Store(p)
 	s.metrics.SetPolicyExpiry(p.NextExpiry(time.Now()))
 	s.Enforce()
+	for _, one := range s.suspensions.All() {
+		if !s.names(one.Edge) { // It may have another name now, and be let in by it.
+			s.log.Warn("the policy has no edge of the name that is suspended", "edge", one.Edge, "why", one)
+		}
+	}
 }
 
 // outcome is how a request ends: what the peer is told, output or wire, and
@@ -169,10 +180,10 @@ func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire,
 // ServeSKI answers one request. See docs/protocol.md, section 3, for the order
 // of what it does.
 func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
-	rec, edges := s.begin(peer)
-	out, ok := s.enter(rec.Time, peer, edges)
+	policy, edges, rec := s.begin(peer)
+	out, ok := s.enter(rec.Time, peer, policy, edges)
 	if ok {
-		out = s.answer(ctx, peer, edges, req, rec)
+		out = s.answer(ctx, peer, policy, edges, req, rec)
 		s.leave(edges)
 	}
 	return s.finish(ctx, rec, edges, out)
@@ -180,8 +191,8 @@ func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) 
 
 // ServeMalformed answers a message that could not be parsed.
 func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *ski.Response {
-	rec, edges := s.begin(peer)
-	out, ok := s.enter(rec.Time, peer, edges)
+	policy, edges, rec := s.begin(peer)
+	out, ok := s.enter(rec.Time, peer, policy, edges)
 	if ok {
 		out = refused(ski.MalformedRequest, malformedReason(err))
 		s.leave(edges)
@@ -192,7 +203,7 @@ func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *
 // answer takes a request through the steps of docs/protocol.md, section 3. The
 // first, that the peer is authenticated, is the binding's: it has no Peer to
 // hand over otherwise.
-func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
+func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edges []*edge, req *ski.Request, rec *Record) (out outcome) {
 	var longest answerLen
 	defer func() {
 		if p := recover(); p != nil {
@@ -242,16 +253,16 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 	if err != nil {
 		return refused(ski.MalformedRequest, err.Error())
 	}
-	if out, ok := s.takeKey(rec.Time, s.policy.Load().limits.ofKey(k.id), k.id); !ok {
+	if out, ok := s.takeKey(rec.Time, policy.limits.ofKey(k.id), k.id); !ok {
 		return out
 	}
-	if out, ok := s.inspect(edges, peer, req, rec); !ok {
+	if out, ok := s.inspect(policy, edges, peer, req, rec); !ok {
 		return out
 	}
 
 	// 6. and 7. The operation.
 	start := time.Now()
-	out, err = op.do(ctx, s)
+	out, err = op.do(withEdge(ctx, edges[0].name), s)
 	s.metrics.operated(rec.Method, time.Since(start))
 	s.countRSA(s.states.of(edges[0].name), out.preMasterSecret)
 
@@ -268,16 +279,17 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, edges []*edge, req *
 	return out
 }
 
-// begin opens the record of a request and finds the policy's edges that the
-// peer is.
-func (s *Server) begin(peer ski.Peer) (*Record, []*edge) {
-	edges := s.policy.Load().match(peer)
-	return &Record{
+// begin opens the record of a request and finds the policy that it is answered
+// by, and which of its edges the peer is.
+func (s *Server) begin(peer ski.Peer) (*Policy, []*edge, *Record) {
+	policy := s.policy.Load()
+	edges := policy.match(peer)
+	return policy, edges, &Record{
 		Time:    time.Now(),
 		Edge:    edgeNames(edges),
 		Peer:    peer.ID(),
 		Address: peer.Addr,
-	}, edges
+	}
 }
 
 // finish writes the audit record and only then (9.) hands out the answer.

@@ -167,7 +167,7 @@ func TestKeyStoreFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newTestServer(t, store)
 			decrypt := &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: make([]byte, 256)}
-			for range 2 * (cap(s.schedule.rsa) + 1) { // A failure gives back what it held.
+			for range 2 * (s.schedule.rsa.free + 1) { // A failure gives back what it held.
 				s.refuses(validRequest(keys), ski.UnspecifiedError, "see the log")
 				s.refuses(decrypt, ski.UnspecifiedError, "see the log")
 			}
@@ -308,7 +308,7 @@ func TestRSAQueueIsBounded(t *testing.T) {
 
 		close(release)
 		wg.Wait()
-		require.Zero(t, s.schedule.rsaWaiting.Load())
+		require.Zero(t, s.schedule.rsa.waits())
 		resp, _ = s.ask(edgePeer, req)
 		require.Empty(t, resp.Error, "a refusal gives back what it held")
 	})
@@ -324,15 +324,15 @@ func TestNothingIsDoneForACallerWhoHasGone(t *testing.T) {
 		err := s.private(ctx, rsaPublic(testKeys()), func() error { panic("done") })
 		require.ErrorIs(t, err, context.Canceled)
 	}
-	require.Empty(t, s.rsa)
+	require.Equal(t, 1, s.rsa.free)
 }
 
 func TestSchedulerDefaults(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
-	require.Equal(t, 3, cap(newScheduler(0, 0).rsa), "one processor is for the others")
+	require.Equal(t, 3, newScheduler(0, 0).rsa.free, "one processor is for the others")
 	runtime.GOMAXPROCS(1)
-	require.Equal(t, 1, cap(newScheduler(0, 0).rsa))
-	require.Equal(t, 9, cap(newScheduler(0, 9).rsa))
+	require.Equal(t, 1, newScheduler(0, 0).rsa.free)
+	require.Equal(t, 9, newScheduler(0, 9).rsa.free)
 }
 
 // That the caller has gone meanwhile does not hide that the key failed.

@@ -1,8 +1,11 @@
 package keyserver
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +26,21 @@ func stateFolder(t *testing.T) string {
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o700))
 	return dir
+}
+
+// An edge that has another name in a new policy is in again by it: that is said.
+func TestASuspendedEdgeThatThePolicyCallsOtherwise(t *testing.T) {
+	keys := testKeys()
+	var log bytes.Buffer
+	s := newTestServer(t, keys, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	for _, edge := range []string{"edge", "legacy", ski.KeyID{1}.String()} {
+		_, err := s.Suspend(Suspension{Edge: edge, By: "a test"})
+		require.NoError(t, err)
+	}
+	log.Reset()
+	s.SetPolicy(parsePolicy(t, strings.NewReplacer("name: edge", "name: renamed", "[edge, legacy]", "[renamed, legacy]").Replace(testPolicy)))
+	require.Equal(t, 1, strings.Count(log.String(), "the policy has no edge of the name that is suspended"))
+	require.Contains(t, log.String(), "edge=edge ")
 }
 
 func TestSuspensionsOutlastARestart(t *testing.T) {

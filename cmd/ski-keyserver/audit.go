@@ -33,11 +33,15 @@ func (p *parts) openAudit(log *slog.Logger) (*keyserver.AuditLog, error) {
 	return keyserver.OpenAuditLog(o)
 }
 
-// closeAudit writes the end of the audit log. Where a reader of standard output
+// closeAudit writes the end of the audit log, with the last alarms of the
+// server. Where a reader of standard output
 // or a disk keeps it waiting, it does not keep the process.
-func closeAudit(audit *keyserver.AuditLog, log *slog.Logger) {
+func closeAudit(server *keyserver.Server, audit *keyserver.AuditLog, log *slog.Logger) {
 	closed := make(chan error, 1)
-	go func() { closed <- audit.Close() }()
+	go func() {
+		server.Close()
+		closed <- audit.Close()
+	}()
 	select {
 	case err := <-closed:
 		if err != nil {

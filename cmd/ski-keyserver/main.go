@@ -94,6 +94,7 @@ A policy. What no rule grants is denied.
   # detectors:               # action: off, alarm, deny or suspend (the edge)
   #   replay: {action: deny, threshold: 1, window: 1m}
   #   repeat: {action: alarm, threshold: 100, window: 1m}
+  #   premaster-replay: {action: deny, threshold: 1, window: 1m}
   #   premaster-repeat: {action: alarm, threshold: 100, window: 1m}
   #   weak-randoms: {action: alarm, threshold: 3, window: 1m}
   #   rsa-failures: {action: alarm, threshold: 20, share: 0.1, window: 1m}

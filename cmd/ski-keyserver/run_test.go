@@ -40,6 +40,9 @@ func TestProcess(t *testing.T) {
 	lines := bufio.NewReader(stderr)
 	first, err := lines.ReadString('\n')
 	require.NoError(t, err)
+	require.Contains(t, first, `level=WARN msg="unsafe choice" what="policy rule 2 grants RSA, which has no forward secrecy"`)
+	first, err = lines.ReadString('\n')
+	require.NoError(t, err)
 	require.Contains(t, first, "level=INFO msg=listening addr=127.0.0.1:")
 	require.Contains(t, first, "keys=2 edges=1")
 	addr := regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(first)[1]

@@ -265,6 +265,21 @@ func TestSandboxLetsTheKeyServerWork(t *testing.T) {
 	require.NoFileExists(t, at("run/admin"), "it is removed at the end")
 }
 
+// The key server that runs is in it: a policy in a folder that it was not given
+// is out of its reach, as its keys would be to who takes it over.
+func TestTheKeyServerThatRunsIsConfined(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	d := startDaemon(t, dir, "", nil)
+	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "policy.yaml"), []byte(policyYAML), 0o600))
+	require.NoError(t, os.Symlink(filepath.Join(elsewhere, "policy.yaml"), filepath.Join(dir, "link")))
+	require.NoError(t, os.Rename(filepath.Join(dir, "link"), filepath.Join(dir, "policy.yaml")))
+	if _, unsupported := llsys.LandlockGetABIVersion(); unsupported != nil {
+		d.logged("sandbox is not complete")
+		return
+	}
+	require.Contains(t, d.logged("policy refused"), "permission denied")
+}
+
 func TestSandboxFolders(t *testing.T) {
 	dir := t.TempDir()
 	dir, err := filepath.EvalSymlinks(dir)

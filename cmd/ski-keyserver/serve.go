@@ -34,11 +34,12 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer closeAudit(audit, log)
 	server, err := p.newServer(audit, log)
 	if err != nil {
+		_ = audit.Close()
 		return fail(stderr, err)
 	}
+	defer closeAudit(server, audit, log)
 	all, err := p.listen(p.cfg.Listen, p.cfg.CoAPSTCP, p.cfg.HTTPS, server, log)
 	if err != nil {
 		return fail(stderr, err)
