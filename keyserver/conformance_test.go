@@ -1,0 +1,35 @@
+package keyserver
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
+)
+
+// The conformance suite without a network. cmd runs it over each binding.
+func TestTheKeyServerConforms(t *testing.T) {
+	keys := testKeys()
+	for _, failure := range []RSAFailure{RSAFailureRandom, RSAFailureError} {
+		t.Run(string(failure), func(t *testing.T) {
+			s := newTestServer(t, keys, func(o *Options) { o.RSAFailure = failure })
+			cfg := skitest.Config{Exchanger: skitest.InMemory(s, edgePeer), RSAFailureError: failure == RSAFailureError}
+			for _, name := range []string{p256, rsa2048, ed} {
+				cfg.Keys = append(cfg.Keys, keys.public(name))
+			}
+			passed := 0
+			require.NoError(t, skitest.Run(t.Context(), cfg, func(r skitest.Result) {
+				if r.Outcome == skitest.Pass {
+					passed++
+				}
+				assert.NotEqual(t, skitest.Fail, r.Outcome, "%s (%s): %s: %s", r.Name(), r.Case.Section, r.Case.Rule, r.Reason)
+			}))
+			assert.Greater(t, passed, 200)
+		})
+	}
+}
+
+var _ = ski.CBOR
