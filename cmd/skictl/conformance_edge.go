@@ -106,6 +106,9 @@ func (r *edgeReporter) report(e skitest.EdgeReport) {
 			what = strings.Join(strings.Fields(fmt.Sprint(q.Protocol, " ", q.Method, " ", q.Hash, " ", q.Scheme)), " ")
 		}
 		fmt.Fprintf(w, "%-4s  request %d from %s  %s, %s -> %s%s\n", verdict, e.Number, e.Peer, e.Format, what, e.Answer, fault)
+		if e.Probe {
+			fmt.Fprintln(w, "      a probe: an input of one byte, to learn whether the key is there")
+		}
 		for _, v := range e.Violations {
 			fmt.Fprintf(w, "      %s: %s (%s)\n", v.Rule, v.Found, v.Section)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"net"
 	"sync"
 	"time"
@@ -87,13 +88,18 @@ func (d dgram) WriteTo(p []byte, _ net.Addr) (int, error) { return d.Write(p) }
 
 func dialCoAPTCP(t target, id party) wire {
 	return &coapWire{path: t.path, connect: func(ctx context.Context) (coapConn, error) {
-		conn, err := tcp.Dial(t.addr, options.WithTLS(id.clientTLS(t)), options.WithContext(ctx),
-			options.WithBlockwise(false, blockwise.SZX1024, time.Second),
-			options.WithLimitClientParallelRequest(0), options.WithLimitClientEndpointParallelRequest(0))
+		d := tls.Dialer{Config: id.clientTLS(t)}
+		conn, err := d.DialContext(ctx, "tcp", t.addr)
 		if err != nil {
 			return nil, err
 		}
-		return conn, nil
+		c, err := tcp.Client(conn, options.WithCloseSocket(), options.WithBlockwise(false, blockwise.SZX1024, time.Second),
+			options.WithLimitClientParallelRequest(0), options.WithLimitClientEndpointParallelRequest(0))
+		if err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		return c, nil
 	}}
 }
 

@@ -43,7 +43,9 @@ func (e *Edge) check(q *Question) (ski.Format, *ski.Request, []Violation) {
 		v.extensions(req)
 	}
 	v.algorithm(req)
-	v.input(req)
+	if len(req.Input) != 1 { // a probe
+		v.input(req)
+	}
 	v.key(e, req)
 	if !req.Protocol.Is13() && req.KeyExchange() == ski.MethodECDHE && len(req.Input) > 2*ski.RandomLen {
 		v.unless(!e.repeated(req.Input[ski.RandomLen:2*ski.RandomLen], req.Input), "a ServerRandom is new in each handshake",
