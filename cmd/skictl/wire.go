@@ -37,10 +37,11 @@ var bindings = map[string]binding{
 // target is where a URL points to.
 type target struct {
 	binding
-	url  string
-	host string
-	addr string // HOST:PORT
-	path string
+	url    string
+	scheme string
+	host   string
+	addr   string // HOST:PORT
+	path   string
 }
 
 func parseTarget(raw string) (target, error) {
@@ -57,7 +58,7 @@ func parseTarget(raw string) (target, error) {
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return target{}, fmt.Errorf("%s: only host, port and path have a meaning", raw)
 	}
-	t := target{binding: b, url: raw, host: u.Hostname(), path: u.Path}
+	t := target{binding: b, url: raw, scheme: u.Scheme, host: u.Hostname(), path: u.Path}
 	if t.path == "" {
 		t.path = "/ski"
 	}

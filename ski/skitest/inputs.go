@@ -28,8 +28,12 @@ func ECDHEInput(group tls.CurveID) []byte {
 	if err != nil {
 		panic(err)
 	}
-	return serverECDHParams(randomBytes(2*ski.RandomLen), group, key.PublicKey().Bytes())
+	return serverECDHParams(Randoms(), group, key.PublicKey().Bytes())
 }
+
+// Randoms returns a ClientRandom and a ServerRandom, which an input of method
+// ECDHE up to TLS 1.2 begins with.
+func Randoms() []byte { return randomBytes(2 * ski.RandomLen) }
 
 // serverECDHParams appends ServerECDHParams (RFC 8422, Section 5.4) with any
 // group and point.
