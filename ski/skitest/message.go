@@ -38,10 +38,13 @@ func RequestMessage(r *ski.Request) Message {
 	for _, p := range []struct {
 		key    string
 		number uint16
-	}{{"scheme", uint16(r.Scheme)}, {"client_version", r.ClientVersion}} {
+	}{{"scheme", uint16(r.Scheme)}, {"client_version", r.ClientVersion}, {"group", uint16(r.Group)}} {
 		if p.number != 0 {
 			m = append(m, Pair{p.key, p.number})
 		}
+	}
+	if len(r.State) > 0 {
+		m = append(m, Pair{"state", r.State})
 	}
 	return append(m, Pair{"input", r.Input})
 }
