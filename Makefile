@@ -30,7 +30,7 @@ race: test-tools
 
 # The programs that the tests run against: nothing here stands in for them.
 TOOLS    := openssl curl coap-client-openssl coap-client-gnutls systemd-analyze
-PACKAGES := openssl curl ca-certificates libcoap3-bin systemd
+PACKAGES := openssl curl ca-certificates libcoap3-bin systemd python3-cbor2 python3-cryptography
 
 test-tools:
 	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \

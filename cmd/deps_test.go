@@ -21,6 +21,7 @@ var mayImport = map[string][]string{
 	"ski/tlsprf":  {},
 	"ski":         {"github.com/fxamacker/cbor/v2"},
 	"ski/skicoap": {"ski", "github.com/fxamacker/cbor/v2", "github.com/plgd-dev/go-coap/v3", "github.com/pion/"},
+	"ski/skitest": {"ski", "github.com/fxamacker/cbor/v2"},
 	"keyserver": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
 		"github.com/fsnotify/fsnotify"},
 	"edgeserver": {"ski", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml"},

@@ -316,14 +316,17 @@ var orderCases = []Case{
 	},
 	{
 		Name: "order/errors-say-no-more", Section: "draft, Section 4.3, REQ 6", Needs: aSigner,
-		Rule: "two errors of the same name have the same message: what is wrong is not told",
+		Rule: "two inputs that are malformed in other ways have the same answer: what is wrong is not told",
 		run: func(t *trial) error {
-			m := t.goodMessage()
-			a, err := t.post(m.Without("input").Encode(t.format))
+			_, req := t.good()
+			long, wrong := append(bytes.Clone(req.Input), 0), bytes.Clone(req.Input)
+			wrong[len(wrong)-1] ^= 1 // off the curve
+			m := RequestMessage(req)
+			a, err := t.post(m.With("input", long).Encode(t.format))
 			if err != nil {
 				return err
 			}
-			b, err := t.post(m.With("input", []byte{1}).Encode(t.format))
+			b, err := t.post(m.With("input", wrong).Encode(t.format))
 			if err != nil {
 				return err
 			}

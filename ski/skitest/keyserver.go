@@ -46,6 +46,13 @@ func (s *KeyServer) Add(key crypto.Signer) {
 	s.keys[id] = key
 }
 
+// Remove takes a key away.
+func (s *KeyServer) Remove(id ski.KeyID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.keys, id)
+}
+
 // Refuse makes e the answer to everything from now on; the empty one makes the
 // KeyServer answer again.
 func (s *KeyServer) Refuse(e ski.Error) {
