@@ -95,6 +95,8 @@ type Server struct {
 	links *resource
 	log   *slog.Logger
 
+	workers *workers // for the requests
+
 	ctx    context.Context // ends when the server stops: the requests' parent
 	cancel context.CancelFunc
 
@@ -135,6 +137,7 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 	_ = conn.SetReadBuffer(4 << 20)
 	s.mux = newMux(conn, s.begin)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.workers = newWorkers(s.ctx.Done())
 	return s, nil
 }
 

@@ -72,7 +72,7 @@ func (s *session) receive(m *message.Message) {
 		return
 	}
 	body := bytes.Clone(m.Payload)
-	go func() {
+	s.server.workers.run(func() {
 		defer s.finish()
 		data, resp := s.serve(in, body, out)
 		clear(body)
@@ -83,7 +83,7 @@ func (s *session) receive(m *message.Message) {
 		}
 		s.answer(e, re, code, options, data)
 		clear(data)
-	}()
+	})
 }
 
 // start reports whether one more request of this session may be worked on. No
