@@ -91,7 +91,6 @@ type load struct {
 	operations atomic.Int64 // answered with an output, the warm-up included
 	turns      atomic.Int64 // of the timetable
 
-	mu         sync.Mutex
 	histograms []*latencies
 	took       time.Duration
 	counted    int64
