@@ -13,10 +13,14 @@ import (
 // The conformance suite without a network. cmd runs it over each binding.
 func TestTheKeyServerConforms(t *testing.T) {
 	keys := testKeys()
-	for _, failure := range []RSAFailure{RSAFailureRandom, RSAFailureError} {
-		t.Run(string(failure), func(t *testing.T) {
+	for _, tc := range []struct {
+		failure RSAFailure
+		peer    ski.Peer
+	}{{RSAFailureRandom, edgePeer}, {RSAFailureError, edgePeer}, {RSAFailureRandom, legacyPeer}} {
+		failure := tc.failure
+		t.Run(string(failure)+" "+tc.peer.DNSNames[0], func(t *testing.T) {
 			s := newTestServer(t, keys, func(o *Options) { o.RSAFailure = failure })
-			cfg := skitest.Config{Exchanger: skitest.InMemory(s, edgePeer), RSAFailureError: failure == RSAFailureError}
+			cfg := skitest.Config{Exchanger: skitest.InMemory(s, tc.peer), RSAFailureError: failure == RSAFailureError}
 			for _, name := range []string{p256, rsa2048, ed} {
 				cfg.Keys = append(cfg.Keys, keys.public(name))
 			}
@@ -31,5 +35,3 @@ func TestTheKeyServerConforms(t *testing.T) {
 		})
 	}
 }
-
-var _ = ski.CBOR
