@@ -1,9 +1,16 @@
 package skicoap
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+)
 
-// maxWaiting bounds the goroutines that wait for a request.
-const maxWaiting = 64
+const (
+	// maxWaiting bounds the goroutines that wait for a request, linger how long
+	// each does.
+	maxWaiting = 64
+	linger     = time.Second
+)
 
 // workers runs requests in goroutines that have run some before: their stacks
 // have grown to what a request needs, which that of a new one does each time
@@ -18,8 +25,8 @@ func newWorkers(done <-chan struct{}) *workers {
 	return &workers{jobs: make(chan func()), done: done}
 }
 
-// run runs f at once, in a goroutine that ends, or waits for the next f until
-// done is closed.
+// run runs f at once, in a goroutine that ends, or waits a little for the next
+// f while done is not closed.
 func (w *workers) run(f func()) {
 	select {
 	case w.jobs <- f:
@@ -29,15 +36,21 @@ func (w *workers) run(f func()) {
 }
 
 func (w *workers) work(f func()) {
+	enough := time.NewTimer(linger)
+	defer enough.Stop()
 	for {
 		f()
 		if w.waiting.Add(1) > maxWaiting {
 			w.waiting.Add(-1)
 			return
 		}
+		enough.Reset(linger)
 		select {
 		case f = <-w.jobs:
 			w.waiting.Add(-1)
+		case <-enough.C:
+			w.waiting.Add(-1)
+			return
 		case <-w.done:
 			return
 		}

@@ -3,6 +3,7 @@ package skicoap
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 )
@@ -29,6 +30,10 @@ func TestRequestsDoNotWaitForAWorker(t *testing.T) {
 			synctest.Wait()
 			assert.EqualValues(t, maxWaiting, w.waiting.Load())
 		}
+		time.Sleep(2 * linger)
+		assert.Zero(t, w.waiting.Load(), "none is kept that has nothing to do")
+		w.run(func() {})
+		synctest.Wait()
 		close(done)
 	})
 }
