@@ -3,12 +3,13 @@
 # make test    every test; installs what the tests need on Debian, as root
 # make check   gofmt, go vet, staticcheck
 # make race    the tests under the race detector
+# make bench   loads the built system for two minutes and writes the table in docs/performance.md
 # make fuzz    each fuzz target, FUZZTIME inputs or seconds (20000x, 30s)
 
 GO       ?= go
 FUZZTIME ?= 20000x
 
-.PHONY: all build demo test test-tools check race fuzz clean
+.PHONY: all build demo test test-tools check race bench fuzz clean
 
 all: build
 
@@ -21,12 +22,15 @@ demo: build
 test: test-tools
 	$(GO) test -timeout 10m ./...
 
+bench: build
+	$(GO) run ./testdata/bench
+
 race: test-tools
 	$(GO) test -race -timeout 15m ./...
 
 # The programs that the tests run against: nothing here stands in for them.
 TOOLS    := openssl curl coap-client-openssl coap-client-gnutls systemd-analyze
-PACKAGES := openssl curl ca-certificates libcoap3-bin systemd
+PACKAGES := openssl curl ca-certificates libcoap3-bin systemd python3-cbor2 python3-cryptography
 
 test-tools:
 	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \

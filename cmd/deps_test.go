@@ -22,6 +22,7 @@ var mayImport = map[string][]string{
 	"ski":         {"github.com/fxamacker/cbor/v2"},
 	"ski/skicoap": {"ski", "github.com/fxamacker/cbor/v2", "github.com/plgd-dev/go-coap/v3", "github.com/pion/"},
 	"ski/skihttp": {"ski", "github.com/fxamacker/cbor/v2"},
+	"ski/skitest": {"ski", "github.com/fxamacker/cbor/v2"},
 	"keyserver": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
 		"github.com/fsnotify/fsnotify"},
 	"edgeserver": {"ski", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml"},

@@ -201,13 +201,10 @@ func TestExpiredCertificate(t *testing.T) {
 
 func TestCredentials(t *testing.T) {
 	p := newPKI(t)
-	cert := p.ecdsa(t, "edge.test")
-	var der []byte
-	for _, key := range p.keys.keys {
-		var err error
-		der, err = x509.MarshalPKCS8PrivateKey(key)
-		require.NoError(t, err)
-	}
+	key := sharedRSA()
+	cert := p.issue(t, key, time.Hour, "edge.test")
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
 	k := KeyServer{Certificate: cert, Key: filepath.Join(p.dir, "edge.key"), CA: cert}
 	require.NoError(t, os.WriteFile(k.Key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 	identity, roots, err := k.Credentials()

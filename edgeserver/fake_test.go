@@ -1,13 +1,11 @@
 package edgeserver
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -21,78 +19,21 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
 )
-
-// fakeKeyServer has the keys of test certificates. It checks nothing.
-type fakeKeyServer struct {
-	mu       sync.Mutex
-	keys     map[ski.KeyID]crypto.Signer
-	requests []ski.Request
-	refuse   ski.Error // if set, the answer to everything
-}
-
-func (f *fakeKeyServer) ServeSKI(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
-	f.mu.Lock()
-	f.requests = append(f.requests, *req)
-	key, refuse := f.keys[req.SPKI], f.refuse
-	f.mu.Unlock()
-	switch {
-	case refuse != "":
-		return ski.Failed(refuse)
-	case key == nil:
-		return ski.Failed(ski.SPKINotFound)
-	case req.KeyExchange() != ski.MethodRSA && len(req.Input) < 64:
-		return ski.Failed(ski.MalformedRequest)
-	}
-	output, err := operate(key, req)
-	if err != nil {
-		return ski.Failed(ski.UnspecifiedError)
-	}
-	return &ski.Response{Output: output}
-}
-
-func operate(key crypto.Signer, req *ski.Request) ([]byte, error) {
-	if req.Method == ski.MethodRSA {
-		//lint:ignore SA1019 it is what static RSA is made of
-		return key.(crypto.Decrypter).Decrypt(rand.Reader, req.Input, &rsa.PKCS1v15DecryptOptions{SessionKeyLen: 48})
-	}
-	var opts crypto.SignerOpts = req.Hash.Func()
-	switch req.Scheme {
-	case tls.PSSWithSHA256:
-		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
-	case tls.ECDSAWithP256AndSHA256:
-		opts = crypto.SHA256
-	}
-	return crypto.SignMessage(key, rand.Reader, req.Input, opts)
-}
-
-// asked returns the requests so far, and forgets them.
-func (f *fakeKeyServer) asked() []ski.Request {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	requests := f.requests
-	f.requests = nil
-	return requests
-}
-
-func (f *fakeKeyServer) set(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-}
 
 // testPKI issues the certificates of a test, into a folder. Their keys go to
 // the key server.
 type testPKI struct {
 	dir   string
-	keys  *fakeKeyServer
+	keys  *skitest.KeyServer
 	roots *x509.CertPool
 }
 
 func newPKI(t *testing.T) *testPKI {
 	return &testPKI{
 		dir:   t.TempDir(),
-		keys:  &fakeKeyServer{keys: map[ski.KeyID]crypto.Signer{}},
+		keys:  skitest.NewKeyServer(),
 		roots: x509.NewCertPool(),
 	}
 }
@@ -135,7 +76,7 @@ func (p *testPKI) issue(t *testing.T, key crypto.Signer, life time.Duration, nam
 	cert, err := x509.ParseCertificate(der)
 	require.NoError(t, err)
 	p.roots.AddCert(cert)
-	p.keys.set(func() { p.keys.keys[ski.CertificateKeyID(cert)] = key })
+	p.keys.Add(key)
 	file := filepath.Join(p.dir, serial.String()+".pem")
 	require.NoError(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 	return file

@@ -278,7 +278,7 @@ func TestProbe(t *testing.T) {
 	}}
 	e := start(t, cfg, p.transport())
 	b := ski.CertificateKeyID(e.Sites()[1].Leaves[0])
-	p.keys.set(func() { delete(p.keys.keys, b) })
+	p.keys.Remove(b)
 	e.Probe(t.Context())
 	assert.Contains(t, e.log.String(), `level=INFO msg="the key server has the key" site=a.test`)
 	assert.Regexp(t, `level=WARN msg="the key server does not serve the key.*site=b.test .*reason="spki not found"`, e.log.String())

@@ -1,9 +1,7 @@
 package edgeserver
 
 import (
-	"context"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -14,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 // bothSites has ECDSA and RSA at one site, and each alone at others.
@@ -65,7 +64,7 @@ func TestHandshakes(t *testing.T) {
 			if tt.suite != 0 {
 				assert.Equal(t, tls.CipherSuiteName(tt.suite), tls.CipherSuiteName(c.ConnectionState().CipherSuite))
 			}
-			asked := p.keys.asked()
+			asked := p.keys.Forget()
 			require.Len(t, asked, 1)
 			assert.Equal(t, tt.site, asked[0].ServerName)
 			assert.Equal(t, ski.CertificateKeyID(c.ConnectionState().PeerCertificates[0]), asked[0].SPKI)
@@ -98,7 +97,7 @@ func TestStaticRSAOff(t *testing.T) {
 	client.ServerName = "rsa.test"
 	_, err := e.dial(p, client)
 	assertAlert(t, 40, err) // handshake_failure
-	assert.Empty(t, p.keys.asked())
+	assert.Empty(t, p.keys.Forget())
 }
 
 func TestUnknownName(t *testing.T) {
@@ -110,7 +109,7 @@ func TestUnknownName(t *testing.T) {
 			assertAlert(t, 112, err) // unrecognized_name
 		}
 	}
-	assert.Empty(t, p.keys.asked())
+	assert.Empty(t, p.keys.Forget())
 	assert.NotContains(t, e.log.String(), "level=WARN")
 	assert.Contains(t, e.log.String(), `msg="handshake refused: no site has the server name"`)
 }
@@ -125,7 +124,7 @@ func TestDraftOnly(t *testing.T) {
 		require.NoError(t, err)
 		c.Close()
 		assert.EqualValues(t, tls.VersionTLS12, c.ConnectionState().Version)
-		asked := p.keys.asked()
+		asked := p.keys.Forget()
 		require.Len(t, asked, 1)
 		assert.Zero(t, asked[0].Scheme)
 		assert.Empty(t, asked[0].ServerName)
@@ -157,10 +156,10 @@ func TestResumption(t *testing.T) {
 			}
 			assert.False(t, visit("a.test"))
 			assert.True(t, visit("a.test"))
-			assert.Len(t, p.keys.asked(), 1)
+			assert.Len(t, p.keys.Forget(), 1)
 			assert.False(t, visit("b.test"), "a ticket of site a is good at site b")
 			assert.True(t, visit("b.test"))
-			assert.Len(t, p.keys.asked(), 1)
+			assert.Len(t, p.keys.Forget(), 1)
 
 			_, err := e.dial(p, &tls.Config{ServerName: "unknown.test", MaxVersion: version, ClientSessionCache: cache})
 			assertAlert(t, 112, err)
@@ -180,14 +179,9 @@ func (o *oneSession) Put(_ string, s *tls.ClientSessionState) {
 
 func TestKeyServerFails(t *testing.T) {
 	const timeout = 300 * time.Millisecond
-	denying := ski.Direct(&fakeKeyServer{refuse: ski.RequestDenied}, ski.Peer{})
-	hanging := ski.TransportFunc(func(ctx context.Context, _ *ski.Request) (*ski.Response, error) {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	})
-	unreachable := ski.TransportFunc(func(context.Context, *ski.Request) (*ski.Response, error) {
-		return nil, &ski.TransportError{Endpoint: "coaps://gone", Op: "dial", Err: errors.New("connection refused")}
-	})
+	denying := skitest.Always(nil, skitest.Refused(ski.RequestDenied))
+	hanging := skitest.Always(nil, skitest.Silent())
+	unreachable := skitest.Always(nil, skitest.Failed("dial"))
 	clients := map[string]*tls.Config{
 		"TLS 1.2 ECDHE": only(tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
 		"TLS 1.2 RSA":   only(tls.TLS_RSA_WITH_AES_128_GCM_SHA256),
@@ -221,7 +215,7 @@ func TestKeyServerFails(t *testing.T) {
 func TestMalformedPreMasterSecretLooksLikeAnyOther(t *testing.T) {
 	p := newPKI(t)
 	e := start(t, bothSites(t, p, true), p.transport())
-	p.keys.set(func() { p.keys.refuse = ski.MalformedRequest })
+	p.keys.Refuse(ski.MalformedRequest)
 	client := only(tls.TLS_RSA_WITH_AES_128_GCM_SHA256)
 	client.ServerName = "rsa.test"
 	_, err := e.dial(p, client)

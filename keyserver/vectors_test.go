@@ -24,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 var update = flag.Bool("update", false, "write testdata/vectors/input-*.json, and the test keys if there are none")
@@ -32,9 +33,39 @@ var update = flag.Bool("update", false, "write testdata/vectors/input-*.json, an
 // keys with all methods, but nothing legacy.
 type vector struct {
 	Name    string        `json:"name"`
-	Class   string        `json:"class"` // "output", or the error with hyphens
+	Class   string        `json:"class"`         // "output", or the error with hyphens
+	Key     string        `json:"key,omitempty"` // the file of the private key
 	Request vectorRequest `json:"request"`
 	Want    vectorWant    `json:"want"`
+	// Encoded has both messages as an encoder gives them: in CBOR, as
+	// hexadecimal digits, and in JSON.
+	Encoded struct {
+		CBOR vectorMessages `json:"cbor"`
+		JSON vectorMessages `json:"json"`
+	} `json:"encoded"`
+}
+
+type vectorMessages struct {
+	Request  string `json:"request"`
+	Response string `json:"response"`
+}
+
+// encode fills in Encoded.
+func (v *vector) encode(t testing.TB) {
+	resp := &ski.Response{Output: v.Want.Output, Params: v.Want.Params, State: v.Want.State, Error: v.Want.Error}
+	for _, f := range []ski.Format{ski.CBOR, ski.JSON} {
+		question, err := ski.EncodeRequest(f, v.Request.request())
+		if err != nil { // an encoder does not give what no key server can parse
+			question = skitest.RequestMessage(v.Request.request()).Encode(f)
+		}
+		answer, err := ski.EncodeResponse(f, resp)
+		require.NoError(t, err)
+		if f == ski.CBOR {
+			v.Encoded.CBOR = vectorMessages{hex.EncodeToString(question), hex.EncodeToString(answer)}
+		} else {
+			v.Encoded.JSON = vectorMessages{string(question), string(answer)}
+		}
+	}
 }
 
 type vectorRequest struct {
@@ -50,11 +81,13 @@ type vectorRequest struct {
 	Input         hexBytes            `json:"input"`
 }
 
-// vectorWant is the error, or the output where it is always the same; an
-// RSA-PSS signature is random, and so is what is signed with ECDHE-PMS: these
-// are checked by their public key.
+// vectorWant is the error or the output. Where Signature is set, that is one of
+// many: an RSA-PSS signature is random, and so is what is signed with ECDHE-PMS:
+// these are checked by their public key.
 type vectorWant struct {
 	Output    hexBytes  `json:"output,omitempty"`
+	Params    hexBytes  `json:"params,omitempty"`
+	State     hexBytes  `json:"state,omitempty"`
 	Signature bool      `json:"signature,omitempty"`
 	Error     ski.Error `json:"error,omitempty"`
 	Reason    string    `json:"reason,omitempty"` // in the audit record
@@ -102,6 +135,9 @@ func TestVectors(t *testing.T) {
 	keys := testKeys()
 	for _, v := range readVectors(t) {
 		t.Run(v.Name, func(t *testing.T) {
+			encoded := v.Encoded
+			v.encode(t)
+			require.Equal(t, encoded, v.Encoded)
 			s := newTestServer(t, keys)
 			resp, rec := s.ask(edgePeer, v.Request.request())
 			require.Equal(t, v.Want.Error, resp.Error, rec.Reason)
@@ -112,10 +148,14 @@ func TestVectors(t *testing.T) {
 			if !v.Want.Signature {
 				require.Equal(t, []byte(v.Want.Output), resp.Output)
 			}
-			signed := v.Request.request()
-			signed.Input = append(signed.Input, resp.Params...)
 			if v.Request.Method != ski.MethodRSA {
-				verify(t, keys, signed, resp.Output)
+				signed := func(params []byte) *ski.Request {
+					r := v.Request.request()
+					r.Input = append(bytes.Clone(r.Input), params...)
+					return r
+				}
+				verify(t, keys, signed(resp.Params), resp.Output)
+				verify(t, keys, signed(v.Want.Params), v.Want.Output)
 			}
 		})
 	}
@@ -211,13 +251,20 @@ func writeVectors(t *testing.T) {
 			v.Class = string(bytes.ReplaceAll([]byte(resp.Error), []byte(" "), []byte("-")))
 			v.Want = vectorWant{Error: resp.Error, Reason: rec.Reason}
 		case r.Scheme>>8 == 8 && r.Scheme != tls.Ed25519, r.Method == ski.MethodECDHEPMS:
-			v.Want.Signature = true
+			v.Want = vectorWant{Signature: true, Output: resp.Output, Params: resp.Params, State: resp.State}
 		default:
 			v.Want.Output = resp.Output
 		}
-		data, err := json.MarshalIndent(v, "", "  ")
-		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(vectors, "input-"+name+".json"), append(data, '\n'), 0o644))
+		if name, _, ok := keys.Lookup(r.SPKI); ok {
+			v.Key = "input-keys/" + name + ".pem"
+		}
+		v.encode(t)
+		var data bytes.Buffer
+		e := json.NewEncoder(&data)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		require.NoError(t, e.Encode(v))
+		require.NoError(t, os.WriteFile(filepath.Join(vectors, "input-"+name+".json"), data.Bytes(), 0o644))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 // handshake runs a TLS handshake over a pipe and returns what the client got
@@ -70,8 +71,9 @@ func TestHandshakes(t *testing.T) {
 			name += " " + tls.CipherSuiteName(v.suite)
 		}
 		t.Run(name, func(t *testing.T) {
-			ks := &keyServer{key: privateKeys()[v.key]}
-			leaf := selfSigned(t, ks.key, "www.example.com")
+			key := privateKeys()[v.key]
+			ks := skitest.NewKeyServer(key)
+			leaf := selfSigned(t, key, "www.example.com")
 			cert, err := ski.NewCertificate(ski.Direct(ks, peer), leaf.Raw)
 			require.NoError(t, err)
 			if v.draft {
@@ -91,8 +93,8 @@ func TestHandshakes(t *testing.T) {
 			require.NoError(t, clientErr)
 			assert.Equal(t, v.version, state.Version)
 
-			require.Len(t, ks.requests(), 1)
-			got := ks.requests()[0]
+			require.Len(t, ks.Requests(), 1)
+			got := ks.Requests()[0]
 			assert.NotEmpty(t, got.Input)
 			want := v.want
 			want.SPKI, want.Method, want.Input = ski.CertificateKeyID(leaf), want.KeyExchange(), got.Input

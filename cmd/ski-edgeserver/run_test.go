@@ -2,9 +2,7 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -25,8 +23,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/skicoap"
+	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 // process is the command as a process of its own.
@@ -87,16 +85,7 @@ func startKeyServer(t *testing.T, dir string) string {
 	clients := x509.NewCertPool()
 	clients.AddCert(identity.Leaf)
 	srv, err := skicoap.Listen("127.0.0.1:0", skicoap.ServerConfig{
-		Handler: ski.HandlerFunc(func(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
-			if req.SPKI != ski.CertificateKeyID(site.Leaf) {
-				return ski.Failed(ski.SPKINotFound)
-			}
-			output, err := crypto.SignMessage(site.PrivateKey.(crypto.Signer), rand.Reader, req.Input, crypto.SHA256)
-			if err != nil {
-				return ski.Failed(ski.UnspecifiedError)
-			}
-			return &ski.Response{Output: output}
-		}),
+		Handler:     skitest.NewKeyServer(site.PrivateKey.(crypto.Signer)),
 		Certificate: identity,
 		ClientCAs:   clients,
 		Logger:      slog.New(slog.DiscardHandler),

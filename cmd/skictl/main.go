@@ -60,6 +60,8 @@ other, asks key servers by hand, and runs both servers for development.`,
 	}
 	root.AddCommand(
 		newAuditCommand(),
+		newBenchCommand(),
+		newConformanceCommand(),
 		newDemoCommand(),
 		newDevCommand(),
 		newEdgeCommand(),

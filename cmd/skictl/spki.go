@@ -66,16 +66,52 @@ func fingerprints(file string) ([]fingerprint, error) {
 
 // blockFingerprint returns nil for a block without a public key.
 func blockFingerprint(block *pem.Block) (*fingerprint, error) {
-	var public, private any
-	var err error
-	what := "public key"
+	public, what, err := blockPublicKey(block)
+	if public == nil || err != nil {
+		return nil, err
+	}
+	id, err := ski.PublicKeyID(public)
+	if err != nil {
+		return nil, err
+	}
+	return &fingerprint{id, what}, nil
+}
+
+// publicKeys returns the public key of everything in a PEM file that has one,
+// at least one.
+func publicKeys(file string) ([]crypto.PublicKey, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var all []crypto.PublicKey
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		public, _, err := blockPublicKey(block)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if public != nil {
+			all = append(all, public)
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s has no certificate and no key in PEM form", file)
+	}
+	return all, nil
+}
+
+// blockPublicKey returns the public key of a block and what the block is. It is
+// nil for a block without one.
+func blockPublicKey(block *pem.Block) (public crypto.PublicKey, what string, err error) {
+	var private any
+	what = "public key"
 	switch block.Type {
 	case "CERTIFICATE":
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		return &fingerprint{ski.CertificateKeyID(cert), "certificate " + cert.Subject.String()}, nil
+		return cert.PublicKey, "certificate " + cert.Subject.String(), nil
 	case "PUBLIC KEY":
 		public, err = x509.ParsePKIXPublicKey(block.Bytes)
 	case "RSA PUBLIC KEY":
@@ -87,23 +123,19 @@ func blockFingerprint(block *pem.Block) (*fingerprint, error) {
 	case "EC PRIVATE KEY":
 		private, err = x509.ParseECPrivateKey(block.Bytes)
 	case "ENCRYPTED PRIVATE KEY":
-		return nil, errors.New("the private key is encrypted")
+		return nil, "", errors.New("the private key is encrypted")
 	default: // EC PARAMETERS, DH PARAMETERS
-		return nil, nil
+		return nil, "", nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if private != nil {
 		holder, ok := private.(interface{ Public() crypto.PublicKey })
 		if !ok {
-			return nil, fmt.Errorf("a private key of type %T has no public one", private)
+			return nil, "", fmt.Errorf("a private key of type %T has no public one", private)
 		}
 		what, public = "private key", holder.Public()
 	}
-	id, err := ski.PublicKeyID(public)
-	if err != nil {
-		return nil, err
-	}
-	return &fingerprint{id, what}, nil
+	return public, what, nil
 }

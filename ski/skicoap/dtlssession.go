@@ -62,13 +62,13 @@ func (s *dtlsSession) receive(m *message.Message) {
 		return
 	}
 	body := bytes.Clone(m.Payload)
-	go func() {
+	s.server.workers.run(func() {
 		defer s.finish()
 		code, options, payload := s.work(in, body, out)
 		clear(body)
 		s.answer(e, re, code, options, payload)
 		clear(payload)
-	}()
+	})
 }
 
 // reply is what an answer needs to know of its request.

@@ -106,6 +106,8 @@ type Server struct {
 	links *resource
 	log   *slog.Logger
 
+	workers *workers // for the requests
+
 	ctx    context.Context // ends when the server stops: the requests' parent
 	cancel context.CancelFunc
 
@@ -151,6 +153,7 @@ func newServer(cfg ServerConfig) *Server {
 		refusals: rate.NewLimiter(10, 20),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.workers = newWorkers(s.ctx.Done())
 	return s
 }
 

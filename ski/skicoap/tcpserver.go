@@ -181,13 +181,13 @@ func (s *tcpSession) receive(m *message.Message) {
 		return
 	}
 	body := bytes.Clone(m.Payload)
-	go func() {
+	s.server.workers.run(func() {
 		defer s.finish()
 		code, options, payload := s.work(in, body, out)
 		clear(body)
 		s.answer(token, code, options, payload)
 		clear(payload)
-	}()
+	})
 }
 
 func (s *tcpSession) answer(token []byte, code codes.Code, options message.Options, payload []byte) {
