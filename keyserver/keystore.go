@@ -3,6 +3,8 @@ package keyserver
 import (
 	"context"
 	"crypto"
+	"crypto/rsa"
+	"errors"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -53,14 +55,51 @@ type FailureKeyStore interface {
 	FailureKey(id ski.KeyID) (secret [32]byte, ok bool)
 }
 
+// DeviceKeyStore is a KeyStore with keys in devices, such as HSMs, which may do
+// less than a private key in memory does.
+type DeviceKeyStore interface {
+	KeyStore
+
+	// OnDevice reports whether the operations with the key wait for a device,
+	// in a queue of the store's own that has a bound and a time-out. The Server
+	// then does not let them wait for its processors.
+	OnDevice(id ski.KeyID) bool
+
+	// CanSign reports whether Sign can be called with such opts, and CanDecrypt
+	// whether DecryptPreMasterSecret can be.
+	CanSign(id ski.KeyID, opts crypto.SignerOpts) bool
+	CanDecrypt(id ski.KeyID) bool
+}
+
 // key is what the Server knows of the key that a request names.
 type key struct {
 	id     ski.KeyID
 	name   string
 	public crypto.PublicKey
+	device DeviceKeyStore // nil where the key is in memory
 }
 
 func lookup(store KeyStore, id ski.KeyID) (key, bool) {
 	name, public, ok := store.Lookup(id)
-	return key{id: id, name: name, public: public}, ok
+	k := key{id: id, name: name, public: public}
+	if d, isDevice := store.(DeviceKeyStore); isDevice && ok && d.OnDevice(id) {
+		k.device = d
+	}
+	return k, ok
+}
+
+// algorithm returns how the key makes the signature that a request asks for, or
+// why it cannot.
+func (k key) algorithm(req *ski.Request) (algorithm, error) {
+	alg, err := chooseAlgorithm(req, k.public)
+	if err == nil && k.device != nil && !k.device.CanSign(k.id, alg.opts) {
+		err = errors.New("the key's device does not make such signatures")
+	}
+	return alg, err
+}
+
+// canDecrypt reports whether the key can decrypt an EncryptedPreMasterSecret.
+func (k key) canDecrypt() bool {
+	_, isRSA := k.public.(*rsa.PublicKey)
+	return isRSA && (k.device == nil || k.device.CanDecrypt(k.id))
 }

@@ -34,6 +34,9 @@ func parseOperation(req *ski.Request, k key, alg algorithm, algErr error, exchan
 		return parseEphemeral(req, k, alg, algErr, exchange)
 	}
 	if req.KeyExchange() == ski.MethodRSA {
+		if !k.canDecrypt() {
+			return nil, errors.New("the key's device does not decrypt")
+		}
 		epms, err := parseEncryptedPreMasterSecret(req, pub)
 		if err != nil {
 			return nil, err
@@ -61,7 +64,7 @@ type signing struct {
 func (o *signing) do(ctx context.Context, s *Server) (outcome, error) {
 	digest := o.alg.digest(o.tbs)
 	var signature []byte
-	err := s.schedule.private(ctx, o.key.public, func() (err error) {
+	err := s.schedule.private(ctx, o.key, func() (err error) {
 		signature, err = s.keys.Sign(ctx, o.key.id, digest, o.alg.opts)
 		return err
 	})

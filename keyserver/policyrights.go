@@ -79,7 +79,7 @@ func (r *rule) right(k key) (right Right, ok bool) {
 func operationsOf(k key) []access {
 	var all []access
 	add := func(req ski.Request) {
-		if alg, err := chooseAlgorithm(&req, k.public); err == nil {
+		if alg, err := k.algorithm(&req); err == nil {
 			all = append(all, operationAccess(&req, k, alg))
 		}
 	}
@@ -91,6 +91,8 @@ func operationsOf(k key) []access {
 		}
 		if isRSA && !p.Is13() {
 			signing = append(signing, ski.MethodDHE)
+		}
+		if k.decrypts() && !p.Is13() {
 			req := ski.Request{Protocol: p, Method: ski.MethodRSA}
 			all = append(all, operationAccess(&req, k, algorithm{}))
 		}

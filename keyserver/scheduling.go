@@ -2,7 +2,6 @@ package keyserver
 
 import (
 	"context"
-	"crypto"
 	"crypto/rsa"
 	"runtime"
 	"sync/atomic"

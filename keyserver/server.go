@@ -238,7 +238,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 
 	// 4. Policy. The algorithm is part of it; that there is none that fits is
 	// only told to a peer that may use the key.
-	alg, algErr := chooseAlgorithm(req, k.public)
+	alg, algErr := k.algorithm(req)
 	rec.describeAlgorithm(req, alg)
 	if reason, ok := decide(edges, newAccess(rec, req, k, alg)); !ok {
 		return refused(ski.RequestDenied, reason)

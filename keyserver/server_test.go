@@ -321,7 +321,7 @@ func TestNothingIsDoneForACallerWhoHasGone(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 100 { // select is free to choose
-		err := s.private(ctx, rsaPublic(testKeys()), func() error { panic("done") })
+		err := s.private(ctx, key{public: rsaPublic(testKeys())}, func() error { panic("done") })
 		require.ErrorIs(t, err, context.Canceled)
 	}
 	require.Equal(t, 1, s.rsa.free)
