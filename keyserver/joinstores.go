@@ -88,14 +88,14 @@ func (s joinedStores) OnDevice(id ski.KeyID) bool {
 	return ok && store.OnDevice(id)
 }
 
-// CanSign implements DeviceKeyStore.
-func (s joinedStores) CanSign(id ski.KeyID, opts crypto.SignerOpts) bool {
+// Signs implements DeviceKeyStore.
+func (s joinedStores) Signs(id ski.KeyID, opts crypto.SignerOpts) bool {
 	store, ok := s[id].(DeviceKeyStore)
-	return !ok || store.CanSign(id, opts)
+	return !ok || store.Signs(id, opts)
 }
 
-// CanDecrypt implements DeviceKeyStore.
-func (s joinedStores) CanDecrypt(id ski.KeyID) bool {
+// Decrypts implements DeviceKeyStore.
+func (s joinedStores) Decrypts(id ski.KeyID) bool {
 	store, ok := s[id].(DeviceKeyStore)
-	return !ok || store.CanDecrypt(id)
+	return !ok || store.Decrypts(id)
 }

@@ -66,12 +66,12 @@ type deviceStore struct{ testStore }
 
 func (deviceStore) OnDevice(ski.KeyID) bool { return true }
 
-func (deviceStore) CanSign(_ ski.KeyID, opts crypto.SignerOpts) bool {
+func (deviceStore) Signs(_ ski.KeyID, opts crypto.SignerOpts) bool {
 	_, pss := opts.(*rsa.PSSOptions)
 	return !pss
 }
 
-func (deviceStore) CanDecrypt(ski.KeyID) bool { return false }
+func (deviceStore) Decrypts(ski.KeyID) bool { return false }
 
 func TestWhatADeviceCannotDoIsOff(t *testing.T) {
 	joined, err := JoinKeyStores(deviceStore{named(only(t, rsa2048))}, only(t, p256))

@@ -60,15 +60,15 @@ type FailureKeyStore interface {
 type DeviceKeyStore interface {
 	KeyStore
 
-	// OnDevice reports whether the operations with the key wait for a device,
-	// in a queue of the store's own that has a bound and a time-out. The Server
-	// then does not let them wait for its processors.
+	// OnDevice reports whether the key is in a device, whose operations wait in
+	// a queue of the store's own until their context ends. The Server then does
+	// not let them wait for its processors.
 	OnDevice(id ski.KeyID) bool
 
-	// CanSign reports whether Sign can be called with such opts, and CanDecrypt
+	// Signs reports whether Sign can be called with such opts, and Decrypts
 	// whether DecryptPreMasterSecret can be.
-	CanSign(id ski.KeyID, opts crypto.SignerOpts) bool
-	CanDecrypt(id ski.KeyID) bool
+	Signs(id ski.KeyID, opts crypto.SignerOpts) bool
+	Decrypts(id ski.KeyID) bool
 }
 
 // key is what the Server knows of the key that a request names.
@@ -92,14 +92,14 @@ func lookup(store KeyStore, id ski.KeyID) (key, bool) {
 // why it cannot.
 func (k key) algorithm(req *ski.Request) (algorithm, error) {
 	alg, err := chooseAlgorithm(req, k.public)
-	if err == nil && k.device != nil && !k.device.CanSign(k.id, alg.opts) {
+	if err == nil && k.device != nil && !k.device.Signs(k.id, alg.opts) {
 		err = errors.New("the key's device does not make such signatures")
 	}
 	return alg, err
 }
 
-// canDecrypt reports whether the key can decrypt an EncryptedPreMasterSecret.
-func (k key) canDecrypt() bool {
+// decrypts reports whether the key can decrypt an EncryptedPreMasterSecret.
+func (k key) decrypts() bool {
 	_, isRSA := k.public.(*rsa.PublicKey)
-	return isRSA && (k.device == nil || k.device.CanDecrypt(k.id))
+	return isRSA && (k.device == nil || k.device.Decrypts(k.id))
 }

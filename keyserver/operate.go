@@ -34,7 +34,7 @@ func parseOperation(req *ski.Request, k key, alg algorithm, algErr error, exchan
 		return parseEphemeral(req, k, alg, algErr, exchange)
 	}
 	if req.KeyExchange() == ski.MethodRSA {
-		if !k.canDecrypt() {
+		if !k.decrypts() {
 			return nil, errors.New("the key's device does not decrypt")
 		}
 		epms, err := parseEncryptedPreMasterSecret(req, pub)
