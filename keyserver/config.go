@@ -39,8 +39,10 @@ type Config struct {
 	// edges' certificates come from. Required.
 	ClientCA string `yaml:"client_ca"`
 	// Keys is the folder with the private keys of the sites; see LoadFolder.
-	// Required.
+	// Required, unless HSM has keys.
 	Keys string `yaml:"keys"`
+	// HSM has the keys on PKCS #11 tokens.
+	HSM HSMConfig `yaml:"hsm"`
 	// Policy is the policy file; see LoadPolicy. Required.
 	Policy string `yaml:"policy"`
 	// State is the file that keeps which edges are suspended; see
@@ -157,21 +159,25 @@ func LoadConfig(file string) (*Config, error) {
 }
 
 func (c *Config) check(doc *document) error {
-	if err := doc.checkWhole("$.rsa_workers", "$.max_in_flight"); err != nil {
+	if err := doc.checkWhole("$.rsa_workers", "$.max_in_flight", "$.hsm.max_sessions"); err != nil {
 		return err
 	}
 	for _, required := range []struct{ name, value string }{
 		{"certificate", c.Certificate},
 		{"key", c.Key},
 		{"client_ca", c.ClientCA},
-		{"keys", c.Keys},
 		{"policy", c.Policy},
 	} {
 		if required.value == "" {
 			return doc.errorAt("$."+required.name, "%q is missing", required.name)
 		}
 	}
+	if err := c.HSM.check(doc, c.Keys); err != nil {
+		return err
+	}
 	switch {
+	case c.Keys == "" && len(c.HSM.Keys) == 0:
+		return doc.errorAt("$", "both \"keys\" and \"hsm\" are missing: there is nothing to serve")
 	case !isListenAddress(c.Listen):
 		return doc.errorAt("$.listen", "%q is not HOST:PORT", c.Listen)
 	case c.CoAPSTCP != "" && !isListenAddress(c.CoAPSTCP):
@@ -232,7 +238,15 @@ func isLoopback(s string) bool {
 }
 
 func (c *Config) joinPaths(dir string) {
-	for _, p := range []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.PSK, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile} {
+	c.HSM.Dir = dir
+	paths := []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.PSK, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile}
+	for i := range c.HSM.Keys {
+		paths = append(paths, &c.HSM.Keys[i].Public)
+	}
+	for i := range c.HSM.Folders {
+		paths = append(paths, &c.HSM.Folders[i])
+	}
+	for _, p := range paths {
 		if *p != "" && *p != "-" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}

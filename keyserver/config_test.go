@@ -33,7 +33,7 @@ func TestConfigDefaults(t *testing.T) {
 	require.Equal(t, &Config{
 		Listen: ":5684", Path: "/ski",
 		Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem",
-		Keys: dir + "/keys", Policy: dir + "/policy.yaml",
+		Keys: dir + "/keys", HSM: HSMConfig{Dir: dir}, Policy: dir + "/policy.yaml",
 		Audit: AuditConfig{File: "-", CheckpointRecords: 1000, CheckpointInterval: Duration(time.Minute)}, RSAFailure: RSAFailureRandom,
 		MaxInFlight: 4096, ShutdownTimeout: Duration(10 * time.Second), Sandbox: SandboxAuto,
 		Log: LogConfig{Level: "info", Format: "text"},
@@ -107,8 +107,32 @@ log: {level: warn, format: json}
 	require.Len(t, key, 33)
 }
 
+func TestConfigOfAnHSM(t *testing.T) {
+	c, dir, err := loadConfig(t, strings.Replace(leastConfig, "keys: keys", `hsm:
+  keys:
+    - uri: pkcs11:token=sites?pin-source=file:pin
+    - {uri: 'pkcs11:token=other;object=www', name: www.example.com, public: www.pem}
+  max_sessions: 8
+  require_non_extractable: true
+  folders: [tokens, /etc/softhsm]
+  network: true`, 1))
+	require.NoError(t, err)
+	require.Equal(t, HSMConfig{
+		Keys: []HSMKey{
+			{URI: "pkcs11:token=sites?pin-source=file:pin"},
+			{URI: "pkcs11:token=other;object=www", Name: "www.example.com", Public: dir + "/www.pem"},
+		},
+		MaxSessions: 8, RequireNonExtractable: true, Folders: []string{dir + "/tokens", "/etc/softhsm"}, Network: true, Dir: dir,
+	}, c.HSM)
+}
+
 func TestConfigErrors(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
+		"no keys":         {strings.Replace(leastConfig, "keys: keys\n", "", 1), `ks.yaml:1:1: both "keys" and "hsm" are missing`},
+		"hsm without":     {leastConfig + "hsm:\n  max_sessions: 3\n", "ks.yaml:7:3: 'hsm' needs 'keys'"},
+		"hsm key":         {leastConfig + "hsm:\n  keys:\n    - name: www\n", "ks.yaml:8:7: a key needs a 'uri'"},
+		"hsm sessions":    {leastConfig + "hsm: {keys: [{uri: 'pkcs11:'}], max_sessions: 1.5}\n", "it is not a whole number"},
+		"hsm and files":   {leastConfig + "hsm:\n  keys: [{uri: 'pkcs11:'}]\n  require_non_extractable: true\n", "ks.yaml:8:28: the keys of the folder"},
 		"empty":           {"", "ks.yaml:1:1: the file is empty"},
 		"missing":         {strings.Replace(leastConfig, "policy: policy.yaml\n", "", 1), `ks.yaml:1:1: "policy" is missing`},
 		"null":            {strings.Replace(leastConfig, "policy.yaml", "", 1), `ks.yaml:5:1: "policy" has no value`},
