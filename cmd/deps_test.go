@@ -52,7 +52,7 @@ func TestOnlyMetricsImportPrometheus(t *testing.T) {
 		require.NoError(t, err)
 		for _, i := range f.Imports {
 			if strings.Contains(i.Path.Value, "prometheus") {
-				assert.Contains(t, []string{"metrics.go", "metrics_test.go"}, filepath.Base(file))
+				assert.Contains(t, []string{"metrics.go", "metrics_token.go", "metrics_test.go", "metrics_token_test.go"}, filepath.Base(file))
 			}
 		}
 	}

@@ -1,0 +1,62 @@
+package keyserver
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// TokenState is the state of a token with keys.
+type TokenState struct {
+	// Module is the PKCS #11 module, Token and Serial are the token's label and
+	// serial number.
+	Module, Token, Serial string
+	// Sessions is how many there can be, Open how many there are, Busy how many
+	// of them are in a call, and Stuck how many are in one that nobody waits for
+	// any more. Waiting is how many operations wait for one.
+	Sessions, Open, Busy, Stuck, Waiting int
+	// Err is why the token cannot be used now, or nil.
+	Err error
+}
+
+// TokenMetrics returns a collector of the states that the function returns,
+// which it calls whenever the metrics are asked for.
+func TokenMetrics(states func() []TokenState) prometheus.Collector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(metricsPrefix+"token_"+name, help, append([]string{"module", "token", "serial"}, labels...), nil)
+	}
+	return &tokenMetrics{
+		states:   states,
+		up:       desc("up", "1 if the token can be used, 0 if not."),
+		limit:    desc("sessions_limit", "Sessions that there can be with the token."),
+		sessions: desc("sessions", "Sessions with the token: idle, busy in a call, or stuck in one that nobody waits for.", "state"),
+		waiting:  desc("waiting", "Operations that wait for a session with the token."),
+	}
+}
+
+type tokenMetrics struct {
+	states                       func() []TokenState
+	up, limit, sessions, waiting *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (m *tokenMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{m.up, m.limit, m.sessions, m.waiting} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *tokenMetrics) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range m.states() {
+		gauge := func(d *prometheus.Desc, v int, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{s.Module, s.Token, s.Serial}, labels...)...)
+		}
+		up := 1
+		if s.Err != nil {
+			up = 0
+		}
+		gauge(m.up, up)
+		gauge(m.limit, s.Sessions)
+		gauge(m.sessions, s.Open-s.Busy-s.Stuck, "idle")
+		gauge(m.sessions, s.Busy, "busy")
+		gauge(m.sessions, s.Stuck, "stuck")
+		gauge(m.waiting, s.Waiting)
+	}
+}

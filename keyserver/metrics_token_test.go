@@ -1,0 +1,41 @@
+package keyserver
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+)
+
+func TestMetricsOfTokens(t *testing.T) {
+	m := TokenMetrics(func() []TokenState {
+		return []TokenState{
+			{Module: "/lib/hsm.so", Token: "sites", Serial: "1", Sessions: 16, Open: 5, Busy: 2, Stuck: 1, Waiting: 3},
+			{Module: "/lib/hsm.so", Token: "old", Serial: "2", Sessions: 4, Err: errors.New("pulled out")},
+		}
+	})
+	require.NoError(t, testutil.CollectAndCompare(m, strings.NewReader(`
+# HELP ski_keyserver_token_sessions Sessions with the token: idle, busy in a call, or stuck in one that nobody waits for.
+# TYPE ski_keyserver_token_sessions gauge
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="busy",token="sites"} 2
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="idle",token="sites"} 2
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="stuck",token="sites"} 1
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="2",state="busy",token="old"} 0
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="2",state="idle",token="old"} 0
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="2",state="stuck",token="old"} 0
+# HELP ski_keyserver_token_sessions_limit Sessions that there can be with the token.
+# TYPE ski_keyserver_token_sessions_limit gauge
+ski_keyserver_token_sessions_limit{module="/lib/hsm.so",serial="1",token="sites"} 16
+ski_keyserver_token_sessions_limit{module="/lib/hsm.so",serial="2",token="old"} 4
+# HELP ski_keyserver_token_up 1 if the token can be used, 0 if not.
+# TYPE ski_keyserver_token_up gauge
+ski_keyserver_token_up{module="/lib/hsm.so",serial="1",token="sites"} 1
+ski_keyserver_token_up{module="/lib/hsm.so",serial="2",token="old"} 0
+# HELP ski_keyserver_token_waiting Operations that wait for a session with the token.
+# TYPE ski_keyserver_token_waiting gauge
+ski_keyserver_token_waiting{module="/lib/hsm.so",serial="1",token="sites"} 3
+ski_keyserver_token_waiting{module="/lib/hsm.so",serial="2",token="old"} 0
+`)))
+}
