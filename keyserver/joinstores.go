@@ -82,10 +82,12 @@ func (s joinedStores) FailureKey(id ski.KeyID) (secret [32]byte, ok bool) {
 	return secret, false
 }
 
-// OnDevice implements DeviceKeyStore.
-func (s joinedStores) OnDevice(id ski.KeyID) bool {
-	store, ok := s[id].(DeviceKeyStore)
-	return ok && store.OnDevice(id)
+// Device implements DeviceKeyStore.
+func (s joinedStores) Device(id ski.KeyID) (device string, n int) {
+	if store, ok := s[id].(DeviceKeyStore); ok {
+		return store.Device(id)
+	}
+	return "", 0
 }
 
 // Signs implements DeviceKeyStore.

@@ -5,7 +5,11 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/tls"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -64,7 +68,7 @@ func TestJoinedStoresCannotShareAKeyOrAName(t *testing.T) {
 // not decrypt.
 type deviceStore struct{ testStore }
 
-func (deviceStore) OnDevice(ski.KeyID) bool { return true }
+func (deviceStore) Device(ski.KeyID) (string, int) { return "token", 2 }
 
 func (deviceStore) Signs(_ ski.KeyID, opts crypto.SignerOpts) bool {
 	_, pss := opts.(*rsa.PSSOptions)
@@ -123,4 +127,41 @@ func TestOperationsOfADeviceDoNotWaitForTheProcessors(t *testing.T) {
 	for range 2 {
 		assert.Empty(t, (<-answers).Error)
 	}
+}
+
+// hungDevice is a device whose operations never end.
+type hungDevice struct{ deviceStore }
+
+func (hungDevice) Sign(ctx context.Context, _ ski.KeyID, _ []byte, _ crypto.SignerOpts) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestADeviceThatHangsKeepsNoRequestWaiting(t *testing.T) {
+	s := newTestServer(t, hungDevice{deviceStore{testKeys()}})
+	s.schedule.patience = time.Millisecond
+	for range 3 { // one more than the device does at once
+		resp, rec := s.ask(edgePeer, grantedRequest(testKeys()))
+		assert.Equal(t, ski.UnspecifiedError, resp.Error)
+		assert.Equal(t, "operation failed, see the log", rec.Reason)
+	}
+}
+
+func TestADeviceDoesNoMoreAtOnceThanItCan(t *testing.T) {
+	s := newScheduler(0, 1)
+	k := key{device: deviceStore{}, at: place{"token", 2}}
+	var now, most atomic.Int64
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			assert.NoError(t, s.private(t.Context(), k, func(context.Context) error {
+				most.Store(max(most.Load(), now.Add(1)))
+				runtime.Gosched()
+				now.Add(-1)
+				return nil
+			}))
+		})
+	}
+	wg.Wait()
+	assert.LessOrEqual(t, most.Load(), int64(2))
 }

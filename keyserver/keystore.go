@@ -60,10 +60,10 @@ type FailureKeyStore interface {
 type DeviceKeyStore interface {
 	KeyStore
 
-	// OnDevice reports whether the key is in a device, whose operations wait in
-	// a queue of the store's own until their context ends. The Server then does
-	// not let them wait for its processors.
-	OnDevice(id ski.KeyID) bool
+	// Device returns what identifies the device that has the key, and how many
+	// operations the device does at once. The Server lets no more begin. n is 0
+	// for a key in memory.
+	Device(id ski.KeyID) (device string, n int)
 
 	// Signs reports whether Sign can be called with such opts, and Decrypts
 	// whether DecryptPreMasterSecret can be.
@@ -77,13 +77,16 @@ type key struct {
 	name   string
 	public crypto.PublicKey
 	device DeviceKeyStore // nil where the key is in memory
+	at     place          // of its operations
 }
 
 func lookup(store KeyStore, id ski.KeyID) (key, bool) {
 	name, public, ok := store.Lookup(id)
 	k := key{id: id, name: name, public: public}
-	if d, isDevice := store.(DeviceKeyStore); isDevice && ok && d.OnDevice(id) {
-		k.device = d
+	if d, isDevice := store.(DeviceKeyStore); isDevice && ok {
+		if k.at.device, k.at.parallel = d.Device(id); k.at.parallel > 0 {
+			k.device = d
+		}
 	}
 	return k, ok
 }

@@ -136,9 +136,9 @@ func TestNoRSAOperationWaitsForLong(t *testing.T) {
 	s := newScheduler(0, 1)
 	s.rsa.patience = time.Millisecond
 	working, done := make(chan struct{}), make(chan struct{})
-	go s.private(t.Context(), key{public: rsaPublic(testKeys())}, func() error { close(working); <-done; return nil })
+	go s.private(t.Context(), key{public: rsaPublic(testKeys())}, func(context.Context) error { close(working); <-done; return nil })
 	<-working
-	err := s.private(t.Context(), key{public: rsaPublic(testKeys())}, func() error { panic("done") })
+	err := s.private(t.Context(), key{public: rsaPublic(testKeys())}, func(context.Context) error { panic("done") })
 	require.ErrorIs(t, err, errOverloaded)
 	close(done)
 }

@@ -49,7 +49,7 @@ func (o *decryption) do(ctx context.Context, s *Server) (outcome, error) {
 	}
 	secret := append([]byte(nil), answer...)
 	defer clear(secret)
-	err = s.schedule.private(ctx, o.key, func() error {
+	err = s.schedule.private(ctx, o.key, func(ctx context.Context) error {
 		return s.keys.DecryptPreMasterSecret(ctx, o.key.id, o.epms.ciphertext, secret)
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rsa"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -13,24 +14,38 @@ import (
 // of the second for which clients wait.
 const DefaultMaxInFlight = 4096
 
-// rsaQueuePerWorker is how many RSA operations may wait for each one at work:
+// queuePerWorker is how many operations may wait for each one at work: with RSA
 // about 0.2 s with a modulus of 2048 bits, 1 s with 4096. It is far below
 // DefaultMaxInFlight, so that RSA cannot use up the room of the others.
-const rsaQueuePerWorker = 128
+const queuePerWorker = 128
 
-// rsaPatience is how long an RSA operation waits for its turn at most. An edge
-// gives a request ski.DefaultTimeout in all: it can still ask another key server.
-const rsaPatience = 2 * time.Second
+// maxQueue bounds them where many work at once, with the same purpose.
+const maxQueue = DefaultMaxInFlight / 4
+
+// patience is how long an operation waits for its turn at most, and a device
+// for the end of one. An edge gives a request ski.DefaultTimeout in all: it can
+// still ask another key server.
+const patience = 2 * time.Second
 
 // scheduler bounds the work that is done at once. Operations have two classes
 // of cost. The cheap ones, on elliptic curves, take less time than it takes to
 // hand them over, and run where they are. RSA operations take thirty times as
 // long, and run on a bounded number of goroutines, so that they leave a
-// processor for the others; and a bounded number of them waits.
+// processor for the others; and a bounded number of them waits. What a device
+// does waits for that device alone.
 type scheduler struct {
 	maxInFlight int64
 	inFlight    atomic.Int64
-	rsa         turns
+	rsa         *turns
+	devices     sync.Map // of *turns, by place
+	patience    time.Duration
+}
+
+// place is where operations are done: a device and how many it does at once.
+// The zero value stands for the processors.
+type place struct {
+	device   string
+	parallel int
 }
 
 // newScheduler takes 0 for the default.
@@ -43,8 +58,13 @@ func newScheduler(maxInFlight, rsaWorkers int) *scheduler {
 	}
 	return &scheduler{
 		maxInFlight: int64(maxInFlight),
-		rsa:         turns{free: rsaWorkers, maxWait: rsaQueuePerWorker * rsaWorkers, patience: rsaPatience},
+		rsa:         newTurns(rsaWorkers),
+		patience:    patience,
 	}
+}
+
+func newTurns(parallel int) *turns {
+	return &turns{free: parallel, maxWait: min(queuePerWorker*parallel, maxQueue), patience: patience}
 }
 
 // enter reports whether one more request can be worked on; if so, leave has to
@@ -68,20 +88,40 @@ func withEdge(ctx context.Context, name string) context.Context {
 	return context.WithValue(ctx, edgeKey{}, name)
 }
 
-// private runs an operation with the private half of pub. The RSA ones wait
-// for their turn, which they have by edge (withEdge). Where ctx ends before
-// that, the operation is not done, and the error is that of ctx; where too many
-// wait, or for too long, it is errOverloaded.
-func (s *scheduler) private(ctx context.Context, pub crypto.PublicKey, operation func() error) error {
-	if _, slow := pub.(*rsa.PublicKey); slow {
+// private runs an operation with a private key. The RSA ones, and all that a
+// device does, wait for their turn, which they have by edge (withEdge). Where
+// ctx ends before that, the operation is not done, and the error is that of
+// ctx; where too many wait, or for too long, it is errOverloaded.
+func (s *scheduler) private(ctx context.Context, k key, operation func(context.Context) error) error {
+	if t := s.turnsFor(k); t != nil {
 		edge, _ := ctx.Value(edgeKey{}).(string)
-		if err := s.rsa.begin(ctx, edge); err != nil {
+		if err := t.begin(ctx, edge); err != nil {
 			return err
 		}
-		defer s.rsa.end()
+		defer t.end()
 	}
 	if err := ctx.Err(); err != nil { // A turn and the end of ctx can come together.
 		return err
 	}
-	return operation()
+	if k.device == nil {
+		return operation(ctx)
+	}
+	limited, cancel := context.WithTimeout(ctx, s.patience)
+	defer cancel()
+	return operation(limited)
+}
+
+// turnsFor returns nil for an operation that is done at once.
+func (s *scheduler) turnsFor(k key) *turns {
+	if k.device != nil {
+		t, ok := s.devices.Load(k.at)
+		if !ok { // There are as many as devices.
+			t, _ = s.devices.LoadOrStore(k.at, newTurns(k.at.parallel))
+		}
+		return t.(*turns)
+	}
+	if _, slow := k.public.(*rsa.PublicKey); slow {
+		return s.rsa
+	}
+	return nil
 }

@@ -298,7 +298,7 @@ func TestRSAQueueIsBounded(t *testing.T) {
 		s := newTestServer(t, store, func(o *Options) { o.RSAWorkers = 2 })
 		req := &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: make([]byte, 256)}
 		var wg sync.WaitGroup
-		for range 2 + 2*rsaQueuePerWorker {
+		for range 2 + 2*queuePerWorker {
 			wg.Go(func() { s.ServeSKI(t.Context(), edgePeer, req) })
 		}
 		synctest.Wait()
@@ -321,7 +321,7 @@ func TestNothingIsDoneForACallerWhoHasGone(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 100 { // select is free to choose
-		err := s.private(ctx, key{public: rsaPublic(testKeys())}, func() error { panic("done") })
+		err := s.private(ctx, key{public: rsaPublic(testKeys())}, func(context.Context) error { panic("done") })
 		require.ErrorIs(t, err, context.Canceled)
 	}
 	require.Equal(t, 1, s.rsa.free)

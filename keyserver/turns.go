@@ -9,8 +9,8 @@ import (
 )
 
 // errOverloaded says that an operation was not done because too many wait for
-// the same processors.
-var errOverloaded = errors.New("too many RSA operations wait")
+// the same processors or device.
+var errOverloaded = errors.New("too many operations wait")
 
 // turns lets a bounded number of operations work at once and a bounded number
 // wait. Among the edges whose operations wait it goes round, one of each; those
