@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	"ski/skitest": {"ski", "github.com/fxamacker/cbor/v2"},
 	"keyserver": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
 		"github.com/fsnotify/fsnotify"},
+	"hsm":        {"ski", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
 	"edgeserver": {"ski", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml"},
 }
 

@@ -1,0 +1,234 @@
+package hsm
+
+import (
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// DefaultMaxSessions is how many sessions are opened with a token.
+const DefaultMaxSessions = 16
+
+// Config says which keys a Store has. Its zero value has none.
+type Config struct {
+	// Keys are the keys, at least one.
+	Keys []Key
+	// MaxSessions is how many sessions there are with a token, and so how many
+	// operations it does at once. Default 0: DefaultMaxSessions. A token that
+	// has fewer sets its own limit.
+	MaxSessions int
+	// RequireNonExtractable refuses every key but those with CKA_SENSITIVE true
+	// and CKA_EXTRACTABLE false, which nobody can get off the token.
+	RequireNonExtractable bool
+	// Dir is what relative paths are relative to. Default: the working folder.
+	Dir string
+	// Getenv returns the environment variables that pin-source=env:NAME and
+	// pin-source=credential:NAME (CREDENTIALS_DIRECTORY) ask for, as os.Getenv
+	// does. Default nil: there are none.
+	Getenv func(string) string
+	// Logger is told of tokens that fail and come back. Default: nobody.
+	Logger *slog.Logger
+}
+
+// Key names one key, or all key pairs of a token.
+type Key struct {
+	// URI is a PKCS #11 URI (RFC 7512) that fits exactly one token.
+	URI string
+	// Name is what policies and logs call the key. Default: its CKA_LABEL, or
+	// the hexadecimal digits of its CKA_ID where it has no label. Only for a URI
+	// that names one key.
+	Name string
+	// PublicKey is a PEM file whose first certificate or public key is the
+	// public half. Default: that which the token has. Only for a URI that names
+	// one key.
+	PublicKey string
+}
+
+// KeyInfo describes a key of a token.
+type KeyInfo struct {
+	// ID is the SPKI fingerprint; zero where the public half is not known.
+	ID ski.KeyID `json:"spki"`
+	// Name is what policies call the key.
+	Name string `json:"name"`
+	// Type is ec-p256, ec-p384, ec-p521, ed25519 or rsa-N with N the modulus'
+	// length in bits.
+	Type string `json:"type"`
+	// Public is the public half.
+	Public crypto.PublicKey `json:"-"`
+
+	// URI names this one key, with module-path and without a PIN.
+	URI string `json:"uri"`
+	// Module, Token, Serial and Slot say where the key lives.
+	Module string `json:"module"`
+	Token  string `json:"token"`
+	Serial string `json:"serial"`
+	Slot   uint   `json:"slot"`
+	// Label and CKAID are CKA_LABEL and CKA_ID, the latter in hexadecimal.
+	Label string `json:"label"`
+	CKAID string `json:"id"`
+
+	// Signs and Decrypts say what the token lets the key do. Decrypts also
+	// needs a token with raw RSA.
+	Signs    bool `json:"signs"`
+	Decrypts bool `json:"decrypts"`
+
+	// What the token says of how well it keeps the key (PKCS #11, "Private key
+	// objects"). A token that does not say is taken at its worst.
+	Sensitive        bool `json:"sensitive"`
+	AlwaysSensitive  bool `json:"always_sensitive"`
+	Extractable      bool `json:"extractable"`
+	NeverExtractable bool `json:"never_extractable"`
+	Local            bool `json:"local"` // made on the token
+
+	// Certificates are those on the token with this public key.
+	Certificates []*x509.Certificate `json:"-"`
+	// Problem says why a Store would refuse the key; nil if it would not.
+	Problem error `json:"-"`
+}
+
+// Stats is the state of one token.
+type Stats struct {
+	// Module, Token and Serial say which.
+	Module, Token, Serial string
+	// Sessions is how many there can be, Open how many there are, Busy how many
+	// are in a call to the token, and Stuck how many are in one that nobody
+	// waits for any more.
+	Sessions, Open, Busy, Stuck int
+	// Err is why the token cannot be used at present, or nil.
+	Err error
+}
+
+// errNoKey is for a caller that has not asked Lookup.
+var errNoKey = errors.New("the key store has no such key")
+
+// checkName keeps the name of a key apart from the other two ways in which a
+// policy speaks of keys.
+func checkName(name string) error {
+	switch _, err := ski.ParseKeyID(name); {
+	case err == nil:
+		return fmt.Errorf("the name %q looks like a fingerprint: set another one with name", name)
+	case name == "", strings.Contains(name, "*"):
+		return fmt.Errorf("a key cannot have the name %q: set another one with name", name)
+	}
+	return nil
+}
+
+func (c *Config) logger() *slog.Logger {
+	if c.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return c.Logger
+}
+
+func (c *Config) path(name string) string {
+	if c.Dir == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(c.Dir, name)
+}
+
+// pin returns the PIN that the URI points at. ok is false where it has none.
+func (c *Config) pin(u *URI) (pin string, ok bool, err error) {
+	if u.pinValue != nil {
+		return *u.pinValue, true, nil
+	}
+	if u.PINSource == "" {
+		return "", false, nil
+	}
+	pin, err = c.pinFrom(u.PINSource)
+	if err == nil && pin == "" {
+		err = errors.New("the PIN is empty")
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("pin-source: %w", err)
+	}
+	return pin, true, nil
+}
+
+func (c *Config) pinFrom(source string) (string, error) {
+	kind, rest, ok := strings.Cut(source, ":")
+	if !ok && strings.HasPrefix(source, "/") { // RFC 7512, Section 2.4, lets a bare path be one
+		kind, rest = "file", source
+	}
+	switch kind {
+	case "file":
+		return readPIN(c.path(strings.TrimPrefix(rest, "//")), 0o077) // file:///etc/pin too
+	case "env":
+		value := c.getenv(rest)
+		if value == "" {
+			return "", fmt.Errorf("the environment variable %s is not set", rest)
+		}
+		return value, nil
+	case "credential":
+		// systemd.exec(5): names have no slash, and the folder is the unit's own.
+		dir := c.getenv("CREDENTIALS_DIRECTORY")
+		if dir == "" {
+			return "", fmt.Errorf("there are no credentials: the unit needs LoadCredential=%s:FILE", rest)
+		}
+		if rest == "" || rest == "." || rest == ".." || strings.Contains(rest, "/") {
+			return "", errors.New("the name of a credential has no slash")
+		}
+		// systemd lets the unit's user read by an ACL, which shows as a right of
+		// the group.
+		return readPIN(filepath.Join(dir, rest), 0o037)
+	}
+	return "", errors.New(`it is none of "file:PATH", "credential:NAME" and "env:NAME"`)
+}
+
+func (c *Config) getenv(name string) string {
+	if c.Getenv == nil || name == "" {
+		return ""
+	}
+	return c.Getenv(name)
+}
+
+// maxPIN bounds a PIN in bytes. Tokens have limits of their own below it.
+const maxPIN = 255
+
+// readPIN reads a PIN from a file that group and others do not have the
+// forbidden rights to.
+func readPIN(file string, forbidden fs.FileMode) (string, error) {
+	// A pipe would be waited for, and what is checked must be what is read.
+	f, err := openRegular(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if err := checkPrivate(file, f, forbidden); err != nil {
+		return "", err
+	}
+	buf := make([]byte, maxPIN+2)
+	defer clear(buf)
+	n, err := readFull(f, buf)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", file, err)
+	}
+	pin := strings.TrimSuffix(string(buf[:n]), "\n")
+	pin = strings.TrimSuffix(pin, "\r")
+	switch {
+	case len(pin) > maxPIN:
+		return "", fmt.Errorf("%s: a PIN has at most %d bytes", file, maxPIN)
+	case strings.ContainsAny(pin, "\n\x00"):
+		return "", fmt.Errorf("%s: it has more than one line", file)
+	}
+	return pin, nil
+}
+
+func openRegular(file string) (*os.File, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: it is not a regular file", file)
+	}
+	return os.Open(file)
+}

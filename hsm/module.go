@@ -1,0 +1,155 @@
+//go:build cgo
+
+package hsm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/miekg/pkcs11"
+)
+
+// module is the part of *pkcs11.Ctx that is used here. Tests put faults in
+// between.
+type module interface {
+	Initialize(...pkcs11.InitializeOption) error
+	Finalize() error
+	Destroy()
+	GetInfo() (pkcs11.Info, error)
+	GetSlotList(tokenPresent bool) ([]uint, error)
+	GetSlotInfo(slot uint) (pkcs11.SlotInfo, error)
+	GetTokenInfo(slot uint) (pkcs11.TokenInfo, error)
+	GetMechanismInfo(slot uint, m []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error)
+	OpenSession(slot, flags uint) (pkcs11.SessionHandle, error)
+	CloseSession(pkcs11.SessionHandle) error
+	CloseAllSessions(slot uint) error
+	GetSessionInfo(pkcs11.SessionHandle) (pkcs11.SessionInfo, error)
+	Login(s pkcs11.SessionHandle, user uint, pin string) error
+	FindObjectsInit(pkcs11.SessionHandle, []*pkcs11.Attribute) error
+	FindObjects(s pkcs11.SessionHandle, most int) ([]pkcs11.ObjectHandle, bool, error)
+	FindObjectsFinal(pkcs11.SessionHandle) error
+	GetAttributeValue(pkcs11.SessionHandle, pkcs11.ObjectHandle, []*pkcs11.Attribute) ([]*pkcs11.Attribute, error)
+	SignInit(pkcs11.SessionHandle, []*pkcs11.Mechanism, pkcs11.ObjectHandle) error
+	Sign(pkcs11.SessionHandle, []byte) ([]byte, error)
+	DecryptInit(pkcs11.SessionHandle, []*pkcs11.Mechanism, pkcs11.ObjectHandle) error
+	Decrypt(pkcs11.SessionHandle, []byte) ([]byte, error)
+	GenerateKeyPair(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, public, private []*pkcs11.Attribute) (pkcs11.ObjectHandle, pkcs11.ObjectHandle, error)
+}
+
+var _ module = (*pkcs11.Ctx)(nil)
+
+// loader loads the module in a file. It does not initialize it.
+type loader func(file string) (module, error)
+
+func loadModule(file string) (module, error) {
+	c := pkcs11.New(file)
+	if c == nil {
+		return nil, errors.New("it is not a PKCS #11 module that can be loaded here (a shared library of this architecture with C_GetFunctionList)")
+	}
+	return c, nil
+}
+
+// sharedModule is a module that is in use. C_Initialize is once per process and
+// module (PKCS #11, "C_Initialize"), however many stores there are.
+type sharedModule struct {
+	module
+	file  string       // the real path
+	users int          // guarded by modules
+	ours  atomic.Bool  // C_Finalize is for who has called C_Initialize
+	up    atomic.Int32 // sessions there are, with all its tokens
+
+	// A call holds calls for reading. It is held for writing while the module
+	// is not initialized, and only tried for: a call may hang.
+	calls sync.RWMutex
+}
+
+// modules are those of the process, by real path. The map is the process's
+// because C_Initialize is.
+var modules = struct {
+	sync.Mutex
+	byFile map[string]*sharedModule
+}{byFile: make(map[string]*sharedModule)}
+
+// acquireModule loads and initializes a module, or finds it loaded.
+func acquireModule(file string, load loader) (*sharedModule, error) {
+	file, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := os.Stat(file); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file")
+	}
+	modules.Lock()
+	defer modules.Unlock()
+	if m := modules.byFile[file]; m != nil {
+		m.users++
+		return m, nil
+	}
+	raw, err := load(file)
+	if err != nil {
+		return nil, err
+	}
+	m := &sharedModule{module: raw, file: file, users: 1}
+	if err := m.initialize(); err != nil {
+		raw.Destroy()
+		return nil, fmt.Errorf("C_Initialize: %w", err)
+	}
+	modules.byFile[file] = m
+	return m, nil
+}
+
+func (m *sharedModule) initialize() error {
+	err := m.Initialize()
+	if errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)) {
+		return nil // by another library in this process
+	}
+	if err == nil {
+		m.ours.Store(true)
+	}
+	return err
+}
+
+// restart ends the module and starts it again, unless somebody has a session.
+func (m *sharedModule) restart() error {
+	if !m.calls.TryLock() {
+		return errors.New("a call to it does not return")
+	}
+	defer m.calls.Unlock()
+	if m.up.Load() > 0 {
+		return errors.New("it works for another token")
+	}
+	if !m.ours.Load() {
+		return errors.New("another library has started it")
+	}
+	_ = m.Finalize() // An error says that there is nothing to end.
+	return m.initialize()
+}
+
+// release undoes acquireModule. While a call is stuck in the module it stays
+// loaded: its code must not be taken from under a thread.
+func (m *sharedModule) release() error {
+	modules.Lock()
+	defer modules.Unlock()
+	if m.users--; m.users > 0 {
+		return nil
+	}
+	if !m.calls.TryLock() {
+		m.users++ // for the thread that is in it
+		return fmt.Errorf("%s: a call to the module does not return: it stays loaded", m.file)
+	}
+	defer m.calls.Unlock()
+	delete(modules.byFile, m.file)
+	if m.ours.Load() {
+		if err := m.Finalize(); err != nil {
+			return fmt.Errorf("%s: C_Finalize: %w", m.file, err)
+		}
+	}
+	m.Destroy()
+	return nil
+}

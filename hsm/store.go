@@ -1,0 +1,330 @@
+//go:build cgo
+
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// closeTimeout is how long Close waits for calls to tokens.
+const closeTimeout = 5 * time.Second
+
+// Store is a key store on PKCS #11 tokens. It has the methods of the key
+// server's KeyStore, which may be called by many goroutines at once.
+type Store struct {
+	modules  []*sharedModule
+	tokens   []*token
+	keys     map[ski.KeyID]*privateKey
+	all      []*privateKey // in the order of the configuration
+	warnings []string
+}
+
+// Open logs in to the tokens and finds the keys. The error is one line, and
+// says which URI and what to do; it never contains a PIN. To each token there
+// is one attempt to log in.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	return open(ctx, cfg, loadModule, false)
+}
+
+// List returns every key that the URIs name, also those that Open would refuse,
+// with the reason in Problem. The error is one that no key can be listed for.
+func List(ctx context.Context, cfg Config) ([]KeyInfo, error) {
+	s, err := open(ctx, cfg, loadModule, true)
+	if err != nil {
+		return nil, err
+	}
+	return s.Keys(), s.Close()
+}
+
+func open(ctx context.Context, cfg Config, load loader, lenient bool) (_ *Store, err error) {
+	if len(cfg.Keys) == 0 {
+		return nil, errors.New("no PKCS #11 URI is given")
+	}
+	s := &Store{keys: make(map[ski.KeyID]*privateKey)}
+	defer func() {
+		if err != nil {
+			_ = s.Close() // The first error is the one that matters.
+		}
+	}()
+	var targets []*target
+	for _, key := range cfg.Keys { // the cheap mistakes first
+		t, err := newTarget(&cfg, key)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, t)
+	}
+	for _, t := range targets {
+		if err := s.connect(ctx, &cfg, t, load); err != nil {
+			return nil, fmt.Errorf("%s: %w", t.uri, err)
+		}
+	}
+	for _, t := range targets {
+		if err := s.addKeys(ctx, &cfg, t, lenient); err != nil {
+			return nil, fmt.Errorf("%s: %w", t.uri, err)
+		}
+	}
+	for _, t := range s.tokens {
+		t.start(t.limit - 1) // The first is there already.
+	}
+	return s, nil
+}
+
+// connect finds the target's token and logs in to it, unless another target has
+// done so already.
+func (s *Store) connect(ctx context.Context, cfg *Config, t *target, load loader) error {
+	if t.uri.HasPINValue() {
+		s.warn("%s: pin-value shows the PIN to whoever sees the URI: use pin-source", t.uri)
+	}
+	mod, err := s.module(ctx, t.uri.ModulePath, load)
+	if err != nil {
+		return err
+	}
+	var slot uint
+	var info pkcs11.TokenInfo
+	if err := within(ctx, func() (err error) { slot, info, err = slotOf(mod, t.uri); return err }); err != nil {
+		return err
+	}
+	for _, other := range s.tokens {
+		if other.mod == mod && other.is(info) && other.slotNow() == slot {
+			if t.hasPIN && other.login && t.pin != other.pin {
+				return fmt.Errorf("another URI gives %s another PIN: give each the same pin-source", other)
+			}
+			t.token = other
+			return nil
+		}
+	}
+	if err := checkLogin(info, t.hasPIN); err != nil {
+		return err
+	}
+	t.token = newToken(mod, slot, info, t.pin, cfg, false)
+	s.tokens = append(s.tokens, t.token)
+	if limit := cfg.MaxSessions; limit > t.token.limit {
+		s.warn("%s: the token has %d sessions and not %d", t.uri, t.token.limit, limit)
+	}
+	t.token.start(1)
+	return t.token.do(ctx, func(*session) error { return nil })
+}
+
+func (s *Store) module(ctx context.Context, file string, load loader) (*sharedModule, error) {
+	var mod *sharedModule
+	err := within(ctx, func() (err error) { mod, err = acquireModule(file, load); return err })
+	if err != nil {
+		return nil, fmt.Errorf("the module cannot be loaded: %w", err)
+	}
+	for _, other := range s.modules {
+		if other == mod {
+			return mod, mod.release() // once is enough
+		}
+	}
+	s.modules = append(s.modules, mod)
+	return mod, nil
+}
+
+// addKeys finds the target's keys. If it is lenient, it takes them with their
+// problems.
+func (s *Store) addKeys(ctx context.Context, cfg *Config, t *target, lenient bool) error {
+	var keys []*privateKey
+	err := t.token.do(ctx, func(session *session) error {
+		found, err := t.discover(session, cfg.RequireNonExtractable)
+		if err == nil {
+			keys = found
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if k.info.Problem == nil {
+			k.info.Problem = checkTogether(s.all, k)
+		}
+		if k.info.Problem != nil && !lenient {
+			return fmt.Errorf("the key %s: %w", k.describe(), k.info.Problem)
+		}
+		s.all = append(s.all, k)
+		if k.info.Problem != nil {
+			continue
+		}
+		s.keys[k.info.ID] = k
+		if k.noRaw {
+			s.warn("the key %q: the token has no raw RSA decryption (CKM_RSA_X_509): the method RSA is off for it", k.info.Name)
+		}
+		if _, ok := k.public.(*rsa.PublicKey); ok && k.info.Signs && !k.pss {
+			s.warn("the key %q: the token has no RSA-PSS (CKM_RSA_PKCS_PSS): it cannot be used with TLS 1.3", k.info.Name)
+		}
+		if k.info.Extractable || !k.info.Sensitive {
+			s.warn("the key %q can be taken off its token (CKA_EXTRACTABLE is true or CKA_SENSITIVE false): make one that cannot with skictl key generate", k.info.Name)
+		}
+	}
+	return nil
+}
+
+func (s *Store) warn(format string, args ...any) {
+	s.warnings = append(s.warnings, fmt.Sprintf(format, args...))
+}
+
+// Close ends the sessions and the modules. It waits a few seconds for calls
+// that are under way; a module that one is stuck in stays loaded, which the
+// error says.
+func (s *Store) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var errs []error
+	for _, t := range s.tokens {
+		errs = append(errs, t.close(ctx))
+	}
+	for _, m := range s.modules {
+		errs = append(errs, m.release())
+	}
+	s.tokens, s.modules = nil, nil
+	return errors.Join(errs...)
+}
+
+// Warnings returns what an operator should know at the start, one line each:
+// keys that cannot be used for all that they could be, and PINs and keys that
+// are not as well kept as they could be.
+func (s *Store) Warnings() []string { return s.warnings }
+
+// Keys describes the keys, in the order of the configuration.
+func (s *Store) Keys() []KeyInfo {
+	infos := make([]KeyInfo, 0, len(s.all))
+	for _, k := range s.all {
+		infos = append(infos, k.info)
+	}
+	return infos
+}
+
+// Stats returns the state of each token.
+func (s *Store) Stats() []Stats {
+	all := make([]Stats, 0, len(s.tokens))
+	for _, t := range s.tokens {
+		all = append(all, t.stats())
+	}
+	return all
+}
+
+// IDs returns the fingerprints of all keys, in no particular order.
+func (s *Store) IDs() []ski.KeyID {
+	ids := make([]ski.KeyID, 0, len(s.keys))
+	for id := range s.keys {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Lookup returns the name that policies call the key by and its public half.
+func (s *Store) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool) {
+	k, ok := s.keys[id]
+	if !ok {
+		return "", nil, false
+	}
+	return k.info.Name, k.public, true
+}
+
+// Decrypts reports whether DecryptPreMasterSecret works for a key: an RSA key
+// with CKA_DECRYPT, on a token with CKM_RSA_X_509.
+func (s *Store) Decrypts(id ski.KeyID) bool {
+	k, ok := s.keys[id]
+	return ok && k.info.Decrypts
+}
+
+// Sign signs digest as crypto.Signer does: opts is an *rsa.PSSOptions for
+// RSA-PSS and otherwise the crypto.Hash that made the digest (crypto.MD5SHA1
+// for the RSA signatures before TLS 1.2). With Ed25519, opts is crypto.Hash(0)
+// and digest the message itself.
+//
+// Every RSA signature is verified before it is returned: one that came out
+// wrong, by a fault in a token that computes with the Chinese remainder theorem,
+// gives away the private key (Boneh, DeMillo and Lipton, 1997), and verifying
+// costs a few hundredths of signing. A wrong ECDSA or Ed25519 signature does not
+// give the key away as easily and verifying it takes longer than many tokens
+// take to sign, so only the first of each key in each session is.
+func (s *Store) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	k, ok := s.keys[id]
+	if !ok {
+		return nil, errNoKey
+	}
+	sig, err := k.newSignature(digest, opts)
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	if err := k.token.do(ctx, func(s *session) (err error) { out, err = sig.make(s); return err }); err != nil {
+		return nil, err
+	}
+	if _, ok := k.public.(*rsa.PublicKey); ok && !sig.verify(out) {
+		k.token.log.Error("an HSM made a wrong signature, which is kept back", "key", k.info.Name, "token", k.token.label, "serial", k.token.serial)
+		return nil, errWrongSignature
+	}
+	return out, nil
+}
+
+// DecryptPreMasterSecret decrypts an EncryptedPreMasterSecret, which is as long
+// as the modulus and below it, with RSAES-PKCS1-v1_5 (RFC 8017, Section 7.2.2)
+// into secret, which has ski.PreMasterSecretLen bytes. The caller has filled
+// secret with what is to be there otherwise: it is overwritten only where the
+// padding is right and the plaintext as long as secret. Neither time nor error
+// tells whether it was, as far as that is in the hands of this process.
+func (s *Store) DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, ciphertext, secret []byte) error {
+	k, ok := s.keys[id]
+	if !ok {
+		return errNoKey
+	}
+	if !k.info.Decrypts {
+		return fmt.Errorf("the key %q cannot decrypt: the token does not let it, or has no raw RSA decryption (CKM_RSA_X_509)", k.info.Name)
+	}
+	pub := k.public.(*rsa.PublicKey)
+	if len(ciphertext) != pub.Size() || new(big.Int).SetBytes(ciphertext).Cmp(pub.N) >= 0 {
+		return errors.New("the ciphertext is not below the modulus")
+	}
+	ciphertext = bytes.Clone(ciphertext) // The call may outlast this one.
+	var raw []byte
+	err := k.token.do(ctx, func(s *session) (err error) {
+		raw, err = k.decryptRaw(s, ciphertext)
+		if ctx.Err() != nil { // Nobody waits for it.
+			clear(raw)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer clear(raw)
+	return unpadPreMasterSecret(raw, pub.Size(), secret)
+}
+
+// Signer returns a key as a crypto.Signer, for what crypto/x509 signs. Its Sign
+// works as long as ctx does.
+func (s *Store) Signer(ctx context.Context, id ski.KeyID) (crypto.Signer, error) {
+	k, ok := s.keys[id]
+	if !ok {
+		return nil, errNoKey
+	}
+	return &signer{ctx: ctx, store: s, id: id, public: k.public}, nil
+}
+
+type signer struct {
+	ctx    context.Context
+	store  *Store
+	id     ski.KeyID
+	public crypto.PublicKey
+}
+
+func (s *signer) Public() crypto.PublicKey { return s.public }
+
+func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s.store.Sign(s.ctx, s.id, digest, opts)
+}
