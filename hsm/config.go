@@ -100,8 +100,8 @@ type Stats struct {
 	Module, Token, Serial string
 	// Sessions is how many there can be, Open how many there are, Busy how many
 	// are in a call to the token, and Stuck how many are in one that nobody
-	// waits for any more.
-	Sessions, Open, Busy, Stuck int
+	// waits for any more. Waiting is how many requests wait for a session.
+	Sessions, Open, Busy, Stuck, Waiting int
 	// Err is why the token cannot be used at present, or nil.
 	Err error
 }

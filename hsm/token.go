@@ -44,6 +44,7 @@ type token struct {
 	workers sync.WaitGroup
 
 	up    atomic.Int32 // sessions there are
+	wait  atomic.Int32 // jobs in the queue
 	busy  atomic.Int32 // workers in a call
 	stuck atomic.Int32 // those of them whose job nobody waits for
 	// epoch changes when something has happened that may have ended all
@@ -58,8 +59,9 @@ type token struct {
 	pause    time.Duration // 0 while the token works
 	next     time.Time     // when it may be tried again
 	err      error         // why it does not work
-	failures int
-	refused  error // the PIN is wrong: it is not tried again
+	failures int           // in a row
+	inUse    bool          // a job failed, and not an attempt to open a session
+	refused  error         // the PIN is wrong: it is not tried again
 }
 
 // job is one use of a session.
@@ -119,18 +121,29 @@ func (t *token) start(size int) {
 // the latter case run may go on: what it writes must be its own.
 func (t *token) do(ctx context.Context, run func(*session) error) error {
 	j := &job{ctx: ctx, run: run, done: make(chan error, 1)}
-	select {
-	case t.jobs <- j:
-	case <-ctx.Done():
-		return fmt.Errorf("%s: no session free: %w", t, ctx.Err())
-	case <-t.stop:
-		return errClosed
+	if err := t.enqueue(j); err != nil {
+		return err
 	}
 	select {
 	case err := <-j.done:
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("%s: no answer: %w", t, ctx.Err())
+	}
+}
+
+// enqueue waits in the queue. Those who wait to send on a channel are served in
+// the order they came in.
+func (t *token) enqueue(j *job) error {
+	t.wait.Add(1)
+	defer t.wait.Add(-1)
+	select {
+	case t.jobs <- j:
+		return nil
+	case <-j.ctx.Done():
+		return fmt.Errorf("%s: no session free: %w", t, j.ctx.Err())
+	case <-t.stop:
+		return errClosed
 	}
 }
 
@@ -141,9 +154,10 @@ func (t *token) String() string { return fmt.Sprintf("token %q (serial %s)", t.l
 
 // worker serves a token's queue with one session.
 type worker struct {
-	t    *token
-	s    *session  // nil: none, or lost
-	next time.Time // when it may try to get one, while others have
+	t     *token
+	s     *session      // nil: none, or lost
+	pause time.Duration // between two attempts to get one, while others have
+	next  time.Time
 }
 
 func (w *worker) serve() {
@@ -201,16 +215,15 @@ func (w *worker) do(j *job) {
 	err := w.ready()
 	if err == nil {
 		if err = w.run(j); isLost(err) && j.ctx.Err() == nil {
-			if err = w.ready(); err == nil {
-				err = w.run(j)
-			}
-			if isLost(err) {
-				t.failed(err)
+			if ready := w.ready(); ready != nil {
+				err = ready
+			} else if err = w.run(j); isLost(err) && err != errEpoch {
+				t.failed(err, true)
 			}
 		}
 	}
 	if err == nil {
-		t.works()
+		t.works(true)
 	}
 	j.done <- err
 }
@@ -260,10 +273,13 @@ func (w *worker) ready() error {
 	}
 	s, err := w.t.open()
 	if err != nil {
-		w.next = time.Now().Add(lastPause)
+		if now := time.Now(); !now.Before(w.next) {
+			w.pause = min(max(2*w.pause, firstPause), lastPause)
+			w.next = now.Add(w.pause)
+		}
 		return err
 	}
-	w.s = s
+	w.s, w.pause, w.next = s, 0, time.Time{}
 	return nil
 }
 
@@ -324,15 +340,16 @@ func (t *token) open() (*session, error) {
 	t.mod.calls.RUnlock()
 	switch {
 	case err == nil:
-		t.works()
+		t.works(false)
 		return s, nil
 	case isPINError(err):
 		return nil, t.refuse(err)
 	}
-	if t.up.Load() > 0 { // The token has fewer sessions to give than it said.
-		t.log.Warn("an HSM gives fewer sessions than asked for", "token", t.label, "serial", t.serial, "sessions", t.up.Load(), "error", err)
+	if up := t.up.Load(); up > 0 && errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)) {
+		// Other processes have some of the token's sessions.
+		t.log.Warn("an HSM gives fewer sessions than asked for", "token", t.label, "serial", t.serial, "sessions", up)
 	} else {
-		t.failed(err)
+		t.failed(err, false)
 	}
 	return nil, fmt.Errorf("%s: %w", t, err)
 }
@@ -413,26 +430,33 @@ func (t *token) logIn(s *session) error {
 	return nil
 }
 
-// failed notes that the token does not work and sets the pause.
-func (t *token) failed(err error) {
+// failed notes that the token does not work and sets the pause. Those who fail
+// during the pause have begun before it and do not make it longer.
+func (t *token) failed(err error, inUse bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.err == nil {
 		t.log.Error("an HSM does not work", "token", t.label, "serial", t.serial, "module", t.mod.file, "error", err)
 	}
-	t.pause = min(max(2*t.pause, firstPause), lastPause)
-	t.next = time.Now().Add(t.pause)
 	t.err = err
-	t.failures++
+	t.inUse = t.inUse || inUse
+	if now := time.Now(); !now.Before(t.next) {
+		t.pause = min(max(2*t.pause, firstPause), lastPause)
+		t.next = now.Add(t.pause)
+		t.failures++
+	}
 }
 
-func (t *token) works() {
+// works notes that a session was opened or that a job succeeded. If jobs have
+// failed, only a job can show that the token works again.
+func (t *token) works(inUse bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.err != nil {
-		t.log.Info("an HSM works again", "token", t.label, "serial", t.serial, "module", t.mod.file)
+	if t.err == nil || t.inUse && !inUse {
+		return
 	}
-	t.err, t.pause, t.failures = nil, 0, 0
+	t.log.Info("an HSM works again", "token", t.label, "serial", t.serial, "module", t.mod.file)
+	t.err, t.pause, t.next, t.failures, t.inUse = nil, 0, time.Time{}, 0, false
 }
 
 // refuse notes that the token does not take the PIN. It is not tried again:
@@ -474,7 +498,7 @@ func (t *token) stats() Stats {
 	}
 	return Stats{
 		Module: t.mod.file, Token: t.label, Serial: strings.TrimSpace(t.serial), Sessions: t.size,
-		Open: int(t.up.Load()), Busy: int(t.busy.Load()), Stuck: int(t.stuck.Load()), Err: err,
+		Open: int(t.up.Load()), Busy: int(t.busy.Load()), Stuck: max(0, int(t.stuck.Load())), Waiting: int(t.wait.Load()), Err: err,
 	}
 }
 
