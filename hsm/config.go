@@ -114,9 +114,9 @@ var errNoKey = errors.New("the key store has no such key")
 func checkName(name string) error {
 	switch _, err := ski.ParseKeyID(name); {
 	case err == nil:
-		return fmt.Errorf("the name %q looks like a fingerprint: set another one with name", name)
+		return fmt.Errorf("the name %q looks like a fingerprint: choose another", name)
 	case name == "", strings.Contains(name, "*"):
-		return fmt.Errorf("a key cannot have the name %q: set another one with name", name)
+		return fmt.Errorf("a key cannot have the name %q: choose another", name)
 	}
 	return nil
 }

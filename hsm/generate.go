@@ -14,7 +14,7 @@ import (
 // Generate makes a key pair on the token of cfg's one URI, whose object is the
 // label of the new pair, and which no other private key has. Nobody can get the
 // private key off the token: it is sensitive and not extractable, from its first
-// moment on. id is the CKA_ID; without it, it is 16 random bytes.
+// moment on. The URI's id becomes the CKA_ID; without one, it is 16 random bytes.
 func Generate(ctx context.Context, cfg Config, template Template) (KeyInfo, error) {
 	if len(cfg.Keys) != 1 {
 		return KeyInfo{}, errors.New("one PKCS #11 URI is needed")
@@ -29,6 +29,9 @@ func Generate(ctx context.Context, cfg Config, template Template) (KeyInfo, erro
 	}
 	if t.uri.Object == nil || *t.uri.Object == "" {
 		return KeyInfo{}, fmt.Errorf("%s: it has no object: say what the key is to be called", t.uri)
+	}
+	if err := checkName(*t.uri.Object); err != nil {
+		return KeyInfo{}, fmt.Errorf("%s: %w", t.uri, err)
 	}
 	s := new(Store)
 	defer s.Close()

@@ -236,6 +236,8 @@ func (k *privateKey) decryptRaw(s *session, ciphertext []byte) ([]byte, error) {
 	return raw, nil
 }
 
+var errMisfit = errors.New("its public half does not fit: the token's public key or certificate with the same id, or the PEM file, is of another key")
+
 // prove has the private key show that it belongs to its public half.
 func (k *privateKey) prove(s *session) error {
 	if k.info.Signs {
@@ -254,8 +256,8 @@ func (k *privateKey) prove(s *session) error {
 			return err
 		}
 		out, err := sig.make(s)
-		if errors.Is(err, errWrongSignature) || err == nil && !sig.verify(out) {
-			return errors.New("its public half does not fit: the token's public key or certificate with the same id, or the PEM file, is of another key")
+		if errors.Is(err, errKeyGone) || errors.Is(err, errWrongSignature) || err == nil && !sig.verify(out) {
+			return errMisfit
 		}
 		if err != nil {
 			return fmt.Errorf("it cannot sign: %w", err)
@@ -273,6 +275,9 @@ func (k *privateKey) prove(s *session) error {
 		return err
 	}
 	raw, err := k.decryptRaw(s, ciphertext)
+	if errors.Is(err, errKeyGone) {
+		return errMisfit
+	}
 	if err != nil {
 		return fmt.Errorf("it cannot decrypt: %w", err)
 	}
@@ -281,7 +286,7 @@ func (k *privateKey) prove(s *session) error {
 		return err
 	}
 	if !bytes.Equal(got, want) {
-		return errors.New("its public half does not fit: what is encrypted with it, the token cannot decrypt")
+		return errMisfit
 	}
 	return nil
 }

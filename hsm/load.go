@@ -324,6 +324,11 @@ func (t *target) complete(s *session, k *privateKey, handle pkcs11.ObjectHandle,
 	} else if contextual {
 		return errors.New("it wants the PIN for each operation (CKA_ALWAYS_AUTHENTICATE), which is not supported")
 	}
+	if twins, err := s.findAll((&privateKey{ckaID: k.ckaID, label: k.labelUnlessID()}).template()...); err != nil {
+		return err
+	} else if len(twins) > 1 {
+		return fmt.Errorf("%d private keys of the token have this id, so that it is not known which is meant: give each its own (pkcs11-tool --set-id)", len(twins))
+	}
 	k.public = t.public
 	if k.public == nil {
 		if k.public, err = s.publicHalf(k, handle); err != nil {
@@ -336,11 +341,6 @@ func (t *target) complete(s *session, k *privateKey, handle pkcs11.ObjectHandle,
 	k.info.Public, k.info.Type = k.public, typeName(k.public)
 	if k.info.ID, err = ski.PublicKeyID(k.public); err != nil {
 		return err
-	}
-	if twins, err := s.findAll((&privateKey{ckaID: k.ckaID, label: k.labelUnlessID()}).template()...); err != nil {
-		return err
-	} else if len(twins) > 1 {
-		return fmt.Errorf("%d private keys of the token have this id, so that it is not known which is meant: give each its own (pkcs11-tool --set-id)", len(twins))
 	}
 	if err := t.mechanisms(s, k, kind); err != nil {
 		return err

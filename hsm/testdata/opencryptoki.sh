@@ -40,6 +40,7 @@ chmod -R 770 /var/lib/opencryptoki /run/lock/opencryptoki
 
 end() {
 	pid=$(cat /run/pkcsslotd.pid) && kill "$pid"
+	rm -f /run/pkcsslotd.pid
 	if [ $OCK_STAGE = machine ]; then
 		find $state -type f -delete
 	fi
