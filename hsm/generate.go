@@ -159,6 +159,7 @@ func (s *session) generate(g *generation, id, label []byte) error {
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
 		pkcs11.NewAttribute(pkcs11.CKA_VERIFY, g.Sign),
 		pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, g.Decrypt),
+		pkcs11.NewAttribute(pkcs11.CKA_WRAP, false),
 	}, g.public...)
 	private := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
@@ -169,6 +170,10 @@ func (s *session) generate(g *generation, id, label []byte) error {
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_SIGN, g.Sign),
 		pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, g.Decrypt),
+		// True unless said otherwise on some tokens, and as good as decrypting.
+		pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, false),
+		pkcs11.NewAttribute(pkcs11.CKA_SIGN_RECOVER, false),
+		pkcs11.NewAttribute(pkcs11.CKA_DERIVE, false),
 	}
 	_, _, err := s.GenerateKeyPair(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(g.mechanism, nil)}, public, private)
 	if errors.Is(err, pkcs11.Error(pkcs11.CKR_MECHANISM_INVALID)) {

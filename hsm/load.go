@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -319,6 +318,7 @@ func (t *target) complete(s *session, k *privateKey, handle pkcs11.ObjectHandle,
 	if err != nil {
 		return err
 	}
+	k.info.Decrypts = k.info.Decrypts && kind == pkcs11.CKK_RSA // Some tokens say so of every key.
 	if contextual, err := s.flag(handle, pkcs11.CKA_ALWAYS_AUTHENTICATE, false); err != nil {
 		return err
 	} else if contextual {
@@ -424,9 +424,6 @@ func (t *target) mechanisms(s *session, k *privateKey, kind uint) error {
 		}
 	}
 	allowed := k.info.Decrypts
-	if _, ok := k.public.(*rsa.PublicKey); !ok {
-		allowed = false
-	}
 	k.info.Decrypts = allowed && k.raw
 	switch {
 	case k.info.Signs || k.info.Decrypts:
