@@ -22,6 +22,12 @@ const (
 	lastPause  = 10 * time.Second
 )
 
+// queue is how many jobs of a token can wait without being noticed. A caller
+// that has put its job into the queue wakes up once, for the answer: waking up
+// for the start of the job too costs a tenth of what a fast token does. Those
+// who find the queue full wait before it, in order too.
+const queue = 4096
+
 // restartAfter is how many attempts in a row fail before the module itself is
 // ended and started again, which some need to find a token again that was away.
 const restartAfter = 4
@@ -39,7 +45,7 @@ type token struct {
 	limit  int // how many workers there are to be
 	log    *slog.Logger
 
-	jobs    chan *job
+	jobs    chan *job // first in, first out
 	stop    chan struct{}
 	workers sync.WaitGroup
 
@@ -54,6 +60,8 @@ type token struct {
 	opening sync.Mutex // one session after the other, and so one login
 	slot    atomic.Uint64
 
+	failing atomic.Bool // err is not nil
+
 	mu       sync.Mutex
 	size     int           // how many workers there are
 	pause    time.Duration // 0 while the token works
@@ -66,10 +74,20 @@ type token struct {
 
 // job is one use of a session.
 type job struct {
-	ctx  context.Context
-	run  func(*session) error
-	done chan error // with room for the answer, which nobody may wait for
+	ctx   context.Context
+	run   func(*session) error
+	done  chan error // with room for the answer, which nobody may wait for
+	state atomic.Int32
 }
+
+// The states of a job. It leaves each of the first two once: who takes it out is
+// the only one who does.
+const (
+	jobWaits int32 = iota
+	jobRuns
+	jobIsDone
+	jobIsGivenUp // by its caller
+)
 
 // session is a worker's session and what it knows of the keys.
 type session struct {
@@ -84,7 +102,7 @@ func newToken(mod *sharedModule, slot uint, info pkcs11.TokenInfo, pin string, c
 	t := &token{
 		mod: mod, label: info.Label, serial: info.SerialNumber, rw: rw, log: cfg.logger(),
 		login: info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0,
-		limit: DefaultMaxSessions, jobs: make(chan *job), stop: make(chan struct{}),
+		limit: DefaultMaxSessions, jobs: make(chan *job, queue), stop: make(chan struct{}),
 	}
 	t.slot.Store(uint64(slot))
 	if t.login {
@@ -121,30 +139,35 @@ func (t *token) start(size int) {
 // the latter case run may go on: what it writes must be its own.
 func (t *token) do(ctx context.Context, run func(*session) error) error {
 	j := &job{ctx: ctx, run: run, done: make(chan error, 1)}
-	if err := t.enqueue(j); err != nil {
-		return err
-	}
-	select {
-	case err := <-j.done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%s: no answer: %w", t, ctx.Err())
-	}
-}
-
-// enqueue waits in the queue. Those who wait to send on a channel are served in
-// the order they came in.
-func (t *token) enqueue(j *job) error {
 	t.wait.Add(1)
-	defer t.wait.Add(-1)
 	select {
 	case t.jobs <- j:
-		return nil
-	case <-j.ctx.Done():
-		return fmt.Errorf("%s: no session free: %w", t, j.ctx.Err())
+		select {
+		case err := <-j.done:
+			return err
+		case <-ctx.Done():
+		case <-t.stop:
+		}
+	case <-ctx.Done():
 	case <-t.stop:
-		return errClosed
 	}
+	return t.giveUp(j)
+}
+
+// giveUp is for a caller that waits no longer.
+func (t *token) giveUp(j *job) error {
+	what := "no answer"
+	switch {
+	case j.state.CompareAndSwap(jobWaits, jobIsGivenUp):
+		t.wait.Add(-1)
+		what = "no session free"
+	case j.state.CompareAndSwap(jobRuns, jobIsGivenUp):
+		t.stuck.Add(1)
+	}
+	if err := j.ctx.Err(); err != nil {
+		return fmt.Errorf("%s: %s: %w", t, what, err)
+	}
+	return errClosed
 }
 
 var errClosed = errors.New("the key store is closed")
@@ -179,11 +202,10 @@ func (w *worker) serve() {
 		case <-w.t.stop:
 			return
 		case j := <-jobs:
-			if err := j.ctx.Err(); err != nil { // Nobody waits for it.
-				j.done <- err
-				continue
+			if j.state.CompareAndSwap(jobWaits, jobRuns) { // Otherwise nobody waits for it.
+				w.t.wait.Add(-1)
+				w.do(j)
 			}
-			w.do(j)
 		case <-retry:
 			_ = w.ready()
 		}
@@ -205,13 +227,7 @@ func (w *worker) nextTry() (next time.Time, ok bool) {
 func (w *worker) do(j *job) {
 	t := w.t
 	t.busy.Add(1)
-	gaveUp := context.AfterFunc(j.ctx, func() { t.stuck.Add(1) })
-	defer func() {
-		if !gaveUp() {
-			t.stuck.Add(-1)
-		}
-		t.busy.Add(-1)
-	}()
+	defer t.busy.Add(-1)
 	err := w.ready()
 	if err == nil {
 		if err = w.run(j); isLost(err) && j.ctx.Err() == nil {
@@ -224,6 +240,9 @@ func (w *worker) do(j *job) {
 	}
 	if err == nil {
 		t.works(true)
+	}
+	if !j.state.CompareAndSwap(jobRuns, jobIsDone) {
+		t.stuck.Add(-1)
 	}
 	j.done <- err
 }
@@ -439,6 +458,7 @@ func (t *token) failed(err error, inUse bool) {
 		t.log.Error("an HSM does not work", "token", t.label, "serial", t.serial, "module", t.mod.file, "error", err)
 	}
 	t.err = err
+	t.failing.Store(true)
 	t.inUse = t.inUse || inUse
 	if now := time.Now(); !now.Before(t.next) {
 		t.pause = min(max(2*t.pause, firstPause), lastPause)
@@ -450,6 +470,9 @@ func (t *token) failed(err error, inUse bool) {
 // works notes that a session was opened or that a job succeeded. If jobs have
 // failed, only a job can show that the token works again.
 func (t *token) works(inUse bool) {
+	if !t.failing.Load() {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.err == nil || t.inUse && !inUse {
@@ -457,6 +480,7 @@ func (t *token) works(inUse bool) {
 	}
 	t.log.Info("an HSM works again", "token", t.label, "serial", t.serial, "module", t.mod.file)
 	t.err, t.pause, t.next, t.failures, t.inUse = nil, 0, time.Time{}, 0, false
+	t.failing.Store(false)
 }
 
 // refuse notes that the token does not take the PIN. It is not tried again:

@@ -6,6 +6,7 @@
 # Without the right to name spaces, as in most containers, root uses the machine's
 # own folders, if no token has ever been there, and empties them afterwards.
 set -eu
+PATH=$PATH:/usr/sbin
 
 if [ "${OCK_STAGE-}" = "" ]; then
 	if [ "$(id -u)" = 0 ]; then user=; else user=-Ur; fi
