@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"fmt"
 	"math/big"
 
 	"github.com/tlsski/tlsski/ski"
@@ -57,6 +58,19 @@ func decryptsLikeGo(ctx context.Context, store *Store, id ski.KeyID, pub *rsa.Pu
 		}
 		if !bytes.Equal(secret, want) {
 			return errors.New(name)
+		}
+		// What the comment of unpadPreMasterSecret says of the token.
+		length := 0
+		k := store.keys[id]
+		if err := k.token.do(ctx, func(s *session) error {
+			raw, err := k.decryptRaw(s, ciphertext)
+			length = len(raw)
+			return err
+		}); err != nil {
+			return err
+		}
+		if length != size {
+			return fmt.Errorf("%s: the token returned %d bytes of %d", name, length, size)
 		}
 	}
 	return nil

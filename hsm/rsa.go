@@ -44,7 +44,8 @@ var errRawLength = errors.New("the token's answer to a raw RSA decryption is lon
 // ones take, but the token, its driver and the copy have handled fewer bytes
 // then. A right padding has exactly one zero byte in front (0x00 0x02), so what
 // this could tell apart are plaintexts that begin with 0x00 from others, and
-// those have to be found one in 256 first. SoftHSM and NSS return all bytes.
+// those have to be found one in 256 first. SoftHSM and
+// opencryptoki return all bytes.
 func unpadPreMasterSecret(raw []byte, size int, secret []byte) error {
 	if size < minRawLen || len(secret) != ski.PreMasterSecretLen {
 		return errors.New("the modulus is too short for a PreMasterSecret")
