@@ -21,7 +21,7 @@ import (
 
 // BenchmarkPool compares what a Store makes of a token with what the token can
 // do: the bare C_SignInit and C_Sign, or C_DecryptInit and C_Decrypt, in as many
-// sessions. The two take turns of a few milliseconds, so that what drifts on the
+// sessions. The two take turns of a tenth of a second, so that what drifts on the
 // machine drifts for both. The Store has twice as many callers as sessions.
 //
 //	go test ./hsm -run '^$' -bench Pool -benchtime 20x
@@ -74,7 +74,7 @@ func BenchmarkPool(b *testing.B) {
 }
 
 // turn is how long one side works before the other does.
-const turn = 50 * time.Millisecond
+const turn = 100 * time.Millisecond
 
 func compare(b *testing.B, store *Store, k *privateKey, sessions int, bare func(*session, *foundKey) error, through func() error) {
 	t := k.token

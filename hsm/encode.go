@@ -1,31 +1,47 @@
 package hsm
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
-	"encoding/asn1"
 	"errors"
 	"fmt"
-	"math/big"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // ecdsaToDER makes an Ecdsa-Sig-Value (RFC 3279, Section 2.2.3) of the r and s
 // that CKM_ECDSA returns, each as long as the curve's order (PKCS #11,
 // "ECDSA").
 func ecdsaToDER(raw []byte, pub *ecdsa.PublicKey) ([]byte, error) {
-	order := pub.Curve.Params().N
-	n := (order.BitLen() + 7) / 8
+	n := (pub.Curve.Params().N.BitLen() + 7) / 8
 	if len(raw) != 2*n {
 		return nil, fmt.Errorf("the token's ECDSA signature has %d bytes, not %d", len(raw), 2*n)
 	}
-	var sig struct{ R, S *big.Int }
-	sig.R, sig.S = new(big.Int).SetBytes(raw[:n]), new(big.Int).SetBytes(raw[n:])
-	for _, v := range []*big.Int{sig.R, sig.S} {
-		if v.Sign() == 0 || v.Cmp(order) >= 0 {
-			return nil, errors.New("the token's ECDSA signature is out of range")
-		}
+	order := pub.Curve.Params().N.FillBytes(make([]byte, n))
+	b := cryptobyte.NewBuilder(make([]byte, 0, 2*n+16))
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		addInteger(b, raw[:n], order)
+		addInteger(b, raw[n:], order)
+	})
+	return b.Bytes()
+}
+
+// addInteger adds an INTEGER above 0 and below the order, without a big.Int,
+// which would take as long as all else that is done here for a signature.
+func addInteger(b *cryptobyte.Builder, v, order []byte) {
+	short := bytes.TrimLeft(v, "\x00")
+	if len(short) == 0 || bytes.Compare(v, order) >= 0 {
+		b.SetError(errors.New("the token's ECDSA signature is out of range"))
+		return
 	}
-	return asn1.Marshal(sig)
+	b.AddASN1(asn1.INTEGER, func(b *cryptobyte.Builder) {
+		if short[0]&0x80 != 0 {
+			b.AddUint8(0)
+		}
+		b.AddBytes(short)
+	})
 }
 
 // truncateDigest leaves the leftmost bits of a digest that ECDSA uses (FIPS

@@ -38,6 +38,14 @@ type foundKey struct {
 	proved bool // it has made a signature that fits the public half
 }
 
+// The mechanisms without parameters.
+var (
+	mechECDSA  = pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)
+	mechEdDSA  = pkcs11.NewMechanism(ckmEdDSA, nil)
+	mechPKCS1  = pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)
+	mechRawRSA = pkcs11.NewMechanism(pkcs11.CKM_RSA_X_509, nil)
+)
+
 var errKeyGone = errors.New("the key is not on the token any more")
 
 // find returns the handle that a key has in a session. It can be another one in
@@ -116,14 +124,14 @@ func (k *privateKey) newSignature(digest []byte, opts crypto.SignerOpts) (*signa
 		if sig.hash == 0 || sig.hash == crypto.MD5SHA1 {
 			return nil, errors.New("an ECDSA signature is made over a digest of one hash")
 		}
-		sig.mech = pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)
+		sig.mech = mechECDSA
 		sig.data = truncateDigest(sig.digest, pub)
 		return sig, nil
 	case ed25519.PublicKey:
 		if sig.hash != 0 {
 			return nil, errors.New("an Ed25519 signature is made over the message, not a digest")
 		}
-		sig.mech, sig.data = pkcs11.NewMechanism(ckmEdDSA, nil), sig.digest
+		sig.mech, sig.data = mechEdDSA, sig.digest
 		return sig, nil
 	}
 	if pss, ok := opts.(*rsa.PSSOptions); ok {
@@ -132,7 +140,7 @@ func (k *privateKey) newSignature(digest []byte, opts crypto.SignerOpts) (*signa
 	if !k.pkcs1 {
 		return nil, errors.New("the token has no RSA signatures with PKCS #1 v1.5 padding (CKM_RSA_PKCS)")
 	}
-	sig.mech = pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)
+	sig.mech = mechPKCS1
 	var err error
 	sig.data, err = digestInfo(sig.hash, sig.digest)
 	return sig, err
@@ -225,8 +233,7 @@ func (k *privateKey) decryptRaw(s *session, ciphertext []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_X_509, nil)}
-	if err := s.DecryptInit(s.handle, mech, f.handle); err != nil {
+	if err := s.DecryptInit(s.handle, []*pkcs11.Mechanism{mechRawRSA}, f.handle); err != nil {
 		return nil, fmt.Errorf("C_DecryptInit: %w", err)
 	}
 	raw, err := s.Decrypt(s.handle, ciphertext)
