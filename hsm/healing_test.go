@@ -356,7 +356,7 @@ func TestAStoreClosesWhileACallHangs(t *testing.T) {
 	assert.ErrorIs(t, err, errClosed)
 	close(hang)
 	tok.workers.Wait()
-	require.NoError(t, mod.release()) // for the tests that follow
+	require.NoError(t, mod.release(t.Context())) // for the tests that follow
 }
 
 // A wrong RSA signature would give the key away; it does not leave the store.

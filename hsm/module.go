@@ -3,12 +3,14 @@
 package hsm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -131,19 +133,26 @@ func (m *sharedModule) restart() error {
 	return m.initialize()
 }
 
-// release undoes acquireModule. While a call is stuck in the module it stays
-// loaded: its code must not be taken from under a thread.
-func (m *sharedModule) release() error {
-	modules.Lock()
-	defer modules.Unlock()
-	if m.users--; m.users > 0 {
+// release undoes acquireModule. The last user ends the module, once no call is
+// in it any more. If that does not come about before ctx ends, it stays loaded:
+// its code must not be taken from under a thread.
+func (m *sharedModule) release(ctx context.Context) error {
+	if m.leave() {
 		return nil
 	}
-	if !m.calls.TryLock() {
-		m.users++ // for the thread that is in it
-		return fmt.Errorf("%s: a call to the module does not return: it stays loaded", m.file)
+	for !m.calls.TryLock() {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s: a call to the module does not return: it stays loaded", m.file)
+		}
 	}
 	defer m.calls.Unlock()
+	modules.Lock()
+	defer modules.Unlock()
+	if m.users--; m.users > 0 { // Somebody has come meanwhile.
+		return nil
+	}
 	delete(modules.byFile, m.file)
 	if m.ours.Load() {
 		if err := m.Finalize(); err != nil {
@@ -152,4 +161,15 @@ func (m *sharedModule) release() error {
 	}
 	m.Destroy()
 	return nil
+}
+
+// leave takes one from the users, unless it is the last.
+func (m *sharedModule) leave() bool {
+	modules.Lock()
+	defer modules.Unlock()
+	if m.users == 1 {
+		return false
+	}
+	m.users--
+	return true
 }

@@ -126,7 +126,7 @@ func (s *Store) module(ctx context.Context, file string, load loader) (*sharedMo
 	}
 	for _, other := range s.modules {
 		if other == mod {
-			return mod, mod.release() // once is enough
+			return mod, mod.release(ctx) // once is enough
 		}
 	}
 	s.modules = append(s.modules, mod)
@@ -187,7 +187,7 @@ func (s *Store) Close() error {
 		errs = append(errs, t.close(ctx))
 	}
 	for _, m := range s.modules {
-		errs = append(errs, m.release())
+		errs = append(errs, m.release(ctx))
 	}
 	s.tokens, s.modules = nil, nil
 	return errors.Join(errs...)
