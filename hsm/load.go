@@ -397,7 +397,7 @@ func (s *session) publicHalf(k *privateKey, handle pkcs11.ObjectHandle) (crypto.
 	if pub, err := s.publicKey(handle); err != nil || pub != nil {
 		return pub, err
 	}
-	return nil, errors.New("the token has neither a public key nor a certificate with the same id: put one there, or name a PEM file with public_key")
+	return nil, errors.New("the token has neither a public key nor a certificate with the same id: put one there, or name a PEM file that has it")
 }
 
 // mechanisms finds out what the token can do with the key.

@@ -45,6 +45,12 @@ func (*Store) IDs() []ski.KeyID { return nil }
 // Lookup finds nothing.
 func (*Store) Lookup(ski.KeyID) (string, crypto.PublicKey, bool) { return "", nil, false }
 
+// OnDevice returns false.
+func (*Store) OnDevice(ski.KeyID) bool { return false }
+
+// Signs returns false.
+func (*Store) Signs(ski.KeyID, crypto.SignerOpts) bool { return false }
+
 // Decrypts returns false.
 func (*Store) Decrypts(ski.KeyID) bool { return false }
 

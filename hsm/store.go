@@ -234,6 +234,28 @@ func (s *Store) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool
 	return k.info.Name, k.public, true
 }
 
+// OnDevice reports whether the store has the key: all of its keys are on tokens,
+// and operations wait in the token's queue.
+func (s *Store) OnDevice(id ski.KeyID) bool {
+	_, ok := s.keys[id]
+	return ok
+}
+
+// Signs reports whether Sign works for a key with such opts: the token may lack
+// the mechanism, or not let the key sign.
+func (s *Store) Signs(id ski.KeyID, opts crypto.SignerOpts) bool {
+	k, ok := s.keys[id]
+	if !ok {
+		return false
+	}
+	var digest []byte
+	if _, known := digestInfoPrefix[opts.HashFunc()]; known {
+		digest = make([]byte, opts.HashFunc().Size())
+	}
+	_, err := k.newSignature(digest, opts)
+	return err == nil
+}
+
 // Decrypts reports whether DecryptPreMasterSecret works for a key: an RSA key
 // with CKA_DECRYPT, on a token with CKM_RSA_X_509.
 func (s *Store) Decrypts(id ski.KeyID) bool {
