@@ -45,8 +45,8 @@ func (*Store) IDs() []ski.KeyID { return nil }
 // Lookup finds nothing.
 func (*Store) Lookup(ski.KeyID) (string, crypto.PublicKey, bool) { return "", nil, false }
 
-// OnDevice returns false.
-func (*Store) OnDevice(ski.KeyID) bool { return false }
+// Device finds nothing.
+func (*Store) Device(ski.KeyID) (string, int) { return "", 0 }
 
 // Signs returns false.
 func (*Store) Signs(ski.KeyID, crypto.SignerOpts) bool { return false }

@@ -234,11 +234,15 @@ func (s *Store) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool
 	return k.info.Name, k.public, true
 }
 
-// OnDevice reports whether the store has the key: all of its keys are on tokens,
-// and operations wait in the token's queue.
-func (s *Store) OnDevice(id ski.KeyID) bool {
-	_, ok := s.keys[id]
-	return ok
+// Device returns what identifies the token that has the key, and how many
+// operations there are with it at once: its sessions. n is 0 where the store
+// does not have the key.
+func (s *Store) Device(id ski.KeyID) (device string, n int) {
+	k, ok := s.keys[id]
+	if !ok {
+		return "", 0
+	}
+	return k.info.Module + " " + k.token.serial + " " + k.token.label, k.token.limit
 }
 
 // Signs reports whether Sign works for a key with such opts: the token may lack
