@@ -61,6 +61,9 @@ func (p *parts) summary(out io.Writer, file string) error {
 	if p.psks != nil {
 		row("psk", fmt.Sprintf("%s, %d keys", p.cfg.PSK, p.psks.Len()))
 	}
+	for _, t := range p.keys.Tokens() {
+		row("token", fmt.Sprintf("%s, serial %s, %d sessions, %s", t.Token, t.Serial, t.Sessions, t.Module))
+	}
 	row("audit", p.cfg.Audit.File)
 	for _, one := range p.suspensions.All() {
 		row("suspended", fmt.Sprintf("%s, %s", one.Edge, one))
@@ -74,7 +77,7 @@ func (p *parts) summary(out io.Writer, file string) error {
 	row("EDGE", "KEY", "TYPE", "METHODS", "PROTOCOLS", "ALGORITHMS", "SERVER NAMES", "NETWORKS", "VALID", "LEGACY")
 	rights := p.policy.Rights()
 	for _, r := range rights {
-		_, pub, _ := p.keys.Lookup(r.Key)
+		_, pub, _ := p.keys.Store.Lookup(r.Key)
 		row(r.Edge, r.KeyName, keyType(pub), list(r.Methods, ""), list(r.Protocols, ""), algorithms(r),
 			list(r.ServerNames, "any"), list(texts(r.Networks), "any"), validity(r), list(r.Legacy, "-"))
 	}

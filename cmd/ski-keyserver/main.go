@@ -37,6 +37,15 @@ the default.
   client_ca: ca.pem          # who signs the edge servers' certificates
   keys: keys                 # folder of *.pem and *.key, each with one private
                              # key: PKCS#8, PKCS#1 or SEC 1, chmod 600
+  # hsm:                     # keys on PKCS#11 tokens, beside or instead of 'keys'
+  #   keys:                  # a URI without object and id: all keys of the token
+  #     - uri: "pkcs11:token=T;object=www.example.com?module-path=/usr/lib/m.so&pin-source=file:pin"
+  #       name:              # default: its label
+  #       public: www.pem    # its certificate or public key; default: the token's
+  #   max_sessions: 16       # operations at once, of each token
+  #   require_non_extractable: false     # refuses keys that can be copied
+  #   folders: []            # what modules read and write while it runs (sandbox)
+  #   network: false         # lets modules open TCP connections (sandbox)
   policy: policy.yaml
   # state:                   # file that keeps which edges are suspended
   # psk:                     # pre-shared keys, for edges without a certificate:
@@ -144,10 +153,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, err)
 	}
 	box := enterSandbox(cfg)
-	p, err := load(cfg)
+	log := cfg.Logger(stderr)
+	p, err := load(cfg, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
+	defer func() {
+		if err := p.close(); err != nil {
+			log.Error("the tokens were not closed", "error", err)
+		}
+	}()
 	if *check {
 		if err := p.tryOut(); err != nil {
 			return fail(stderr, err)
@@ -157,7 +172,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	}
-	return serve(p, box, stderr)
+	return serve(p, box, log, stderr)
 }
 
 func fail(stderr io.Writer, err error) int {

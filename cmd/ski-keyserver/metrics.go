@@ -10,17 +10,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/tlsski/tlsski/keyserver"
 )
 
 // serveMetrics answers GET /metrics and GET /healthz on an address until the
 // returned server is closed.
-func serveMetrics(addr string, m *keyserver.Metrics, health func() error, log *slog.Logger) (*http.Server, error) {
+func serveMetrics(addr string, health func() error, log *slog.Logger, metrics ...prometheus.Collector) (*http.Server, error) {
 	registry := prometheus.NewRegistry()
-	for _, c := range []prometheus.Collector{
-		m, collectors.NewGoCollector(), // not those of the process: the sandbox keeps /proc from it
-	} {
+	// Not those of the process: the sandbox keeps /proc from it.
+	for _, c := range append(metrics, collectors.NewGoCollector()) {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/keyserver"
 	"github.com/tlsski/tlsski/ski"
 )
@@ -16,7 +17,7 @@ type parts struct {
 	cfg         *keyserver.Config
 	certificate tls.Certificate
 	clientCAs   []*x509.Certificate
-	keys        *keyserver.MemoryStore
+	keys        *keyparts.Keys
 	policy      *keyserver.Policy
 	suspensions *keyserver.Suspensions
 	psks        *keyserver.PSKs        // nil for none
@@ -27,21 +28,26 @@ type parts struct {
 	metrics     *keyserver.Metrics
 }
 
-// load reads all files that the configuration names. It creates none.
-func load(cfg *keyserver.Config) (*parts, error) {
+// load reads all files that the configuration names, of which it creates none,
+// and logs in to the tokens. On success, close must be called.
+func load(cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
 	p := &parts{cfg: cfg}
-	var err error
+	defer func() {
+		if err != nil {
+			_ = p.close()
+		}
+	}()
 	if p.certificate, p.clientCAs, err = cfg.Identity(time.Now()); err != nil {
 		return nil, err
 	}
-	if p.keys, err = keyserver.LoadFolder(cfg.Keys); err != nil {
+	if p.keys, err = keyparts.OpenKeys(cfg, log); err != nil {
 		return nil, err
 	}
-	if name, _, ok := p.keys.Lookup(ski.CertificateKeyID(p.certificate.Leaf)); ok {
+	if name, _, ok := p.keys.Store.Lookup(ski.CertificateKeyID(p.certificate.Leaf)); ok {
 		return nil, fmt.Errorf("%s is the private key %q of a site too: an edge could sign as this key server, "+
 			"give the key server a key of its own", cfg.Key, name)
 	}
-	if p.policy, err = keyserver.LoadPolicy(cfg.Policy, p.keys); err != nil {
+	if p.policy, err = keyserver.LoadPolicy(cfg.Policy, p.keys.Store); err != nil {
 		return nil, err
 	}
 	if p.suspensions, err = keyserver.OpenSuspensions(cfg.State); err != nil {
@@ -57,7 +63,7 @@ func load(cfg *keyserver.Config) (*parts, error) {
 			return nil, err
 		}
 	}
-	if p.audit, err = loadAudit(cfg, p.keys); err != nil {
+	if p.audit, err = keyparts.LoadAudit(cfg, p.keys.Store); err != nil {
 		return nil, err
 	}
 	p.metrics = keyserver.NewMetrics(buildVersion())
@@ -69,10 +75,25 @@ func load(cfg *keyserver.Config) (*parts, error) {
 	return p, err
 }
 
+// close logs out of the tokens.
+func (p *parts) close() error {
+	if p.keys == nil {
+		return nil
+	}
+	return p.keys.Close()
+}
+
+// openAudit opens the audit log.
+func (p *parts) openAudit(log *slog.Logger) (*keyserver.AuditLog, error) {
+	o := p.audit
+	o.Logger = log
+	return keyserver.OpenAuditLog(o)
+}
+
 // newServer makes the key server.
 func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver.Server, error) {
 	return keyserver.New(keyserver.Options{
-		Keys:             p.keys,
+		Keys:             p.keys.Store,
 		Policy:           p.policy,
 		Audit:            audit,
 		AuditRequired:    p.cfg.Audit.Required,
@@ -91,7 +112,8 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 
 // warnings returns what the operator should know of.
 func (p *parts) warnings() []string {
-	warnings := append(p.cfg.Warnings(), p.policy.Warnings(time.Now())...)
+	warnings := append(p.cfg.Warnings(), p.keys.Warnings()...)
+	warnings = append(warnings, p.policy.Warnings(time.Now())...)
 	warnings = append(warnings, p.policy.MissingPSKs(p.psks)...)
 	if p.revocations != nil {
 		warnings = append(warnings, p.revocations.Warnings(time.Now())...)

@@ -42,7 +42,8 @@ func (s *sandbox) confine() {
 	// user's name, for who has used the admin socket.
 	_, _ = time.Now().Zone()
 	_, _ = user.Current()
-	s.note(confine(folders(s.cfg)))
+	read, write := folders(s.cfg)
+	s.note(confine(read, write, s.cfg.HSM.Folders, s.cfg.HSM.Network))
 }
 
 func (s *sandbox) note(inForce string, err error) {

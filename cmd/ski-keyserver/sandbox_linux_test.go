@@ -167,7 +167,7 @@ func trySandbox() {
 		}()
 		<-ready
 	}
-	if _, err := confine([]string{filepath.Join(dir, "read")}, []string{filepath.Join(dir, "write")}); err != nil {
+	if _, err := confine([]string{filepath.Join(dir, "read")}, []string{filepath.Join(dir, "write")}, nil, false); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

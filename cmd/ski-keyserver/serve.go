@@ -11,12 +11,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/keyserver"
 )
 
 // serve runs the key server until a signal ends it. It returns the exit
 // status.
-func serve(p *parts, box *sandbox, stderr io.Writer) int {
+func serve(p *parts, box *sandbox, log *slog.Logger, stderr io.Writer) int {
 	// Before anything can be heard of the server, so that a signal is never
 	// met unprepared.
 	signals := make(chan os.Signal, 2)
@@ -29,7 +30,6 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	// write, not the end of the key server.
 	signal.Ignore(syscall.SIGPIPE)
 
-	log := p.cfg.Logger(stderr)
 	audit, err := p.openAudit(log)
 	if err != nil {
 		return fail(stderr, err)
@@ -39,7 +39,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 		_ = audit.Close()
 		return fail(stderr, err)
 	}
-	defer closeAudit(server, audit, log)
+	defer keyparts.CloseAudit(server, audit, log)
 	all, err := p.listen(p.cfg.Listen, p.cfg.CoAPSTCP, p.cfg.HTTPS, server, log)
 	if err != nil {
 		return fail(stderr, err)
@@ -60,7 +60,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	}
 	var metrics *http.Server
 	if p.cfg.Metrics != "" {
-		if metrics, err = serveMetrics(p.cfg.Metrics, p.metrics, server.Health, log); err != nil {
+		if metrics, err = serveMetrics(p.cfg.Metrics, server.Health, log, p.metrics, keyserver.TokenMetrics(p.keys.Tokens)); err != nil {
 			_ = all.Close()
 			return fail(stderr, err)
 		}
@@ -73,7 +73,7 @@ func serve(p *parts, box *sandbox, stderr io.Writer) int {
 	for _, warning := range p.warnings() {
 		log.Warn("unsafe choice", "what", warning)
 	}
-	log.Info("listening", "addr", all[0].Addr(), "path", p.cfg.Path, "keys", len(p.keys.IDs()),
+	log.Info("listening", "addr", all[0].Addr(), "path", p.cfg.Path, "keys", len(p.keys.Store.IDs()),
 		"edges", p.policy.EdgeCount(), "version", buildVersion())
 	if p.cfg.HTTPS != "" {
 		log.Info("listening over HTTPS", "addr", all[1].Addr(), "path", p.cfg.Path)

@@ -1,4 +1,4 @@
-package main
+package keyparts
 
 import (
 	"fmt"
@@ -9,8 +9,8 @@ import (
 	"github.com/tlsski/tlsski/ski"
 )
 
-// loadAudit returns what the configuration says of the audit log.
-func loadAudit(cfg *keyserver.Config, keys keyserver.KeyStore) (keyserver.AuditOptions, error) {
+// LoadAudit returns what the configuration says of the audit log.
+func LoadAudit(cfg *keyserver.Config, keys keyserver.KeyStore) (keyserver.AuditOptions, error) {
 	o, err := cfg.Audit.Options()
 	if err != nil || o.Key == nil {
 		return o, err
@@ -26,17 +26,10 @@ func loadAudit(cfg *keyserver.Config, keys keyserver.KeyStore) (keyserver.AuditO
 	return o, nil
 }
 
-// openAudit opens the audit log.
-func (p *parts) openAudit(log *slog.Logger) (*keyserver.AuditLog, error) {
-	o := p.audit
-	o.Logger = log
-	return keyserver.OpenAuditLog(o)
-}
-
-// closeAudit writes the end of the audit log, with the last alarms of the
-// server. Where a reader of standard output
-// or a disk keeps it waiting, it does not keep the process.
-func closeAudit(server *keyserver.Server, audit *keyserver.AuditLog, log *slog.Logger) {
+// CloseAudit writes the end of the audit log, with the last alarms of the
+// server. Where a reader of standard output or a disk keeps it waiting, it does
+// not keep the process.
+func CloseAudit(server *keyserver.Server, audit *keyserver.AuditLog, log *slog.Logger) {
 	closed := make(chan error, 1)
 	go func() {
 		server.Close()
