@@ -25,8 +25,10 @@ var mayImport = map[string][]string{
 	"ski/skitest": {"ski", "github.com/fxamacker/cbor/v2"},
 	"keyserver": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
 		"github.com/fsnotify/fsnotify"},
-	"hsm":        {"ski", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
-	"edgeserver": {"ski", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml"},
+	"hsm": {"ski", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
+	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
+		"github.com/pion/dtls/v3/pkg/crypto/ccm"},
+	"edgeserver/internal/split": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/pion/dtls/v3/pkg/crypto/ccm"},
 }
 
 // support is what the libraries themselves need.

@@ -1,0 +1,95 @@
+package split
+
+import (
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"slices"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// peer is a client as its Certificate shows it. The zero value is one without
+// a certificate.
+type peer struct {
+	// certificates are in DER, the client's own first; with raw, the first is
+	// its SubjectPublicKeyInfo and there is no other.
+	certificates [][]byte
+	raw          bool
+
+	// The rest is there once the peer has been verified.
+	parsed []*x509.Certificate
+	chains [][]*x509.Certificate
+	key    crypto.PublicKey
+}
+
+func (p *peer) present() bool { return len(p.certificates) > 0 }
+
+// verifyPeer checks that a client's certificate or raw public key is one that
+// the site accepts. That the client has the private key is shown by the
+// CertificateVerify.
+func (c *Config) verifyPeer(p *peer) *Error {
+	if p.raw {
+		return c.verifyRawPublicKey(p)
+	}
+	if c.ClientCAs == nil {
+		return fail(UnsupportedCertificate, "certificates are not accepted from clients")
+	}
+	for _, der := range p.certificates {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return &Error{BadCertificate, "the client's certificate cannot be parsed", err}
+		}
+		p.parsed = append(p.parsed, cert)
+	}
+	intermediates := x509.NewCertPool()
+	for _, cert := range p.parsed[1:] {
+		intermediates.AddCert(cert)
+	}
+	chains, err := p.parsed[0].Verify(x509.VerifyOptions{
+		Roots:         c.ClientCAs,
+		Intermediates: intermediates,
+		CurrentTime:   c.now(),
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return &Error{certificateAlert(err), "the client's certificate is not accepted", err}
+	}
+	if schemesOf(p.parsed[0].PublicKey) == nil {
+		return fail(UnsupportedCertificate, "the client's key is of type %T", p.parsed[0].PublicKey)
+	}
+	p.chains, p.key = chains, p.parsed[0].PublicKey
+	return nil
+}
+
+func (c *Config) verifyRawPublicKey(p *peer) *Error {
+	key, err := x509.ParsePKIXPublicKey(p.certificates[0])
+	if err != nil {
+		return &Error{BadCertificate, "the client's raw public key cannot be parsed", err}
+	}
+	if schemesOf(key) == nil {
+		return fail(UnsupportedCertificate, "the client's key is of type %T", key)
+	}
+	id, err := ski.PublicKeyID(key)
+	if err != nil || !slices.Contains(c.ClientKeys, id) {
+		return fail(AccessDenied, "the client's raw public key is not among those that are accepted")
+	}
+	p.key = key
+	return nil
+}
+
+// certificateAlert returns the alert for what x509 says of a certificate (RFC
+// 5246, Section 7.2.2).
+func certificateAlert(err error) Alert {
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &unknown):
+		return UnknownCA
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return CertificateExpired
+	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
+		return UnsupportedCertificate
+	}
+	return BadCertificate
+}
