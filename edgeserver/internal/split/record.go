@@ -77,6 +77,10 @@ func (r *recordReader) next() (uint8, []byte, error) {
 			return 0, nil, fail(RecordOverflow, "a record of %d bytes", len(payload))
 		}
 	}
+	if len(payload) == 0 && contentType != recordApplicationData {
+		// RFC 5246, Section 6.2.1.
+		return 0, nil, fail(UnexpectedMessage, "an empty record of type %d", contentType)
+	}
 	return contentType, payload, nil
 }
 
@@ -99,9 +103,6 @@ func (r *recordReader) checkHeader(header []byte, contentType uint8, version uin
 		return fail(ProtocolVersion, "a record of version %#04x", version)
 	case length > most:
 		return fail(RecordOverflow, "a record of %d bytes", length)
-	case length == 0 && contentType != recordApplicationData:
-		// RFC 5246, Section 6.2.1.
-		return fail(UnexpectedMessage, "an empty record of type %d", contentType)
 	}
 	return nil
 }

@@ -1,0 +1,183 @@
+package split
+
+import (
+	"bytes"
+	"crypto/tls"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// resuming makes one full handshake and returns what makes a client that
+// resumes it.
+func resuming(t *testing.T, h *hostile) func() *rogue {
+	first := h.rogue()
+	first.hello = first.hello.with(extSessionTicket, nil)
+	require.NoError(t, first.handshake())
+	require.NotEmpty(t, first.ticket)
+	first.conn.Close()
+	require.False(t, h.outcome(t).conn.ConnectionState().DidResume)
+	return func() *rogue {
+		r := h.rogue()
+		r.hello = r.hello.with(extSessionTicket, first.ticket)
+		r.hello.sessionID = []byte("a session ID")
+		r.resume = first.master
+		return r
+	}
+}
+
+// resumes does the handshake and returns whether it was a resumption.
+func (h *hostile) resumes(r *rogue) bool {
+	h.t.Helper()
+	require.NoError(h.t, r.handshake())
+	r.record(recordApplicationData, []byte("a"))
+	_, _, err := r.readRecord()
+	require.NoError(h.t, err)
+	r.record(recordAlert, []byte{alertWarning, byte(CloseNotify)})
+	got := h.outcome(h.t)
+	require.NoError(h.t, got.err)
+	if len(got.conn.ConnectionState().PeerCertificates) > 0 {
+		assert.Equal(h.t, theWorld().client.cert.Raw, got.conn.ConnectionState().PeerCertificates[0].Raw)
+	}
+	return got.conn.ConnectionState().DidResume
+}
+
+func TestResumption(t *testing.T) {
+	var later atomic.Int64
+	var keys atomic.Pointer[[]TicketKey]
+	oldKey, newKey := NewTicketKey(), NewTicketKey()
+	keys.Store(&[]TicketKey{oldKey})
+	cfg := hostileConfig()
+	cfg.TicketKeys = func() []TicketKey { return *keys.Load() }
+	cfg.Time = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	h := newHostile(t, cfg)
+	again := resuming(t, h)
+
+	r := again()
+	assert.True(t, h.resumes(r))
+	assert.Empty(t, r.ticket, "the ticket is good for as long as it was")
+	assert.NotContains(t, r.extensions, extServerName, "RFC 6066, Section 3")
+
+	r = again()
+	r.hello = r.hello.without(extExtendedMasterSecret)
+	h.refuses(r, HandshakeFailure, "RFC 7627, Section 5.3")
+
+	r = again()
+	r.hello.suites = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384}
+	assert.False(t, h.resumes(r), "another cipher suite")
+
+	r = again()
+	r.hello = r.hello.with(extServerName, []byte{0, 4, 0, 0, 1, 'a'})
+	assert.False(t, h.resumes(r), "another server name")
+
+	keys.Store(&[]TicketKey{newKey, oldKey})
+	r = again()
+	assert.True(t, h.resumes(r), "the key is an older one")
+	assert.NotEmpty(t, r.ticket, "a ticket of the newest key")
+	keys.Store(&[]TicketKey{newKey})
+	r2 := again()
+	r2.hello = r2.hello.with(extSessionTicket, r.ticket)
+	assert.True(t, h.resumes(r2))
+	assert.False(t, h.resumes(again()), "the key is gone")
+
+	later.Store(int64(TicketLifetime + time.Second))
+	r = again()
+	r.hello = r2.hello
+	r.identity = nil // It has expired too.
+	assert.False(t, h.resumes(r), "too old")
+}
+
+func TestTicketsOfAnotherSite(t *testing.T) {
+	a, b := hostileConfig(), hostileConfig()
+	keyA, keyB := NewTicketKey(), NewTicketKey()
+	a.TicketKeys = func() []TicketKey { return []TicketKey{keyA} }
+	b.TicketKeys = func() []TicketKey { return []TicketKey{keyB} }
+	again := resuming(t, newHostile(t, a))
+	r := again()
+	siteB := newHostile(t, b)
+	other := siteB.rogue()
+	other.hello, other.resume = r.hello, r.resume
+	assert.False(t, siteB.resumes(other))
+}
+
+func TestATicketThatHasBeenTamperedWithIsNoTicket(t *testing.T) {
+	cfg := hostileConfig()
+	key := NewTicketKey()
+	cfg.TicketKeys = func() []TicketKey { return []TicketKey{key} }
+	h := newHostile(t, cfg)
+	again := resuming(t, h)
+	ticket := firstOf(again().hello, extSessionTicket)
+	for i := range ticket {
+		if i > 60 && i%31 != 0 && i < len(ticket)-3 {
+			continue
+		}
+		r := again()
+		changed := slices.Clone(ticket)
+		changed[i] ^= 1
+		r.hello = r.hello.with(extSessionTicket, changed)
+		assert.False(t, h.resumes(r), "byte %d", i)
+	}
+	for _, n := range []int{1, 15, 16, 17, 28, 29, 44, len(ticket) - 1} {
+		r := again()
+		r.hello = r.hello.with(extSessionTicket, ticket[:n])
+		assert.False(t, h.resumes(r), "%d bytes of it", n)
+	}
+}
+
+func TestAResumptionNeedsItsFinished(t *testing.T) {
+	cfg := hostileConfig()
+	key := NewTicketKey()
+	cfg.TicketKeys = func() []TicketKey { return []TicketKey{key} }
+	h := newHostile(t, cfg)
+	again := resuming(t, h)
+
+	r := again()
+	r.resume = bytes.Repeat([]byte{1}, 48)
+	r.handshake() // fails at the server's Finished
+	r.conn.Close()
+	assert.Error(t, h.outcome(t).err)
+
+	r = again()
+	r.on("Finished", func(contentType uint8, payload []byte) {
+		changed := slices.Clone(payload)
+		changed[10] ^= 1
+		r.record(contentType, changed)
+	})
+	h.refuses(r, DecryptError, "bad Finished")
+	r = again()
+	r.on("Finished", func(uint8, []byte) { r.record(recordApplicationData, []byte("GET /")) })
+	h.refuses(r, UnexpectedMessage, "data before Finished")
+	r = again()
+	r.on("ChangeCipherSpec", func(uint8, []byte) {
+		r.record(recordHandshake, frame(TypeClientKeyExchange, make([]byte, 33)))
+	})
+	h.refuses(r, UnexpectedMessage, "a key exchange within a resumption")
+	r = again()
+	r.on("Finished", func(contentType uint8, payload []byte) { r.raw(contentType, 0x0303, payload) })
+	h.refuses(r, BadRecordMAC, "Finished in the clear")
+}
+
+func TestASessionWithoutExtendedMasterSecret(t *testing.T) {
+	cfg := hostileConfig()
+	key := NewTicketKey()
+	cfg.TicketKeys, cfg.LegacyMasterSecret = func() []TicketKey { return []TicketKey{key} }, true
+	h := newHostile(t, cfg)
+	first := h.rogue()
+	first.hello = first.hello.with(extSessionTicket, nil).without(extExtendedMasterSecret)
+	require.NoError(t, first.handshake())
+	first.conn.Close()
+	h.outcome(t)
+	for _, extended := range []bool{true, false} {
+		r := h.rogue()
+		r.hello = r.hello.with(extSessionTicket, first.ticket)
+		if !extended {
+			r.hello = r.hello.without(extExtendedMasterSecret)
+		}
+		r.resume = first.master
+		assert.Equal(t, !extended, h.resumes(r), "RFC 7627, Section 5.3")
+	}
+}
