@@ -1,0 +1,213 @@
+package split
+
+import (
+	"bytes"
+	"crypto/tls"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski/tlsprf"
+)
+
+// BenchmarkDownload sends 1 GB from a server to a client of crypto/tls, with
+// the split engine and with crypto/tls in turn:
+//
+//	go test ./edgeserver/internal/split -run '^$' -bench Download -benchtime 1x -count 5
+func BenchmarkDownload(b *testing.B) {
+	const size = 1_000_000_000
+	chunk := make([]byte, 64<<10)
+	w := theWorld()
+	standard := &tls.Config{Certificates: []tls.Certificate{w.ecdsa.tls()}, MaxVersion: tls.VersionTLS12}
+	servers := map[string]func(net.Conn) net.Conn{
+		"split":    func(c net.Conn) net.Conn { return Server(c, fixed(&Config{Chains: []*Chain{w.ecdsa.chain}})) },
+		"standard": func(c net.Conn) net.Conn { return tls.Server(c, standard) },
+	}
+	for _, name := range []string{"split", "standard"} {
+		b.Run(name, func(b *testing.B) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(b, err)
+			defer l.Close()
+			b.SetBytes(size)
+			for b.Loop() {
+				go func() {
+					raw, err := l.Accept()
+					if err != nil {
+						return
+					}
+					c := servers[name](raw)
+					defer c.Close()
+					for left := size; left > 0; left -= len(chunk) {
+						if _, err := c.Write(chunk[:min(len(chunk), left)]); err != nil {
+							return
+						}
+					}
+				}()
+				client := goClient(tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.CurveP256)
+				c, err := tls.Dial("tcp", l.Addr().String(), client)
+				require.NoError(b, err)
+				n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, make([]byte, 64<<10))
+				require.NoError(b, err)
+				require.EqualValues(b, size, n)
+				c.Close()
+			}
+		})
+	}
+}
+
+// discard is a net.Conn that takes everything and gives again and again what it
+// has.
+type discard struct {
+	net.Conn
+	records *bytes.Reader
+}
+
+func (discard) Write(b []byte) (int, error)      { return len(b), nil }
+func (d discard) Read(b []byte) (int, error)     { return d.records.Read(b) }
+func (discard) SetWriteDeadline(time.Time) error { return nil }
+
+// TestARecordNeedsNoAllocation is for the suites whose library needs none; that
+// of CCM does.
+func TestARecordNeedsNoAllocation(t *testing.T) {
+	for _, s := range suites {
+		if s.id == tlsprf.TLS_ECDHE_ECDSA_WITH_AES_128_CCM || s.id == tlsprf.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8 {
+			continue
+		}
+		schedule := must(tlsprf.New(tls.VersionTLS12, s.id))
+		keys := must(schedule.Keys(make([]byte, 48), make([]byte, 32), make([]byte, 32)))
+		protection := func() *Protection { return must(newProtection(s, keys.ServerKey, keys.ServerIV)) }
+
+		const runs = 50
+		in := new(bytes.Buffer)
+		client := recordWriter{conn: discard{}, limit: maxPlaintext, protection: protection()}
+		for range runs + 2 {
+			require.NoError(t, client.add(recordApplicationData, make([]byte, maxPlaintext)))
+			in.Write(client.buf)
+			client.buf = client.buf[:0]
+		}
+		conn := discard{records: bytes.NewReader(in.Bytes())}
+		c := Server(conn, nil)
+		c.connected.Store(true)
+		c.in.protection, c.out.protection = protection(), protection()
+		c.in.first = false
+		buf := make([]byte, maxPlaintext)
+		read, written := 0, 0
+		transfer := func() {
+			n, err := c.Read(buf)
+			read += n
+			if err == nil {
+				n, err = c.Write(buf[:n])
+				written += n
+			}
+			if err != nil {
+				panic(err)
+			}
+		}
+		transfer() // makes the buffers
+		assert.Zero(t, testing.AllocsPerRun(runs, transfer), s.name)
+		assert.Equal(t, (runs+2)*maxPlaintext, read)
+		assert.Equal(t, read, written)
+	}
+}
+
+// TestRecordLimits: each direction ends before its keys are used up.
+func TestRecordLimits(t *testing.T) {
+	for _, s := range suites {
+		if s.maxRecords > 1<<32 {
+			continue
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer l.Close()
+		server := serve(t, &Config{Chains: []*Chain{theWorld().ecdsa.chain, theWorld().rsa.chain}, StaticRSA: true})
+		r := newRogue(t, server.addr, goodHello(s, tls.X25519), tls.X25519)
+		require.NoError(t, r.handshake(), s.name)
+		r.conn.Close()
+		got := server.outcome(t)
+
+		c := got.conn
+		out := new(bytes.Buffer)
+		c.out.conn, c.out.err, c.writeClosed = writeTo{out}, nil, false
+		c.out.seq = s.maxRecords - 2
+		_, err = c.Write([]byte("one more"))
+		require.NoError(t, err)
+		_, err = c.Write([]byte("too many"))
+		assert.ErrorIs(t, err, errRecordLimit)
+		c.conn = writeTo{out}
+		sent := out.Len()
+		require.NoError(t, c.CloseWrite())
+		assert.Greater(t, out.Len(), sent, "close_notify has its place")
+
+		client := newTestProtection(s, r.next.ClientKey, r.next.ClientIV)
+		reader := recordReader{limit: maxPlaintext, protection: newTestProtection(s, r.next.ClientKey, r.next.ClientIV)}
+		reader.seq = s.maxRecords - 1
+		for i := range uint64(2) {
+			sealed := client.Seal(nil, s.maxRecords-1+i, recordApplicationData, 0x0303, []byte("a"))
+			header := []byte{recordApplicationData, 3, 3, 0, byte(len(sealed))}
+			reader.conn = discard{records: bytes.NewReader(slices.Concat(header, sealed))}
+			_, _, err = reader.next()
+			assert.Equal(t, i == 0, err == nil, strconv.Itoa(int(i)))
+		}
+		assert.ErrorIs(t, err, errRecordLimit)
+	}
+}
+
+type writeTo struct{ io.Writer }
+
+func (writeTo) Read([]byte) (int, error)         { return 0, io.EOF }
+func (writeTo) Close() error                     { return nil }
+func (writeTo) LocalAddr() net.Addr              { return nil }
+func (writeTo) RemoteAddr() net.Addr             { return nil }
+func (writeTo) SetDeadline(time.Time) error      { return nil }
+func (writeTo) SetReadDeadline(time.Time) error  { return nil }
+func (writeTo) SetWriteDeadline(time.Time) error { return nil }
+
+// TestRecordSizes: no record is longer than the client takes them.
+func TestRecordSizes(t *testing.T) {
+	for _, tt := range []struct {
+		id      uint16
+		content []byte
+		want    int
+	}{
+		{extMaxFragmentLength, []byte{1}, 512},
+		{extMaxFragmentLength, []byte{4}, 4096},
+		{extRecordSizeLimit, []byte{0, 64}, 64},
+		{extRecordSizeLimit, []byte{0xFF, 0xFF}, maxPlaintext},
+	} {
+		h := newHostile(t, hostileConfig())
+		r := h.rogue()
+		r.hello = r.hello.with(tt.id, tt.content)
+		require.NoError(t, r.handshake())
+		const size = 4096 // what the server reads, and so writes, at once
+		message := make([]byte, min(size, tt.want))
+		for range size / len(message) {
+			r.record(recordApplicationData, message)
+		}
+		longest, got := 0, 0
+		for got < size {
+			_, payload, err := r.readRecord()
+			require.NoError(t, err)
+			longest, got = max(longest, len(payload)), got+len(payload)
+		}
+		assert.LessOrEqual(t, longest, tt.want)
+		if tt.id == extMaxFragmentLength {
+			r.record(recordApplicationData, make([]byte, tt.want+1))
+			h.endsWith(r, RecordOverflow)
+		}
+		r.conn.Close()
+	}
+}
+
+// endsWith is refused for a connection that has been of use before.
+func (h *hostile) endsWith(r *rogue, want Alert) {
+	h.t.Helper()
+	assert.Equal(h.t, &alertError{alertFatal, want}, r.answer())
+	r.conn.Close()
+	assert.Error(h.t, h.outcome(h.t).err)
+}
