@@ -31,7 +31,7 @@ type Config struct {
 	// X25519, P-256 and P-384. Nil means all three.
 	Groups []tls.CurveID
 	// KeyServerEphemeral has the key server make the ephemeral key (method
-	// ECDHE-PMS): the private keys of Chains must be an EphemeralKey.
+	// ECDHE-PMS): each of Chains needs its Ephemeral.
 	KeyServerEphemeral bool
 	// NextProtos are the protocols for ALPN, in order of preference. "h2" is
 	// not negotiated with static RSA (RFC 9113, Section 9.2.2).
@@ -83,23 +83,25 @@ type Chain struct {
 	// Leaf is the first of them.
 	Leaf *x509.Certificate
 	// Key returns the private key for one connection. It is a crypto.Decrypter
-	// too where static RSA is to be possible, and an EphemeralKey where the key
-	// server makes ephemeral keys. ski.Key is all of these.
+	// too where static RSA is to be possible. ski.Key is both.
 	Key func(context.Context, ski.Connection) crypto.MessageSigner
+	// Ephemeral has the key server make an ephemeral key for the handshake with
+	// these randoms, ClientRandom + ServerRandom. It is needed only where
+	// KeyServerEphemeral is set.
+	Ephemeral func(ctx context.Context, c ski.Connection, group tls.CurveID, randoms []byte, opts crypto.SignerOpts) (*Ephemeral, error)
 	// Schemes restricts the signature schemes. Nil means all that the key has.
 	Schemes []tls.SignatureScheme
 }
 
-// EphemeralKey is a private key whose key server makes ephemeral keys too
-// (method ECDHE-PMS).
-type EphemeralKey interface {
-	// Ephemeral makes an ephemeral key of the group. It returns the
-	// ServerECDHParams, their signature with the randoms as it goes into the
-	// ServerKeyExchange, and the state to be handed to PreMasterSecret.
-	Ephemeral(group tls.CurveID, clientRandom, serverRandom []byte, opts crypto.SignerOpts) (params, signature, state []byte, err error)
+// Ephemeral is a key server's ephemeral key for one handshake (method
+// ECDHE-PMS).
+type Ephemeral struct {
+	// Params is the ServerECDHParams, Signature their signature with the
+	// randoms, both as they go into the ServerKeyExchange.
+	Params, Signature []byte
 	// PreMasterSecret returns the secret shared with the client whose ECDHE
-	// public value is public.
-	PreMasterSecret(state, public []byte) ([]byte, error)
+	// public value is point.
+	PreMasterSecret func(ctx context.Context, point []byte) ([]byte, error)
 }
 
 // isRSA reports whether the chain is for suites with RSA.

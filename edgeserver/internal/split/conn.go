@@ -39,9 +39,9 @@ type Conn struct {
 	machine      *Machine // by the handshake, then by Read
 
 	// Of the handshake.
-	key       crypto.MessageSigner // the site's private key for this connection
-	ephemeral *ecdh.PrivateKey
-	pmsState  []byte // of ECDHE-PMS
+	key        crypto.MessageSigner // the site's private key for this connection
+	ephemeral  *ecdh.PrivateKey
+	keyServers *Ephemeral // of ECDHE-PMS
 
 	readMu   sync.Mutex
 	in       recordReader

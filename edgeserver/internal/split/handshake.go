@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"slices"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -39,8 +40,7 @@ func (c *Conn) HandshakeContext(ctx context.Context) error {
 			break
 		}
 	}
-	clear(c.pmsState)
-	c.key, c.ephemeral, c.pmsState = nil, nil, nil
+	c.key, c.ephemeral, c.keyServers = nil, nil, nil
 	return c.handshakeErr
 }
 
@@ -127,10 +127,15 @@ func keyFailed(err error) *Error {
 // privateKey returns the chain's, which is the same for the whole handshake.
 func (c *Conn) privateKey(ctx context.Context, chain *Chain) crypto.MessageSigner {
 	if c.key == nil {
-		hello := c.machine.hello
-		c.key = chain.Key(ctx, ski.Connection{Protocol: ski.TLS12, ClientVersion: hello.Version, ServerName: hello.ServerName})
+		c.key = chain.Key(ctx, c.forKey())
 	}
 	return c.key
+}
+
+// forKey is what the key may know of the connection.
+func (c *Conn) forKey() ski.Connection {
+	hello := c.machine.hello
+	return ski.Connection{Protocol: ski.TLS12, ClientVersion: hello.Version, ServerName: hello.ServerName}
 }
 
 // makeEphemeral makes the ephemeral key, here or at the key server.
@@ -143,16 +148,16 @@ func (c *Conn) makeEphemeral(ctx context.Context, e EphemeralWanted) ([]Event, e
 		c.ephemeral = key
 		return c.machine.Ephemeral(key.PublicKey().Bytes())
 	}
-	key, ok := c.privateKey(ctx, e.Chain).(EphemeralKey)
-	if !ok {
+	if e.Chain.Ephemeral == nil {
 		return nil, fail(InternalError, "the private key has no ephemeral keys")
 	}
-	params, signature, state, err := key.Ephemeral(e.Group, e.ClientRandom, e.ServerRandom, signerOpts(e.Scheme))
+	randoms := slices.Concat(e.ClientRandom, e.ServerRandom)
+	made, err := e.Chain.Ephemeral(ctx, c.forKey(), e.Group, randoms, signerOpts(e.Scheme))
 	if err != nil {
 		return nil, keyFailed(err)
 	}
-	c.pmsState = state
-	return c.machine.SignedEphemeral(params, signature)
+	c.keyServers = made
+	return c.machine.SignedEphemeral(made.Params, made.Signature)
 }
 
 // preMaster gets the PreMasterSecret: of the edge's own ephemeral key, of the
@@ -171,8 +176,8 @@ func (c *Conn) preMaster(ctx context.Context, e PreMasterWanted) ([]byte, error)
 			return nil, keyFailed(err)
 		}
 		return secret, nil
-	case c.ephemeral == nil:
-		secret, err := c.key.(EphemeralKey).PreMasterSecret(c.pmsState, e.ClientPublic)
+	case c.keyServers != nil:
+		secret, err := c.keyServers.PreMasterSecret(ctx, e.ClientPublic)
 		if err != nil {
 			return nil, keyFailed(err)
 		}

@@ -3,7 +3,6 @@ package split
 import (
 	"context"
 	"crypto"
-	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -69,34 +68,27 @@ func (k *localKey) Decrypt(random io.Reader, msg []byte, opts crypto.DecrypterOp
 	return secret, nil
 }
 
-// Ephemeral has the scalar itself as state.
-func (k *localKey) Ephemeral(group tls.CurveID, clientRandom, serverRandom []byte, opts crypto.SignerOpts) (params, signature, state []byte, err error) {
+// ephemeral makes an ephemeral key, as with ECDHE-PMS.
+func (k *localKey) ephemeral(_ context.Context, _ ski.Connection, group tls.CurveID, randoms []byte, opts crypto.SignerOpts) (*Ephemeral, error) {
 	if err := k.failure(); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	key, err := curveOf(group).GenerateKey(rand.Reader)
 	if err != nil {
-		return nil, nil, nil, err
-	}
-	params = serverECDHParams(group, key.PublicKey().Bytes())
-	signature, err = k.SignMessage(rand.Reader, slices.Concat(clientRandom, serverRandom, params), opts)
-	return params, signature, append([]byte{byte(group)}, key.Bytes()...), err
-}
-
-func (k *localKey) PreMasterSecret(state, public []byte) ([]byte, error) {
-	if err := k.failure(); err != nil {
 		return nil, err
 	}
-	var curve ecdh.Curve = curveOf(tls.CurveID(state[0]))
-	key, err := curve.NewPrivateKey(state[1:])
-	if err != nil {
-		return nil, err
-	}
-	pub, err := curve.NewPublicKey(public)
-	if err != nil {
-		return nil, err
-	}
-	return key.ECDH(pub)
+	params := serverECDHParams(group, key.PublicKey().Bytes())
+	signature, err := k.SignMessage(rand.Reader, slices.Concat(randoms, params), opts)
+	return &Ephemeral{Params: params, Signature: signature, PreMasterSecret: func(_ context.Context, point []byte) ([]byte, error) {
+		if err := k.failure(); err != nil {
+			return nil, err
+		}
+		pub, err := curveOf(group).NewPublicKey(point)
+		if err != nil {
+			return nil, err
+		}
+		return key.ECDH(pub)
+	}}, err
 }
 
 // identity is a certificate of the test's authority with its key.
@@ -172,6 +164,7 @@ func (w *world) identity(key crypto.Signer, life time.Duration) identity {
 		Certificates: [][]byte{cert.Raw},
 		Leaf:         cert,
 		Key:          func(context.Context, ski.Connection) crypto.MessageSigner { return local },
+		Ephemeral:    local.ephemeral,
 	}}
 }
 
