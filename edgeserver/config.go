@@ -27,6 +27,11 @@ type Config struct {
 	// ShutdownTimeout is how long requests in flight may take to finish once
 	// the server stops. Default: 10s.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// KeyLog is a file that the secrets of all connections are written to, in
+	// the format of NSS (SSLKEYLOGFILE), to look into recorded traffic. Who has
+	// it reads the connections: it is for debugging, and a warning at start says
+	// that it is on.
+	KeyLog string `yaml:"key_log"`
 	// Log is how the ski-edgeserver command logs.
 	Log Log `yaml:"log"`
 
@@ -91,6 +96,17 @@ type Site struct {
 	// TLS_RSA_WITH_AES_128_GCM_SHA256 and TLS_RSA_WITH_AES_256_GCM_SHA384.
 	// They have no forward secrecy.
 	StaticRSA bool `yaml:"static_rsa"`
+	// Engine is what speaks TLS: EngineStandard is crypto/tls, EngineSplit the
+	// project's own TLS 1.2, which derives the session keys from the
+	// PreMasterSecret itself. With EngineSplit, clients that use TLS 1.3 are
+	// served by crypto/tls if Versions has it. Default: standard.
+	Engine string `yaml:"engine"`
+	// Versions are the versions of TLS that the site serves, "TLS 1.2" and "TLS
+	// 1.3". Default: both, with EngineSplit only TLS 1.2.
+	Versions []string `yaml:"versions"`
+	// LegacyMasterSecret accepts clients without extended master secret (RFC
+	// 7627) in TLS 1.2. EngineStandard always does.
+	LegacyMasterSecret bool `yaml:"legacy_master_secret"`
 	// Proxy is the URL of the origin server that requests are forwarded to,
 	// http or https. The origin sees the client's Host, and X-Forwarded-For,
 	// X-Forwarded-Host and X-Forwarded-Proto. Exactly one of Proxy and Static
@@ -177,6 +193,7 @@ func (c *Config) resolve(dir string) {
 	abs(&c.KeyServer.Key)
 	abs(&c.KeyServer.CA)
 	abs(&c.KeyServer.PSK)
+	abs(&c.KeyLog)
 	for i := range c.Sites {
 		abs(&c.Sites[i].Static)
 		for j := range c.Sites[i].Certificates {

@@ -2,6 +2,7 @@ package edgeserver
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"time"
 
@@ -12,10 +13,23 @@ import (
 // All of it is written during the handshake, by the goroutine that does it.
 type conn struct {
 	net.Conn
+	replay     []byte // what has been read already, and is to be read again
 	serverName string // in the ClientHello
 	site       *site  // the site it is bound to
 	unknown    bool   // no site has serverName
+	engine     string // that speaks TLS on it
 	asked      question
+	state      tls.ConnectionState // once the handshake is done
+}
+
+// Read reads.
+func (c *conn) Read(b []byte) (int, error) {
+	if len(c.replay) == 0 {
+		return c.Conn.Read(b)
+	}
+	n := copy(b, c.replay)
+	c.replay = c.replay[n:]
+	return n, nil
 }
 
 // question is a connection's question to the key server.

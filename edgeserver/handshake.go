@@ -10,6 +10,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/tlsski/tlsski/edgeserver/internal/split"
 )
 
 // clientTime is how long a client may take for its part of the handshake. The
@@ -22,26 +24,27 @@ const clientTime = 10 * time.Second
 // failed nor why.
 type handshaker struct {
 	net.Listener
-	config  *tls.Config
+	engines engines
 	timeout time.Duration // of a whole handshake
 	log     *slog.Logger
 
 	ctx    context.Context         // of all handshakes
 	cancel context.CancelCauseFunc // with why the listener has ended
 	wg     sync.WaitGroup
-	ready  chan *tls.Conn
+	ready  chan net.Conn
 }
 
 // newHandshaker returns the handshaker for l and starts it. Close ends it and
 // wait waits for that.
-func newHandshaker(ctx context.Context, l net.Listener, config *tls.Config, timeout time.Duration, log *slog.Logger) *handshaker {
-	h := &handshaker{Listener: l, config: config, timeout: timeout, log: log, ready: make(chan *tls.Conn)}
+func newHandshaker(ctx context.Context, l net.Listener, e engines, timeout time.Duration, log *slog.Logger) *handshaker {
+	h := &handshaker{Listener: l, engines: e, timeout: timeout, log: log, ready: make(chan net.Conn)}
 	h.ctx, h.cancel = context.WithCancelCause(ctx)
 	h.wg.Go(h.listen)
 	return h
 }
 
-// Accept returns the next connection whose handshake is done, a *tls.Conn.
+// Accept returns the next connection whose handshake is done, a *tls.Conn or
+// one of the split engine.
 func (h *handshaker) Accept() (net.Conn, error) {
 	select {
 	case c := <-h.ready:
@@ -89,7 +92,6 @@ func (h *handshaker) listen() {
 // serve does the handshake on raw and hands the connection to Accept.
 func (h *handshaker) serve(raw net.Conn) {
 	c := &conn{Conn: raw}
-	tlsConn := tls.Server(c, h.config)
 	done := false
 	defer func() {
 		// As with http.Server, a panic ends one connection and not the program:
@@ -105,25 +107,43 @@ func (h *handshaker) serve(raw net.Conn) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), h.timeout)
 	defer cancel()
-	err := tlsConn.HandshakeContext(ctx)
-	h.report(c, tlsConn, time.Since(start), err)
+	secure, err := h.engines.begin(ctx, c)
+	if err == nil {
+		err = secure.HandshakeContext(ctx)
+	}
+	if err == nil {
+		c.state = secure.ConnectionState()
+	}
+	h.report(c, time.Since(start), err)
 	if err != nil {
 		explainHTTPS(err)
 		return
 	}
 	select {
-	case h.ready <- tlsConn:
+	case h.ready <- ready(secure, c):
 		done = true
 	case <-h.ctx.Done():
 	}
 }
 
+// ready returns the connection in the form in which http.Server speaks the
+// protocol that was negotiated.
+func ready(secure secureConn, c *conn) net.Conn {
+	if _, ok := secure.(*split.Conn); ok && c.state.NegotiatedProtocol == "h2" {
+		return http2Conn{secure, c}
+	}
+	return secure
+}
+
 // report logs the outcome of a handshake: what went wrong on this side as a
 // warning, clients that come and go only for debugging.
-func (h *handshaker) report(c *conn, tlsConn *tls.Conn, took time.Duration, err error) {
+func (h *handshaker) report(c *conn, took time.Duration, err error) {
 	attrs := []slog.Attr{slog.Any("remote", c.RemoteAddr()), slog.String("server_name", c.serverName)}
 	if c.site != nil {
 		attrs = append(attrs, slog.String("site", c.site.label))
+	}
+	if c.engine == EngineSplit {
+		attrs = append(attrs, slog.String("engine", c.engine))
 	}
 	attrs = append(attrs, slog.Duration("took", took))
 	if c.asked.method != "" {
@@ -131,7 +151,7 @@ func (h *handshaker) report(c *conn, tlsConn *tls.Conn, took time.Duration, err 
 	}
 	switch {
 	case err == nil:
-		attrs = append(attrs, negotiated(tlsConn.ConnectionState())...)
+		attrs = append(attrs, negotiated(c.state)...)
 		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake", attrs...)
 	case c.asked.err != nil && h.ctx.Err() == nil: // not because the server stops
 		attrs = append(attrs, slog.String("reason", reason(c.asked.err)), slog.Any("error", c.asked.err))

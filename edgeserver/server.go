@@ -2,7 +2,6 @@ package edgeserver
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -26,7 +25,8 @@ type Server struct {
 	log     *slog.Logger
 	sites   *sites
 	asking  asking
-	config  *tls.Config
+	engines engines
+	keys    *keyLog
 	http    *http.Server
 	timeout time.Duration // of a handshake
 
@@ -58,7 +58,14 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 	if s.sites, err = newSites(&cfg, s.asking, log); err != nil {
 		return nil, err
 	}
-	s.config = newTLSConfig(s.sites, cfg.KeyServer.DraftOnly)
+	if cfg.KeyLog != "" {
+		if s.keys, err = openKeyLog(cfg.KeyLog); err != nil {
+			s.sites.close()
+			return nil, cfg.errorAt("key_log", err)
+		}
+		log.Warn("key_log writes down the secrets of every connection: who reads the file reads them all", "file", cfg.KeyLog)
+	}
+	s.engines = newEngines(s.sites, newTLSConfig(s.sites, cfg.KeyServer.DraftOnly, s.keys))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.serveHTTP),
@@ -68,9 +75,13 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return s.ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return withConn(ctx, c.(*tls.Conn).NetConn().(*conn))
+			return withConn(ctx, c.(interface{ NetConn() net.Conn }).NetConn().(*conn))
 		},
+		Protocols: new(http.Protocols),
 	}
+	s.http.Protocols.SetHTTP1(true)
+	s.http.Protocols.SetHTTP2(true)
+	s.http.Protocols.SetUnencryptedHTTP2(s.engines.anySplit) // for http2Conn, which is encrypted
 	return s, nil
 }
 
@@ -78,7 +89,7 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 // Shutdown or Close. It can be called for any number of listeners.
 func (s *Server) Serve(l net.Listener) error {
 	s.log.Info("listening", "addr", l.Addr().String(), "url", s.url(l.Addr()))
-	h := newHandshaker(s.ctx, l, s.config, s.timeout, s.log)
+	h := newHandshaker(s.ctx, l, s.engines, s.timeout, s.log)
 	err := s.http.Serve(h)
 	h.Close()
 	h.wait()
@@ -145,12 +156,16 @@ func (s *Server) Close() error {
 	err := s.http.Close() // first: Serve has to know that this is meant
 	s.cancel()
 	s.sites.close()
+	s.keys.Close()
 	return err
 }
 
 // serveHTTP hands a request to the connection's site.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connFrom(r.Context())
+	if r.TLS == nil { // of an http2Conn
+		r.TLS = &c.state
+	}
 	// A request without a Host, which is one of HTTP/1.0, names no other site.
 	if r.Host != "" && s.sites.findHost(r.Host) != c.site {
 		// RFC 9110, Section 15.5.20: the client takes another connection, whose

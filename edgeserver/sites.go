@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tlsski/tlsski/edgeserver/internal/split"
 	"github.com/tlsski/tlsski/ski"
 )
 
@@ -23,8 +24,9 @@ type site struct {
 	handler http.Handler
 	content io.Closer // what handler has open
 
-	config    *tls.Config // for its connections
-	staticRSA *tls.Config // for those of clients without forward secrecy; nil where not offered
+	config    *tls.Config   // for its connections
+	staticRSA *tls.Config   // for those of clients without forward secrecy; nil where not offered
+	split     *split.Config // nil without that engine
 }
 
 // sites is the table of all sites. It is not changed once made.
@@ -86,6 +88,9 @@ func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, erro
 			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].static_rsa", i), errors.New("needs an RSA certificate"))
 		}
 		log.Warn("static_rsa offers cipher suites without forward secrecy")
+	}
+	if s.LegacyMasterSecret {
+		log.Warn("legacy_master_secret accepts clients without extended master secret")
 	}
 	if err := s.open(log); err != nil {
 		field := "static"

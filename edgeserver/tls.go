@@ -3,6 +3,9 @@ package edgeserver
 import (
 	"crypto/tls"
 	"log/slog"
+
+	"github.com/tlsski/tlsski/edgeserver/internal/split"
+	"github.com/tlsski/tlsski/ski"
 )
 
 // The cipher suites for TLS 1.2. Those for TLS 1.3 cannot be chosen.
@@ -26,8 +29,9 @@ var (
 
 // newTLSConfig returns the configuration that a connection begins with. Once
 // the ClientHello is there, that of its site takes over.
-func newTLSConfig(table *sites, draftOnly bool) *tls.Config {
+func newTLSConfig(table *sites, draftOnly bool, keys *keyLog) *tls.Config {
 	base := &tls.Config{
+		KeyLogWriter: keys.writer(),
 		MinVersion:   tls.VersionTLS12,
 		CipherSuites: forwardSecret,
 		NextProtos:   []string{"h2", "http/1.1"},
@@ -37,6 +41,9 @@ func newTLSConfig(table *sites, draftOnly bool) *tls.Config {
 	}
 	for _, s := range table.all {
 		s.config, s.staticRSA = s.tlsConfigs(base)
+		if s.Engine == EngineSplit {
+			s.split = s.splitConfig(draftOnly, keys)
+		}
 	}
 
 	// A connection for which no site is found goes on with base. It has no
@@ -69,7 +76,13 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	config.GetCertificate = s.certificate
 	config.WrapSession = tickets.EncryptTicket
 	config.UnwrapSession = tickets.DecryptTicket
-	if !s.StaticRSA {
+	if !s.has(ski.TLS12) || s.Engine == EngineSplit {
+		config.MinVersion = tls.VersionTLS13
+	}
+	if !s.has(ski.TLS13) {
+		config.MaxVersion = tls.VersionTLS12
+	}
+	if !s.StaticRSA || config.MinVersion == tls.VersionTLS13 {
 		return config, nil
 	}
 	static = config.Clone()
@@ -125,7 +138,7 @@ func (s *site) choose(hello *tls.ClientHelloInfo) (cert *tls.Certificate, err er
 func negotiated(state tls.ConnectionState) []slog.Attr {
 	return []slog.Attr{
 		slog.String("version", tls.VersionName(state.Version)),
-		slog.String("cipher_suite", tls.CipherSuiteName(state.CipherSuite)),
+		slog.String("cipher_suite", split.SuiteName(state.CipherSuite)),
 		slog.String("protocol", state.NegotiatedProtocol),
 		slog.Bool("resumed", state.DidResume),
 	}

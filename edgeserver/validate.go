@@ -7,7 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
+
+	"github.com/tlsski/tlsski/ski"
 )
 
 // validate checks what needs no other file, in the order of the file, and
@@ -67,6 +70,9 @@ func (c *Config) validateSite(field string, s *Site, owner map[string]string) er
 	if len(s.Certificates) == 0 {
 		return c.errorf(field+".certificates", "there must be at least one certificate chain")
 	}
+	if err := c.validateEngine(field, s); err != nil {
+		return err
+	}
 	switch {
 	case s.Proxy != "" && s.Static != "":
 		return c.errorf(field+".static", "a site has either proxy or static, not both")
@@ -76,6 +82,33 @@ func (c *Config) validateSite(field string, s *Site, owner map[string]string) er
 		if _, err := parseOrigin(s.Proxy); err != nil {
 			return c.errorAt(field+".proxy", err)
 		}
+	}
+	return nil
+}
+
+func (c *Config) validateEngine(field string, s *Site) error {
+	switch s.Engine {
+	case "", EngineStandard:
+		if s.LegacyMasterSecret {
+			return c.errorf(field+".legacy_master_secret", "is for engine: %s", EngineSplit)
+		}
+	case EngineSplit:
+	default:
+		return c.errorf(field+".engine", "'%s' is not %s or %s", s.Engine, EngineStandard, EngineSplit)
+	}
+	for i, version := range s.Versions {
+		at := fmt.Sprintf("%s.versions[%d]", field, i)
+		switch p := ski.Protocol(version); {
+		case p != ski.TLS12 && p != ski.TLS13:
+			return c.errorf(at, "'%s' is not '%s' or '%s'", version, ski.TLS12, ski.TLS13)
+		case slices.Contains(s.Versions[:i], version):
+			return c.errorf(at, "'%s' is there already", version)
+		case p == ski.TLS13 && c.KeyServer.DraftOnly:
+			return c.errorf(at, "a key server that is draft_only has no %s", p)
+		}
+	}
+	if s.Engine == EngineSplit && !s.has(ski.TLS12) {
+		return c.errorf(field+".versions", "engine: %s is for %s", EngineSplit, ski.TLS12)
 	}
 	return nil
 }

@@ -55,8 +55,12 @@ the default, or what else could be there.
       proxy: http://127.0.0.1:8080
       # static: ./htdocs     # instead of proxy
       # static_rsa: false    # cipher suites without forward secrecy
+      # engine: standard     # or split: session keys derived by the project's own TLS 1.2
+      # versions: [TLS 1.2, TLS 1.3]    # with engine: split only TLS 1.2 unless said
+      # legacy_master_secret: false     # engine: split, clients without RFC 7627
       # default: false       # also for unknown names and clients without SNI
   # shutdown_timeout: 10s    # for requests in flight
+  # key_log: keys.txt      # the secrets of all connections, for debugging only
   # log: {level: info, format: text}    # debug, warn, error; json
 
 On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A

@@ -20,6 +20,9 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 	for _, url := range cfg.KeyServer.Endpoints() {
 		fmt.Fprintf(w, "keyserver  %s\n", url)
 	}
+	if cfg.KeyLog != "" {
+		fmt.Fprintf(w, "warning    key_log writes the secrets of every connection to %s\n", cfg.KeyLog)
+	}
 	for _, site := range sites {
 		names := site.Names
 		if site.Default {
@@ -33,6 +36,12 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 		for i, leaf := range site.Leaves {
 			fmt.Fprintf(w, "           %s: %s, spki %v, %s\n", site.Certificates[i], keyType(leaf),
 				ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
+		}
+		if site.Engine == edgeserver.EngineSplit {
+			fmt.Fprintln(w, "           engine split")
+		}
+		if site.LegacyMasterSecret {
+			fmt.Fprintln(w, "           warning: legacy_master_secret accepts clients without extended master secret")
 		}
 		if site.StaticRSA {
 			fmt.Fprintln(w, "           warning: static_rsa offers cipher suites without forward secrecy")

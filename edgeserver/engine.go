@@ -1,0 +1,138 @@
+package edgeserver
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"net"
+	"slices"
+
+	"github.com/tlsski/tlsski/edgeserver/internal/split"
+	"github.com/tlsski/tlsski/ski"
+)
+
+// The values of Site.Engine.
+const (
+	// EngineStandard is crypto/tls.
+	EngineStandard = "standard"
+	// EngineSplit is the TLS 1.2 of this project: the session keys are derived
+	// in it from the PreMasterSecret.
+	EngineSplit = "split"
+)
+
+// secureConn is a TLS connection of either engine.
+type secureConn interface {
+	net.Conn
+	HandshakeContext(context.Context) error
+	ConnectionState() tls.ConnectionState
+	NetConn() net.Conn
+}
+
+// engines begin TLS connections: with crypto/tls, or with the split engine
+// where the site of the client's server name wants that.
+type engines struct {
+	sites    *sites
+	standard *tls.Config
+	// anySplit says that a site has the split engine, all that every connection
+	// is for it, whatever the ClientHello says.
+	anySplit, all bool
+}
+
+func newEngines(table *sites, standard *tls.Config) engines {
+	e := engines{sites: table, standard: standard, all: true}
+	for _, s := range table.all {
+		isSplit := s.split != nil
+		e.anySplit = e.anySplit || isSplit
+		e.all = e.all && isSplit && !s.has(ski.TLS13)
+	}
+	return e
+}
+
+// begin returns the TLS connection over c. Where both engines are in use it
+// reads the ClientHello first, for which it waits no longer than ctx.
+func (e *engines) begin(ctx context.Context, c *conn) (secureConn, error) {
+	useSplit := e.all
+	if e.anySplit && !e.all {
+		stop := context.AfterFunc(ctx, func() { c.Conn.Close() })
+		defer stop()
+		hello, read, err := split.Peek(c.Conn)
+		if err != nil {
+			return nil, err
+		}
+		c.replay = read
+		useSplit = e.isForSplit(hello)
+	}
+	c.engine = EngineStandard
+	if useSplit {
+		c.engine = EngineSplit
+		return split.Server(c, e.splitConfig), nil
+	}
+	return tls.Server(c, e.standard), nil
+}
+
+// isForSplit decides for a ClientHello, or for what was none, which then is
+// crypto/tls's to refuse.
+func (e *engines) isForSplit(hello *split.ClientHello) bool {
+	if hello == nil {
+		return false
+	}
+	s := e.sites.find(hello.ServerName)
+	return s != nil && s.split != nil && !(s.has(ski.TLS13) && hello.Supports13())
+}
+
+// splitConfig is split.GetConfig.
+func (e *engines) splitConfig(ctx context.Context, hello *split.ClientHello) (*split.Config, error) {
+	c := connFrom(ctx)
+	c.serverName = hello.ServerName
+	if c.site = e.sites.find(hello.ServerName); c.site == nil {
+		c.unknown = true
+		return nil, nil
+	}
+	return c.site.split, nil
+}
+
+// has reports whether the site serves a version: one of its Versions, or of the
+// engine's defaults.
+func (s *Site) has(p ski.Protocol) bool {
+	if len(s.Versions) == 0 {
+		return s.Engine != EngineSplit || p == ski.TLS12
+	}
+	return slices.Contains(s.Versions, string(p))
+}
+
+// splitConfig returns what the split engine is to do for the site.
+func (s *site) splitConfig(draftOnly bool, keys *keyLog) *split.Config {
+	tickets := new(ticketKeys)
+	cfg := &split.Config{
+		StaticRSA:          s.StaticRSA,
+		NextProtos:         []string{"h2", "http/1.1"},
+		LegacyMasterSecret: s.LegacyMasterSecret,
+		TLS13:              s.has(ski.TLS13) && !draftOnly,
+		TicketKeys:         tickets.current,
+		KeyLog:             keys.masterSecret(),
+	}
+	for _, chain := range s.chains {
+		standard := chain.ForClientHello(&tls.ClientHelloInfo{})
+		key := chain.Key
+		cfg.Chains = append(cfg.Chains, &split.Chain{
+			Certificates: standard.Certificate,
+			Leaf:         chain.Leaf,
+			Schemes:      standard.SupportedSignatureAlgorithms,
+			Key: func(ctx context.Context, c ski.Connection) crypto.MessageSigner {
+				return key.ForConnection(ctx, c).PrivateKey()
+			},
+		})
+	}
+	return cfg
+}
+
+// http2Conn is a connection of the split engine that has negotiated HTTP/2.
+// http.Server takes HTTP/2 only from a *tls.Conn or from what it believes to be
+// a connection without TLS; so this one does not show that it is one.
+type http2Conn struct {
+	net.Conn
+	below *conn
+}
+
+// NetConn is that of the TLS connection.
+func (c http2Conn) NetConn() net.Conn { return c.below }
