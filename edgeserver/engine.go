@@ -126,13 +126,26 @@ func (s *site) splitConfig(draftOnly bool, keys *keyLog) *split.Config {
 	return cfg
 }
 
+// httpListener is a handshaker for http.Server.
+type httpListener struct{ *handshaker }
+
+// Accept returns the next connection in the form in which http.Server speaks
+// the protocol that was negotiated.
+func (l httpListener) Accept() (net.Conn, error) {
+	c, err := l.handshaker.Accept()
+	if err != nil {
+		return nil, err
+	}
+	if s, ok := c.(*split.Conn); ok && s.ConnectionState().NegotiatedProtocol == "h2" {
+		return http2Conn{s}, nil
+	}
+	return c, nil
+}
+
 // http2Conn is a connection of the split engine that has negotiated HTTP/2.
 // http.Server takes HTTP/2 only from a *tls.Conn or from what it believes to be
 // a connection without TLS; so this one does not show that it is one.
-type http2Conn struct {
-	net.Conn
-	below *conn
-}
+type http2Conn struct{ net.Conn }
 
 // NetConn is that of the TLS connection.
-func (c http2Conn) NetConn() net.Conn { return c.below }
+func (c http2Conn) NetConn() net.Conn { return c.Conn.(*split.Conn).NetConn() }

@@ -402,3 +402,38 @@ func TestEngineConfiguration(t *testing.T) {
 		assert.EqualError(t, err, "edgeserver: "+tt.want, name)
 	}
 }
+
+func TestListener(t *testing.T) {
+	p := newPKI(t)
+	cfg := bothSites(t, p, false)
+	cfg.Sites[1].Engine = EngineSplit
+	e := start(t, cfg, p.transport())
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	l := e.Listener(tcp)
+	for i, site := range []string{"rsa.test", "ecdsa.test"} {
+		served := make(chan tls.ConnectionState, 1)
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			io.WriteString(c, "hello")
+			served <- c.(interface{ ConnectionState() tls.ConnectionState }).ConnectionState()
+		}()
+		c, err := tls.Dial("tcp", tcp.Addr().String(), &tls.Config{RootCAs: p.roots, ServerName: site, MaxVersion: tls.VersionTLS12})
+		require.NoError(t, err)
+		greeting, err := io.ReadAll(c)
+		require.NoError(t, err)
+		assert.Equal(t, "hello", string(greeting))
+		c.Close()
+		state := <-served
+		assert.Equal(t, site, state.ServerName)
+		assert.True(t, state.HandshakeComplete)
+		assert.Equal(t, c.ConnectionState().CipherSuite, state.CipherSuite, "site %d", i)
+	}
+	e.Close()
+	_, err = l.Accept()
+	assert.Error(t, err)
+}

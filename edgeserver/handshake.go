@@ -10,8 +10,6 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
-
-	"github.com/tlsski/tlsski/edgeserver/internal/split"
 )
 
 // clientTime is how long a client may take for its part of the handshake. The
@@ -31,13 +29,13 @@ type handshaker struct {
 	ctx    context.Context         // of all handshakes
 	cancel context.CancelCauseFunc // with why the listener has ended
 	wg     sync.WaitGroup
-	ready  chan net.Conn
+	ready  chan secureConn
 }
 
 // newHandshaker returns the handshaker for l and starts it. Close ends it and
 // wait waits for that.
 func newHandshaker(ctx context.Context, l net.Listener, e engines, timeout time.Duration, log *slog.Logger) *handshaker {
-	h := &handshaker{Listener: l, engines: e, timeout: timeout, log: log, ready: make(chan net.Conn)}
+	h := &handshaker{Listener: l, engines: e, timeout: timeout, log: log, ready: make(chan secureConn)}
 	h.ctx, h.cancel = context.WithCancelCause(ctx)
 	h.wg.Go(h.listen)
 	return h
@@ -120,19 +118,10 @@ func (h *handshaker) serve(raw net.Conn) {
 		return
 	}
 	select {
-	case h.ready <- ready(secure, c):
+	case h.ready <- secure:
 		done = true
 	case <-h.ctx.Done():
 	}
-}
-
-// ready returns the connection in the form in which http.Server speaks the
-// protocol that was negotiated.
-func ready(secure secureConn, c *conn) net.Conn {
-	if _, ok := secure.(*split.Conn); ok && c.state.NegotiatedProtocol == "h2" {
-		return http2Conn{secure, c}
-	}
-	return secure
 }
 
 // report logs the outcome of a handshake: what went wrong on this side as a

@@ -90,13 +90,24 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 func (s *Server) Serve(l net.Listener) error {
 	s.log.Info("listening", "addr", l.Addr().String(), "url", s.url(l.Addr()))
 	h := newHandshaker(s.ctx, l, s.engines, s.timeout, s.log)
-	err := s.http.Serve(h)
+	err := s.http.Serve(httpListener{h})
 	h.Close()
 	h.wait()
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
+}
+
+// Listener returns a listener whose connections have their TLS handshake behind
+// them, for a program that speaks on them itself. Each is a *tls.Conn or, with
+// EngineSplit, has the same methods: ConnectionState, HandshakeContext,
+// CloseWrite and NetConn among them. Closing it closes l and the connections
+// whose handshake is not done; so do Shutdown and Close.
+func (s *Server) Listener(l net.Listener) net.Listener {
+	h := newHandshaker(s.ctx, l, s.engines, s.timeout, s.log)
+	context.AfterFunc(s.ctx, func() { h.Close() })
+	return h
 }
 
 // url returns an address to try: that of the first site that has a whole name.

@@ -117,10 +117,9 @@ func (i identity) files(t testing.TB) (cert, key string) {
 // world is what all tests share: an authority, and what it has issued. Making
 // RSA keys takes a while.
 type world struct {
-	ca     *x509.Certificate
-	caKey  crypto.Signer
-	roots  *x509.CertPool
-	caFile string // PEM
+	ca    *x509.Certificate
+	caKey crypto.Signer
+	roots *x509.CertPool
 
 	ecdsa, ecdsa384, rsa, ed25519 identity
 	client, clientRSA, expired    identity

@@ -288,6 +288,7 @@ func TestFragmentedMessagesAreAccepted(t *testing.T) {
 			}
 			r := h.rogue()
 			r.on(name, func(contentType uint8, payload []byte) {
+				cut := min(cut, len(payload)-1) // A signature may be shorter this time.
 				r.record(contentType, payload[:cut])
 				r.record(contentType, payload[cut:])
 			})
