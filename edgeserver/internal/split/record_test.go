@@ -3,7 +3,6 @@ package split
 import (
 	"bytes"
 	"crypto/tls"
-	"io"
 	"net"
 	"testing"
 	"time"
@@ -13,51 +12,6 @@ import (
 
 	"github.com/tlsski/tlsski/ski/tlsprf"
 )
-
-// BenchmarkDownload sends 1 GB from a server to a client of crypto/tls, with
-// the split engine and with crypto/tls in turn:
-//
-//	go test ./edgeserver/internal/split -run '^$' -bench Download -benchtime 1x -count 5
-func BenchmarkDownload(b *testing.B) {
-	const size = 1_000_000_000
-	chunk := make([]byte, 64<<10)
-	w := theWorld()
-	standard := &tls.Config{Certificates: []tls.Certificate{w.ecdsa.tls()}, MaxVersion: tls.VersionTLS12}
-	servers := map[string]func(net.Conn) net.Conn{
-		"split":    func(c net.Conn) net.Conn { return Server(c, fixed(&Config{Chains: []*Chain{w.ecdsa.chain}})) },
-		"standard": func(c net.Conn) net.Conn { return tls.Server(c, standard) },
-	}
-	for _, name := range []string{"split", "standard"} {
-		b.Run(name, func(b *testing.B) {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			require.NoError(b, err)
-			defer l.Close()
-			b.SetBytes(size)
-			for b.Loop() {
-				go func() {
-					raw, err := l.Accept()
-					if err != nil {
-						return
-					}
-					c := servers[name](raw)
-					defer c.Close()
-					for left := size; left > 0; left -= len(chunk) {
-						if _, err := c.Write(chunk[:min(len(chunk), left)]); err != nil {
-							return
-						}
-					}
-				}()
-				client := goClient(tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.CurveP256)
-				c, err := tls.Dial("tcp", l.Addr().String(), client)
-				require.NoError(b, err)
-				n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, make([]byte, 64<<10))
-				require.NoError(b, err)
-				require.EqualValues(b, size, n)
-				c.Close()
-			}
-		})
-	}
-}
 
 // discard is a net.Conn that takes everything and gives again and again what it
 // has.
