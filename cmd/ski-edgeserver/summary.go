@@ -38,7 +38,7 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 				ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
 		}
 		if site.Engine == edgeserver.EngineSplit {
-			fmt.Fprintln(w, "           engine split")
+			fmt.Fprintf(w, "           engine split, %s\n", strings.Join(versions(site.Site), ", "))
 		}
 		if site.LegacyMasterSecret {
 			fmt.Fprintln(w, "           warning: legacy_master_secret accepts clients without extended master secret")
@@ -47,6 +47,14 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 			fmt.Fprintln(w, "           warning: static_rsa offers cipher suites without forward secrecy")
 		}
 	}
+}
+
+// versions are those of a site with the split engine.
+func versions(s edgeserver.Site) []string {
+	if len(s.Versions) == 0 {
+		return []string{string(ski.TLS12)}
+	}
+	return s.Versions
 }
 
 func keyType(cert *x509.Certificate) string {
