@@ -23,7 +23,7 @@ func (a asking) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response,
 	start := time.Now()
 	resp, err := a.transport.RoundTrip(ctx, req)
 	if c := connFrom(ctx); c != nil {
-		c.asked = question{method: req.KeyExchange(), took: time.Since(start), err: err}
+		c.asked = question{method: req.KeyExchange(), took: c.asked.took + time.Since(start), err: err}
 		// A PreMasterSecret that the key server calls malformed is no failure:
 		// ski.Key goes on with a random one (RFC 5246, Section 7.4.7.1), and
 		// nothing here may tell the difference.

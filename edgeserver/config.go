@@ -104,6 +104,11 @@ type Site struct {
 	// Versions are the versions of TLS that the site serves, "TLS 1.2" and "TLS
 	// 1.3". Default: both, with EngineSplit only TLS 1.2.
 	Versions []string `yaml:"versions"`
+	// Method is the SKI method for ECDHE in TLS 1.2: ECDHE, the edge makes the
+	// ephemeral key and the key server signs it, or, with EngineSplit, ECDHE-PMS,
+	// the key server makes it and the edge gets the PreMasterSecret. The latter
+	// asks the key server twice for each handshake. Default: ECDHE.
+	Method string `yaml:"method"`
 	// LegacyMasterSecret accepts clients without extended master secret (RFC
 	// 7627) in TLS 1.2. EngineStandard always does.
 	LegacyMasterSecret bool `yaml:"legacy_master_secret"`

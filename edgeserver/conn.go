@@ -32,7 +32,8 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// question is a connection's question to the key server.
+// question is a connection's question to the key server; ECDHE-PMS has two, which
+// are one here.
 type question struct {
 	method ski.Method
 	took   time.Duration

@@ -107,6 +107,7 @@ func (s *site) splitConfig(draftOnly bool, keys *keyLog) *split.Config {
 		StaticRSA:          s.StaticRSA,
 		NextProtos:         []string{"h2", "http/1.1"},
 		LegacyMasterSecret: s.LegacyMasterSecret,
+		KeyServerEphemeral: s.Method == string(ski.MethodECDHEPMS),
 		TLS13:              s.has(ski.TLS13) && !draftOnly,
 		TicketKeys:         tickets.current,
 		KeyLog:             keys.masterSecret(),
@@ -120,6 +121,13 @@ func (s *site) splitConfig(draftOnly bool, keys *keyLog) *split.Config {
 			Schemes:      standard.SupportedSignatureAlgorithms,
 			Key: func(ctx context.Context, c ski.Connection) crypto.MessageSigner {
 				return key.ForConnection(ctx, c).PrivateKey()
+			},
+			Ephemeral: func(ctx context.Context, c ski.Connection, group tls.CurveID, randoms []byte, opts crypto.SignerOpts) (*split.Ephemeral, error) {
+				made, err := key.ForConnection(ctx, c).NewEphemeral(ctx, group, randoms, opts)
+				if err != nil {
+					return nil, err
+				}
+				return &split.Ephemeral{Params: made.Params, Signature: made.Signature, PreMasterSecret: made.PreMasterSecret}, nil
 			},
 		})
 	}

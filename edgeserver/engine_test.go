@@ -389,12 +389,17 @@ func TestEngineConfiguration(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		"engine":          {func(c *Config) { c.Sites[0].Engine = "boring" }, "sites[0].engine: 'boring' is not standard or split"},
-		"version":         {func(c *Config) { c.Sites[0].Versions = []string{"TLS 1.1"} }, "sites[0].versions[0]: 'TLS 1.1' is not 'TLS 1.2' or 'TLS 1.3'"},
-		"version twice":   {func(c *Config) { c.Sites[0].Versions = []string{"TLS 1.2", "TLS 1.2"} }, "sites[0].versions[1]: 'TLS 1.2' is there already"},
-		"split, only 1.3": {func(c *Config) { c.Sites[0].Engine, c.Sites[0].Versions = "split", []string{"TLS 1.3"} }, "sites[0].versions: engine: split is for TLS 1.2"},
-		"1.3, draft only": {func(c *Config) { c.KeyServer.DraftOnly, c.Sites[0].Versions = true, []string{"TLS 1.3"} }, "sites[0].versions[0]: a key server that is draft_only has no TLS 1.3"},
-		"legacy":          {func(c *Config) { c.Sites[0].LegacyMasterSecret = true }, "sites[0].legacy_master_secret: is for engine: split"},
+		"engine":           {func(c *Config) { c.Sites[0].Engine = "boring" }, "sites[0].engine: 'boring' is not standard or split"},
+		"version":          {func(c *Config) { c.Sites[0].Versions = []string{"TLS 1.1"} }, "sites[0].versions[0]: 'TLS 1.1' is not 'TLS 1.2' or 'TLS 1.3'"},
+		"version twice":    {func(c *Config) { c.Sites[0].Versions = []string{"TLS 1.2", "TLS 1.2"} }, "sites[0].versions[1]: 'TLS 1.2' is there already"},
+		"split, only 1.3":  {func(c *Config) { c.Sites[0].Engine, c.Sites[0].Versions = "split", []string{"TLS 1.3"} }, "sites[0].versions: engine: split is for TLS 1.2"},
+		"1.3, draft only":  {func(c *Config) { c.KeyServer.DraftOnly, c.Sites[0].Versions = true, []string{"TLS 1.3"} }, "sites[0].versions[0]: a key server that is draft_only has no TLS 1.3"},
+		"method":           {func(c *Config) { c.Sites[0].Method = "RSA" }, "sites[0].method: 'RSA' is not ECDHE or ECDHE-PMS"},
+		"method, standard": {func(c *Config) { c.Sites[0].Method = "ECDHE-PMS" }, "sites[0].method: ECDHE-PMS is for engine: split"},
+		"method, draft only": {func(c *Config) {
+			c.KeyServer.DraftOnly, c.Sites[0].Engine, c.Sites[0].Method = true, "split", "ECDHE-PMS"
+		}, "sites[0].method: a key server that is draft_only has no ECDHE-PMS"},
+		"legacy": {func(c *Config) { c.Sites[0].LegacyMasterSecret = true }, "sites[0].legacy_master_secret: is for engine: split"},
 	} {
 		cfg := Config{Sites: []Site{good}}
 		tt.change(&cfg)

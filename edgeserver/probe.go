@@ -2,6 +2,7 @@ package edgeserver
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"sync"
 
@@ -46,6 +47,9 @@ func (s *Server) probe(ctx context.Context, site *site, file string, key ski.Key
 	// that malformed means that it has the key and would use it for this
 	// edge: it looks for those first.
 	req := &ski.Request{Protocol: ski.TLS12, SPKI: key, Hash: ski.SHA256, Input: []byte{0}}
+	if site.Method == string(ski.MethodECDHEPMS) {
+		req.Method, req.Group = ski.MethodECDHEPMS, tls.CurveP256
+	}
 	if !s.cfg.KeyServer.DraftOnly && len(site.Names) > 0 && site.Names[0][0] != '*' {
 		req.ServerName = site.Names[0]
 	}

@@ -54,6 +54,11 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 		asking:  asking{t, cfg.KeyServer.Timeout},
 		timeout: cfg.KeyServer.Timeout + clientTime,
 	}
+	for _, site := range cfg.Sites {
+		if site.Method == string(ski.MethodECDHEPMS) { // It asks twice.
+			s.timeout = 2*cfg.KeyServer.Timeout + clientTime
+		}
+	}
 	var err error
 	if s.sites, err = newSites(&cfg, s.asking, log); err != nil {
 		return nil, err

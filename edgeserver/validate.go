@@ -96,6 +96,15 @@ func (c *Config) validateEngine(field string, s *Site) error {
 	default:
 		return c.errorf(field+".engine", "'%s' is not %s or %s", s.Engine, EngineStandard, EngineSplit)
 	}
+	switch method := ski.Method(s.Method); {
+	case method == "" || method == ski.MethodECDHE:
+	case method != ski.MethodECDHEPMS:
+		return c.errorf(field+".method", "'%s' is not %s or %s", method, ski.MethodECDHE, ski.MethodECDHEPMS)
+	case s.Engine != EngineSplit:
+		return c.errorf(field+".method", "%s is for engine: %s", method, EngineSplit)
+	case c.KeyServer.DraftOnly:
+		return c.errorf(field+".method", "a key server that is draft_only has no %s", method)
+	}
 	for i, version := range s.Versions {
 		at := fmt.Sprintf("%s.versions[%d]", field, i)
 		switch p := ski.Protocol(version); {

@@ -57,6 +57,7 @@ the default, or what else could be there.
       # static_rsa: false    # cipher suites without forward secrecy
       # engine: standard     # or split: session keys derived by the project's own TLS 1.2
       # versions: [TLS 1.2, TLS 1.3]    # with engine: split only TLS 1.2 unless said
+      # method: ECDHE        # engine: split, or ECDHE-PMS: the key server's ephemeral key
       # legacy_master_secret: false     # engine: split, clients without RFC 7627
       # default: false       # also for unknown names and clients without SNI
   # shutdown_timeout: 10s    # for requests in flight

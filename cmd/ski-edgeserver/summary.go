@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
@@ -38,7 +39,7 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 				ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
 		}
 		if site.Engine == edgeserver.EngineSplit {
-			fmt.Fprintf(w, "           engine split, %s\n", strings.Join(versions(site.Site), ", "))
+			fmt.Fprintf(w, "           engine split, %s, method %s\n", strings.Join(versions(site.Site), ", "), cmp.Or(site.Method, "ECDHE"))
 		}
 		if site.LegacyMasterSecret {
 			fmt.Fprintln(w, "           warning: legacy_master_secret accepts clients without extended master secret")
