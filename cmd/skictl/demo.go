@@ -37,7 +37,10 @@ server, and looks for the sites' private keys in the edge server's
 configuration, folder and memory. The exit status is 1 if anything failed.
 
 The table has, for each handshake, how long the edge server waited for the key
-server (SKI) and how long the client waited for its handshake (TLS).`,
+server (SKI) and how long the client waited for its handshake (TLS). At the
+sites that begin with split. the edge server derives the session keys itself,
+from the PreMasterSecret; with ECDHE-PMS, which asks twice, that is all it ever
+has of the key exchange. Both ends write a key log, and they are compared.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" {
@@ -52,7 +55,7 @@ server (SKI) and how long the client waited for its handshake (TLS).`,
 				}
 				dir = tmp
 			}
-			d, err := startDev(c.Context(), dir)
+			d, err := startDev(c.Context(), dir, demoKeyLog)
 			if err != nil {
 				return err
 			}
@@ -77,6 +80,9 @@ var demoHandshakes = []demoHandshake{
 	{"ecdsa.localhost", tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}, ski.MethodECDHE},
 	{"rsa.localhost", tls.VersionTLS12, []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}, ski.MethodECDHE},
 	{"rsa.localhost", tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}, ski.MethodRSA},
+	{splitSite + "ecdsa.localhost", tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}, ski.MethodECDHEPMS},
+	{splitSite + "rsa.localhost", tls.VersionTLS12, []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}, ski.MethodECDHEPMS},
+	{splitSite + "rsa.localhost", tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}, ski.MethodRSA},
 	{"ecdsa.localhost", tls.VersionTLS13, nil, ski.MethodECDHE},
 	{"rsa.localhost", tls.VersionTLS13, nil, ski.MethodECDHE},
 }
@@ -85,10 +91,11 @@ func (d *dev) demo(ctx context.Context, w io.Writer) error {
 	fmt.Fprintf(w, "key server  pid %d  %s  has the private keys\n", d.endpoints.PIDs.KeyServer, d.endpoints.KeyServer.CoAPS)
 	fmt.Fprintf(w, "edge server pid %d  %s  has the certificates\n\n", d.endpoints.PIDs.Edge, d.endpoints.Edge.HTTPS)
 	failed := false
+	var keyLog bytes.Buffer // of the client
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "PROTOCOL\tCIPHER SUITE\tSITE\tSKI METHOD\tSKI\tTLS\t")
 	for _, h := range demoHandshakes {
-		row, err := d.handshake(ctx, h)
+		row, err := d.handshake(ctx, h, &keyLog)
 		if err != nil {
 			failed = true
 			row = fmt.Sprintf("%s\t\t%s\t%s\t\t\tFAILED: %v", tls.VersionName(h.version), h.site, h.method, err)
@@ -97,6 +104,9 @@ func (d *dev) demo(ctx context.Context, w io.Writer) error {
 	}
 	_ = t.Flush()
 	fmt.Fprintln(w)
+	if !d.compareKeys(w, keyLog.String()) {
+		failed = true
+	}
 	if !d.lookForKeys(w) {
 		failed = true
 	}
@@ -106,8 +116,32 @@ func (d *dev) demo(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
+// demoKeyLog is the name of the edge server's key log, in its folder.
+const demoKeyLog = "keys.txt"
+
+// compareKeys looks for the client's secrets in the edge server's key log, says
+// how many it finds, and reports whether those are all.
+func (d *dev) compareKeys(w io.Writer, client string) bool {
+	edge, err := os.ReadFile(d.path("edge/" + demoKeyLog))
+	all, same := 0, 0
+	for line := range strings.Lines(client) {
+		all++
+		if strings.Contains(string(edge), line) {
+			same++
+		}
+	}
+	fmt.Fprintln(w, "secrets of the sessions")
+	good := err == nil && all > 0 && same == all
+	verdict := "yes"
+	if !good {
+		verdict = "NO"
+	}
+	fmt.Fprintf(w, "%-42s %s, %d of %d\n\n", "  the same in the key logs of both ends", verdict, same, all)
+	return good
+}
+
 // handshake makes one handshake, fetches the site's page, and returns the row.
-func (d *dev) handshake(ctx context.Context, h demoHandshake) (string, error) {
+func (d *dev) handshake(ctx context.Context, h demoHandshake, keyLog io.Writer) (string, error) {
 	ca, err := os.ReadFile(d.endpoints.CA)
 	if err != nil {
 		return "", err
@@ -125,6 +159,7 @@ func (d *dev) handshake(ctx context.Context, h demoHandshake) (string, error) {
 	conn := tls.Client(raw, &tls.Config{
 		ServerName: h.site, RootCAs: roots,
 		MinVersion: h.version, MaxVersion: h.version, CipherSuites: h.suites,
+		KeyLogWriter: keyLog,
 	})
 	defer conn.Close()
 	start := time.Now()
@@ -168,7 +203,7 @@ func fetch(conn net.Conn, site string) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK || !bytes.Contains(body, []byte(site)) {
+	if resp.StatusCode != http.StatusOK || !bytes.Contains(body, []byte(strings.TrimPrefix(site, splitSite))) {
 		return fmt.Errorf("the page is not the site's: %s", resp.Status)
 	}
 	return nil

@@ -29,7 +29,8 @@ func newDevCommand() *cobra.Command {
 
 dev makes in DIR, which must be empty or not exist, a private PKI for the SKI
 channel, two web sites (ecdsa.localhost with an ECDSA P-256 key, rsa.localhost
-with an RSA-2048 key) and both configurations. It starts ski-keyserver and
+with an RSA-2048 key; each also as split.NAME, where the edge server's own TLS
+1.2 has the key server make the ephemeral key) and both configurations. It starts ski-keyserver and
 ski-edgeserver as two processes on free loopback ports, writes their addresses
 to DIR/endpoints.json, prints commands to try, and runs until it is interrupted.
 
@@ -37,7 +38,7 @@ As root it starts the edge server as the user nobody (65534), who cannot read
 the key server's folder.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			d, err := startDev(c.Context(), dir)
+			d, err := startDev(c.Context(), dir, "")
 			if err != nil {
 				return err
 			}
@@ -86,9 +87,10 @@ type endpoints struct {
 	} `json:"pids"`
 }
 
-// startDev makes everything in dir and starts both processes. On success,
+// startDev makes everything in dir and starts both processes. The edge server
+// writes a key log of that name in its folder, if there is one. On success,
 // stop must be called.
-func startDev(ctx context.Context, dir string) (_ *dev, err error) {
+func startDev(ctx context.Context, dir, keyLog string) (_ *dev, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
@@ -126,7 +128,7 @@ func startDev(ctx context.Context, dir string) (_ *dev, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.writeConfigs(keyServerAddr, httpsAddr, edgeAddr); err != nil {
+	if err := d.writeConfigs(keyServerAddr, httpsAddr, edgeAddr, keyLog); err != nil {
 		return nil, err
 	}
 	edgeProgram, err := sibling("ski-edgeserver")
@@ -283,16 +285,30 @@ sites:
     certificates: [sites/rsa.localhost.pem]
     static: rsa.localhost
     static_rsa: true
+  - names: [` + splitSite + `ecdsa.localhost]
+    certificates: [sites/ecdsa.localhost.pem]
+    static: ecdsa.localhost
+    engine: split
+    method: ECDHE-PMS
+  - names: [` + splitSite + `rsa.localhost]
+    certificates: [sites/rsa.localhost.pem]
+    static: rsa.localhost
+    engine: split
+    method: ECDHE-PMS
+    static_rsa: true
 log:
   level: debug
 `
 )
 
-func (d *dev) writeConfigs(keyServerAddr, httpsAddr, edgeAddr string) error {
+func (d *dev) writeConfigs(keyServerAddr, httpsAddr, edgeAddr, keyLog string) error {
 	files := map[string]string{
 		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr, httpsAddr),
 		"keyserver/policy.yaml":    devPolicy,
 		"edge/edge.yaml":           fmt.Sprintf(devEdgeConfig, edgeAddr, keyServerAddr),
+	}
+	if keyLog != "" {
+		files["edge/edge.yaml"] += "key_log: " + keyLog + "\n"
 	}
 	for _, s := range d.sites {
 		if err := os.Mkdir(d.path("edge/"+s.Name), 0o755); err != nil {
@@ -370,6 +386,7 @@ func (d *dev) printCommands(w io.Writer) {
 		{"ecdsa.localhost", "-tls1_2"},
 		{"rsa.localhost", "-tls1_2"},
 		{"rsa.localhost", "-tls1_2 -cipher AES128-GCM-SHA256"},
+		{splitSite + "ecdsa.localhost", "-tls1_2"},
 	} {
 		fmt.Fprintf(w, "openssl s_client -connect %s -servername %s -CAfile %s -verify_return_error -brief %s </dev/null\n",
 			addr, c.site, e.CA, c.flags)

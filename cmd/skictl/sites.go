@@ -24,6 +24,10 @@ type devSite struct {
 	key crypto.Signer // to look for it where it must not be
 }
 
+// splitSite begins the names by which the same sites are served by the split
+// engine.
+const splitSite = "split."
+
 // makeSites makes a site for each type of key, with certificates of an
 // authority of their own: caFile. A site's certificate goes to certDir, its
 // private key to keyDir.
@@ -49,7 +53,7 @@ func makeSites(caFile, certDir, keyDir string, life time.Duration) ([]devSite, e
 		s := &sites[i]
 		s.Cert = filepath.Join(certDir, s.Name+".pem")
 		id, err := authority.issue(leaf{
-			name: s.Name, usage: x509.ExtKeyUsageServerAuth, dns: []string{s.Name}, life: life, key: s.key,
+			name: s.Name, usage: x509.ExtKeyUsageServerAuth, dns: []string{s.Name, splitSite + s.Name}, life: life, key: s.key,
 		}, now)
 		if err != nil {
 			return nil, err
