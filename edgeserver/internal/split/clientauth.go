@@ -2,6 +2,7 @@ package split
 
 import (
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"slices"
@@ -40,6 +41,9 @@ func (c *Config) verifyPeer(p *peer) *Error {
 		if err != nil {
 			return &Error{BadCertificate, "the client's certificate cannot be parsed", err}
 		}
+		if tooLarge(cert.PublicKey) {
+			return fail(BadCertificate, "an RSA key of the client's chain has more than %d bits", maxClientRSABits)
+		}
 		p.parsed = append(p.parsed, cert)
 	}
 	intermediates := x509.NewCertPool()
@@ -67,8 +71,8 @@ func (c *Config) verifyRawPublicKey(p *peer) *Error {
 	if err != nil {
 		return &Error{BadCertificate, "the client's raw public key cannot be parsed", err}
 	}
-	if schemesOf(key) == nil {
-		return fail(UnsupportedCertificate, "the client's key is of type %T", key)
+	if schemesOf(key) == nil || tooLarge(key) {
+		return fail(UnsupportedCertificate, "the client's key is of type %T, or too large", key)
 	}
 	id, err := ski.PublicKeyID(key)
 	if err != nil || !slices.Contains(c.ClientKeys, id) {
@@ -76,6 +80,16 @@ func (c *Config) verifyRawPublicKey(p *peer) *Error {
 	}
 	p.key = key
 	return nil
+}
+
+// maxClientRSABits bounds the RSA keys that a client has us verify with: the
+// time for it grows with the square of their length. crypto/tls has the same
+// bound.
+const maxClientRSABits = 8192
+
+func tooLarge(key crypto.PublicKey) bool {
+	pub, ok := key.(*rsa.PublicKey)
+	return ok && pub.N.BitLen() > maxClientRSABits
 }
 
 // certificateAlert returns the alert for what x509 says of a certificate (RFC

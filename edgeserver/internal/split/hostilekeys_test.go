@@ -2,9 +2,13 @@ package split
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"math/big"
 	"slices"
 	"testing"
 
@@ -132,6 +136,10 @@ func TestHostileClientCertificates(t *testing.T) {
 	cfg := hostileConfig()
 	cfg.ClientAuth = RequireClientCert
 	h := newHostile(t, cfg)
+	// Nobody has to have the private half for the bound to matter.
+	modulus := new(big.Int).SetBit(big.NewInt(1), maxClientRSABits, 1)
+	der := must(x509.CreateCertificate(rand.Reader, w.client.cert, w.ca, &rsa.PublicKey{N: modulus, E: 65537}, w.caKey))
+	huge := &identity{key: w.client.key, chain: &Chain{Certificates: [][]byte{der}, Leaf: w.client.cert}}
 	for what, tt := range map[string]struct {
 		identity *identity
 		want     Alert
@@ -141,6 +149,7 @@ func TestHostileClientCertificates(t *testing.T) {
 		"another authority": {&w.stranger, UnknownCA},
 		"not DER":           {&identity{key: w.client.key, chain: &Chain{Certificates: [][]byte{[]byte("certificate")}, Leaf: w.client.cert}}, BadCertificate},
 		"too many":          {&identity{key: w.client.key, chain: &Chain{Certificates: slices.Repeat([][]byte{w.client.cert.Raw}, 11), Leaf: w.client.cert}}, BadCertificate},
+		"a huge RSA key":    {huge, BadCertificate},
 		"without its key":   {&identity{key: w.ecdsa.key, chain: w.client.chain, cert: w.client.cert}, DecryptError},
 	} {
 		r := h.rogue()
