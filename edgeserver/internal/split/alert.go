@@ -1,9 +1,6 @@
 package split
 
-import (
-	"crypto/tls"
-	"fmt"
-)
+import "fmt"
 
 // Alert is a TLS alert description (RFC 5246, Section 7.2).
 type Alert uint8
@@ -31,9 +28,6 @@ const (
 	NoApplicationProtocol    Alert = 120 // RFC 7301, Section 3.2
 	alertWarning, alertFatal       = 1, 2
 )
-
-// String returns the alert's name as crypto/tls has it.
-func (a Alert) String() string { return tls.AlertError(a).Error() }
 
 // Error is a connection that this side has ended: the alert that the client
 // gets and the reason, which stays here.

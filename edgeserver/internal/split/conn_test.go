@@ -1,10 +1,16 @@
 package split
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
+	"os"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -68,4 +74,141 @@ func TestGoClientEverySuiteMethodAndCurve(t *testing.T) {
 			}
 		}
 	}
+}
+
+// pair returns both ends of a connection whose handshake is done.
+func pair(t *testing.T, cfg *Config) (*Conn, *tls.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	dialed := make(chan *tls.Conn, 1)
+	go func() {
+		c, err := tls.Dial("tcp", l.Addr().String(), goClient(0, tls.CurveP256))
+		assert.NoError(t, err)
+		dialed <- c
+	}()
+	raw, err := l.Accept()
+	require.NoError(t, err)
+	server := Server(raw, fixed(cfg))
+	require.NoError(t, server.Handshake())
+	client := <-dialed
+	require.NotNil(t, client)
+	t.Cleanup(func() { client.Close(); server.Close() })
+	return server, client
+}
+
+func ecdsaOnly() *Config { return &Config{Chains: []*Chain{theWorld().ecdsa.chain}} }
+
+// TestReadGoesOnAfterADeadline is what net/http needs to take a connection
+// from one reader to the next.
+func TestReadGoesOnAfterADeadline(t *testing.T) {
+	server, client := pair(t, ecdsaOnly())
+	buf := make([]byte, 100)
+	for range 3 {
+		require.NoError(t, server.SetReadDeadline(time.Unix(1, 0)))
+		_, err := server.Read(buf)
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	}
+	require.NoError(t, server.SetReadDeadline(time.Time{}))
+	_, err := io.WriteString(client, "hello")
+	require.NoError(t, err)
+	n, err := server.Read(buf)
+	require.NoError(t, err)
+	assert.Equal(t, "hello", string(buf[:n]))
+}
+
+func TestAWriteThatADeadlineEndsIsTheLast(t *testing.T) {
+	server, _ := pair(t, ecdsaOnly())
+	require.NoError(t, server.SetWriteDeadline(time.Unix(1, 0)))
+	_, err := server.Write([]byte("hello"))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.NoError(t, server.SetWriteDeadline(time.Time{}))
+	_, err = server.Write([]byte("hello"))
+	require.Error(t, err, "the client would find a record missing, or half of one")
+}
+
+func TestCloseWriteLeavesReading(t *testing.T) {
+	server, client := pair(t, ecdsaOnly())
+	require.NoError(t, server.CloseWrite())
+	require.NoError(t, server.CloseWrite())
+	_, err := server.Write([]byte("more"))
+	require.ErrorIs(t, err, net.ErrClosed)
+	_, err = client.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF)
+	_, err = io.WriteString(client, "hello")
+	require.NoError(t, err)
+	require.NoError(t, client.CloseWrite())
+	got, err := io.ReadAll(server)
+	require.NoError(t, err)
+	assert.Equal(t, "hello", string(got))
+}
+
+func TestCloseEndsReadAndWrite(t *testing.T) {
+	server, client := pair(t, ecdsaOnly())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, err := server.Read(make([]byte, 1))
+		assert.Error(t, err)
+	})
+	wg.Go(func() {
+		for {
+			if _, err := server.Write(make([]byte, 1<<20)); err != nil {
+				return // the client does not read
+			}
+		}
+	})
+	_, err := io.ReadFull(client, make([]byte, 1<<20))
+	require.NoError(t, err)
+	server.Close()
+	wg.Wait()
+	assert.Equal(t, tls.VersionName(tls.VersionTLS12), tls.VersionName(server.ConnectionState().Version))
+}
+
+func TestBothDirectionsAtOnce(t *testing.T) {
+	server, client := pair(t, ecdsaOnly())
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	var wg sync.WaitGroup
+	for _, ends := range []struct {
+		from io.Writer
+		to   io.Reader
+	}{{server, client}, {client, server}} {
+		wg.Go(func() {
+			_, err := ends.from.Write(sent)
+			assert.NoError(t, err)
+		})
+		wg.Go(func() {
+			got := make([]byte, len(sent))
+			_, err := io.ReadFull(ends.to, got)
+			assert.NoError(t, err)
+			assert.True(t, bytes.Equal(sent, got))
+		})
+	}
+	wg.Wait()
+}
+
+func TestTheContextEndsTheHandshake(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	c := Server(ours, fixed(ecdsaOnly()))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.HandshakeContext(ctx) }()
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	_, err := c.Read(make([]byte, 1))
+	require.ErrorIs(t, err, context.Canceled, "it stays so")
+	_, err = c.Write([]byte("a"))
+	require.ErrorIs(t, err, context.Canceled)
+	require.Error(t, c.CloseWrite())
+	assert.Equal(t, tls.ConnectionState{}, c.ConnectionState())
+	_, ok := c.PeerPublicKeyID()
+	assert.False(t, ok)
+}
+
+func TestNoSiteHasTheName(t *testing.T) {
+	ours, theirs := net.Pipe()
+	c := Server(ours, func(context.Context, *ClientHello) (*Config, error) { return nil, nil })
+	go c.Handshake()
+	err := tls.Client(theirs, goClient(0, tls.CurveP256)).Handshake()
+	require.ErrorContains(t, err, "unrecognized name")
 }

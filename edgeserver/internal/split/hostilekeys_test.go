@@ -2,6 +2,8 @@ package split
 
 import (
 	"bytes"
+	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
@@ -129,6 +131,37 @@ func TestTheKeyServerFails(t *testing.T) {
 			assert.ErrorIs(t, h.outcome(t).err, ski.RequestDenied)
 		}
 	}
+}
+
+// TestTheKeyServersEphemeralKeyIsChecked: what a key server makes has to be what
+// was asked for, before a client sees it.
+func TestTheKeyServersEphemeralKeyIsChecked(t *testing.T) {
+	w := theWorld()
+	p256 := serverECDHParams(tls.CurveP256, must(curveOf(tls.CurveP256).GenerateKey(nil)).PublicKey().Bytes())
+	off := slices.Clone(p256)
+	off[len(off)-1] ^= 1
+	for what, params := range map[string][]byte{
+		"nothing":            nil,
+		"another group":      serverECDHParams(tls.X25519, make([]byte, 32)),
+		"another curve type": append([]byte{1}, p256[1:]...),
+		"not on the curve":   off,
+		"cut short":          p256[:len(p256)-1],
+		"with more":          append(slices.Clone(p256), 0),
+	} {
+		chain := *w.ecdsa.chain
+		chain.Ephemeral = func(context.Context, ski.Connection, tls.CurveID, []byte, crypto.SignerOpts) (*Ephemeral, error) {
+			return &Ephemeral{Params: params, Signature: make([]byte, 70)}, nil
+		}
+		h := newHostile(t, &Config{Chains: []*Chain{&chain}, Groups: []tls.CurveID{tls.CurveP256}, KeyServerEphemeral: true})
+		r := newRogue(t, h.addr, goodHello(gcm(), tls.CurveP256), tls.CurveP256)
+		h.refuses(r, InternalError, what)
+	}
+	chain := *w.ecdsa.chain
+	chain.Ephemeral = func(context.Context, ski.Connection, tls.CurveID, []byte, crypto.SignerOpts) (*Ephemeral, error) {
+		return &Ephemeral{Params: serverECDHParams(tls.X25519, make([]byte, 32)), Signature: make([]byte, 70)}, nil
+	}
+	h := newHostile(t, &Config{Chains: []*Chain{&chain}, Groups: []tls.CurveID{tls.X25519}, KeyServerEphemeral: true})
+	h.refuses(newRogue(t, h.addr, goodHello(gcm(), tls.X25519), tls.X25519), InternalError, "a point of low order")
 }
 
 func TestHostileClientCertificates(t *testing.T) {
