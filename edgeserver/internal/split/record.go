@@ -73,9 +73,6 @@ func (r *recordReader) next() (uint8, []byte, error) {
 			return 0, nil, &Error{BadRecordMAC, "a record cannot be decrypted", err}
 		}
 		r.seq++
-		if len(payload) > r.limit {
-			return 0, nil, fail(RecordOverflow, "a record of %d bytes", len(payload))
-		}
 	}
 	if len(payload) == 0 && contentType != recordApplicationData {
 		// RFC 5246, Section 6.2.1.
@@ -91,6 +88,7 @@ func (r *recordReader) checkHeader(header []byte, contentType uint8, version uin
 		}
 	}
 	most := r.limit
+	// The ciphers are all AEAD: the plaintext's length is known before it is.
 	if r.protection != nil {
 		most += r.protection.Overhead()
 	}

@@ -3,6 +3,7 @@ package split
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -179,5 +180,67 @@ func TestASessionWithoutExtendedMasterSecret(t *testing.T) {
 		}
 		r.resume = first.master
 		assert.Equal(t, !extended, h.resumes(r), "RFC 7627, Section 5.3")
+	}
+}
+
+// TestAResumptionIsNoWayAroundClientCertificates resumes at a server that has
+// the same ticket keys but wants more of clients.
+func TestAResumptionIsNoWayAroundClientCertificates(t *testing.T) {
+	key := NewTicketKey()
+	site := func(change func(*Config)) *hostile {
+		cfg := hostileConfig()
+		cfg.TicketKeys = func() []TicketKey { return []TicketKey{key} }
+		change(cfg)
+		return newHostile(t, cfg)
+	}
+	before := site(func(*Config) {})
+	for _, tt := range []struct {
+		what        string
+		certificate bool // at the full handshake
+		change      func(*Config)
+	}{
+		{"certificates have become required", false, func(c *Config) { c.ClientAuth = RequireClientCert }},
+		{"the client's authority is gone", true, func(c *Config) { c.ClientCAs = x509.NewCertPool() }},
+		{"certificates are not accepted any more", true, func(c *Config) { c.ClientCAs = nil }},
+		{"clients are not asked any more", true, func(c *Config) { c.ClientAuth = NoClientCert }},
+		{"the client's certificate has expired", true, func(c *Config) {
+			c.Time = func() time.Time { return time.Now().Add(2 * time.Hour) }
+		}},
+	} {
+		first := before.rogue()
+		first.hello = first.hello.with(extSessionTicket, nil)
+		if !tt.certificate {
+			first.identity = nil
+		}
+		require.NoError(t, first.handshake())
+		first.conn.Close()
+		before.outcome(t)
+		after := site(tt.change)
+		r := after.rogue()
+		r.hello, r.resume = r.hello.with(extSessionTicket, first.ticket), first.master
+		if tt.certificate {
+			r.identity = nil // It would be refused.
+		}
+		assert.False(t, after.resumes(r), tt.what)
+	}
+}
+
+// TestASessionOfStaticRSAIsNotResumedForHTTP2 as RFC 9113, Section 9.2.2 has it.
+func TestASessionOfStaticRSAIsNotResumedForHTTP2(t *testing.T) {
+	key := NewTicketKey()
+	cfg := hostileConfig()
+	cfg.NextProtos = []string{"h2", "http/1.1"}
+	cfg.TicketKeys = func() []TicketKey { return []TicketKey{key} }
+	h := newHostile(t, cfg)
+	first := newRogue(t, h.addr, goodHello(staticGCM(), tls.X25519).with(extSessionTicket, nil), tls.X25519)
+	require.NoError(t, first.handshake())
+	first.conn.Close()
+	h.outcome(t)
+	for protocol, resumed := range map[string]bool{"\x08http/1.1": true, "\x02h2": false} {
+		r := h.rogue()
+		r.resume = first.master
+		r.hello = r.hello.with(extSessionTicket, first.ticket).with(extALPN, append([]byte{0, byte(len(protocol))}, protocol...))
+		r.hello.suites = append(r.hello.suites, staticGCM().id)
+		assert.Equal(t, resumed, h.resumes(r), protocol)
 	}
 }
