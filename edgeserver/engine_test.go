@@ -22,6 +22,7 @@ import (
 
 	"github.com/tlsski/tlsski/edgeserver/internal/split"
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 // splitSites are bothSites with the split engine.
@@ -62,7 +63,7 @@ func TestSplitEngineHandshakes(t *testing.T) {
 			require.NoError(t, err)
 			defer c.Close()
 			assert.Equal(t, tls.CipherSuiteName(tt.suite), tls.CipherSuiteName(c.ConnectionState().CipherSuite))
-			asked := p.keys.asked()
+			asked := p.keys.Forget()
 			require.Len(t, asked, 1)
 			assert.Equal(t, tt.site, asked[0].ServerName)
 			got := ski.Request{Protocol: asked[0].Protocol, Hash: asked[0].Hash, Scheme: asked[0].Scheme, ClientVersion: asked[0].ClientVersion}
@@ -224,6 +225,8 @@ func TestSplitEngineWhenTheKeyServerFails(t *testing.T) {
 	p := newPKI(t)
 	cfg := splitSites(t, p, true)
 	cfg.KeyServer.Timeout = 300 * time.Millisecond
+	denying := skitest.NewKeyServer()
+	denying.Refuse(ski.RequestDenied)
 	hanging := ski.TransportFunc(func(ctx context.Context, _ *ski.Request) (*ski.Response, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -232,7 +235,7 @@ func TestSplitEngineWhenTheKeyServerFails(t *testing.T) {
 		return nil, &ski.TransportError{Endpoint: "coaps://gone", Op: "dial", Err: errors.New("connection refused")}
 	})
 	for reason, transport := range map[string]ski.Transport{
-		"denied": ski.Direct(&fakeKeyServer{refuse: ski.RequestDenied}, ski.Peer{}), "timeout": hanging, "unreachable": unreachable,
+		"denied": ski.Direct(denying, ski.Peer{}), "timeout": hanging, "unreachable": unreachable,
 	} {
 		for _, suite := range []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_128_GCM_SHA256} {
 			e := start(t, cfg, transport)
@@ -245,7 +248,7 @@ func TestSplitEngineWhenTheKeyServerFails(t *testing.T) {
 		}
 	}
 	e := start(t, cfg, p.transport())
-	p.keys.set(func() { p.keys.refuse = ski.MalformedRequest })
+	p.keys.Refuse(ski.MalformedRequest)
 	client := only(tls.TLS_RSA_WITH_AES_128_GCM_SHA256)
 	client.ServerName = "rsa.test"
 	_, err := e.dial(p, client)
@@ -262,7 +265,7 @@ func TestSplitEngineDraftOnly(t *testing.T) {
 		c, err := e.dial(p, &tls.Config{ServerName: site})
 		require.NoError(t, err)
 		c.Close()
-		asked := p.keys.asked()
+		asked := p.keys.Forget()
 		require.Len(t, asked, 1)
 		assert.Zero(t, asked[0].Scheme)
 		assert.Equal(t, ski.SHA256, asked[0].Hash)
@@ -285,7 +288,7 @@ func TestSplitEngineResumption(t *testing.T) {
 	}
 	assert.False(t, visit("a.test"))
 	assert.True(t, visit("a.test"))
-	assert.Len(t, p.keys.asked(), 1)
+	assert.Len(t, p.keys.Forget(), 1)
 	assert.False(t, visit("b.test"), "a ticket of site a is good at site b")
 	assert.True(t, visit("b.test"))
 }
