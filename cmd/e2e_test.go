@@ -282,6 +282,29 @@ func TestDemoShowsEveryHandshakeAndFindsNoKeyAtTheEdge(t *testing.T) {
 	}
 }
 
+// With the sites' keys on a token that does not give them away, and the key
+// server in its sandbox.
+func TestDemoWithKeysOnAToken(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "demo")
+	out, all, status := run(t, "", filepath.Join(bin, "skictl"), "demo", "--hsm", "--dir", dir)
+	require.Zero(t, status, all)
+	assert.NotContains(t, out, "FAILED")
+	for _, method := range []string{" ECDHE ", " RSA ", "TLS 1.3 "} {
+		assert.Contains(t, out, method)
+	}
+	assert.Equal(t, 2, strings.Count(out, "never was and cannot be taken off the token"), out)
+	keys, err := os.ReadDir(filepath.Join(dir, "keyserver", "keys"))
+	require.NoError(t, err)
+	assert.Empty(t, keys)
+	log, err := os.ReadFile(filepath.Join(dir, "keyserver", "keyserver.log"))
+	require.NoError(t, err)
+	assert.NotContains(t, string(log), "level=ERROR")
+	assert.Contains(t, string(log), "sandbox")
+	audit, err := os.ReadFile(filepath.Join(dir, "keyserver", "audit.log"))
+	require.NoError(t, err)
+	assert.Contains(t, string(audit), `"premaster_secret":"correct"`)
+}
+
 // client is a TLS client that never resumes: each connection needs the key
 // server.
 func (d *devSetup) handshake(ctx context.Context, site string) error {

@@ -338,7 +338,7 @@ func (t *target) complete(s *session, k *privateKey, handle pkcs11.ObjectHandle,
 	if err := checkPublic(k.public); err != nil {
 		return err
 	}
-	k.info.Public, k.info.Type = k.public, typeName(k.public)
+	k.info.Public, k.info.Type = k.public, TypeOf(k.public)
 	if k.info.ID, err = ski.PublicKeyID(k.public); err != nil {
 		return err
 	}

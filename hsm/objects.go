@@ -212,19 +212,6 @@ func checkPublic(pub crypto.PublicKey) error {
 	return errKeyType
 }
 
-// typeName returns KeyInfo.Type.
-func typeName(pub crypto.PublicKey) string {
-	switch pub := pub.(type) {
-	case *rsa.PublicKey:
-		return fmt.Sprintf("rsa-%d", pub.N.BitLen())
-	case *ecdsa.PublicKey:
-		return fmt.Sprintf("ec-p%d", pub.Curve.Params().BitSize)
-	case ed25519.PublicKey:
-		return "ed25519"
-	}
-	return ""
-}
-
 // certificate returns a certificate object's, nil if it is none of X.509 or
 // cannot be parsed.
 func (s *session) certificate(o pkcs11.ObjectHandle) (*x509.Certificate, error) {

@@ -1,6 +1,11 @@
 package hsm
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -33,4 +38,17 @@ var keyTypes = map[string]struct {
 // KeyTypes returns the types of keys that Generate makes, separated by commas.
 func KeyTypes() string {
 	return strings.Join(slices.Sorted(maps.Keys(keyTypes)), ", ")
+}
+
+// TypeOf returns what KeyInfo.Type calls keys such as that of pub.
+func TypeOf(pub crypto.PublicKey) string {
+	switch pub := pub.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("rsa-%d", pub.N.BitLen())
+	case *ecdsa.PublicKey:
+		return fmt.Sprintf("ec-p%d", pub.Curve.Params().BitSize)
+	case ed25519.PublicKey:
+		return "ed25519"
+	}
+	return ""
 }

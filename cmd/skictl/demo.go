@@ -27,6 +27,7 @@ import (
 
 func newDemoCommand() *cobra.Command {
 	var dir string
+	var onToken bool
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Show real TLS handshakes through a key server",
@@ -35,6 +36,9 @@ func newDemoCommand() *cobra.Command {
 demo starts what dev starts, makes one TLS handshake of each kind with the edge
 server, and looks for the sites' private keys in the edge server's
 configuration, folder and memory. The exit status is 1 if anything failed.
+
+With --hsm the sites' keys are made on a SoftHSM token in the key server's
+folder, and cannot leave it.
 
 The table has, for each handshake, how long the edge server waited for the key
 server (SKI) and how long the client waited for its handshake (TLS). At the
@@ -55,7 +59,7 @@ has of the key exchange. Both ends write a key log, and they are compared.`,
 				}
 				dir = tmp
 			}
-			d, err := startDev(c.Context(), dir, demoKeyLog)
+			d, err := startDev(c.Context(), dir, devOptions{keyLog: demoKeyLog, onToken: onToken})
 			if err != nil {
 				return err
 			}
@@ -63,6 +67,7 @@ has of the key exchange. Both ends write a key log, and they are compared.`,
 			return d.demo(c.Context(), c.OutOrStdout())
 		},
 	}
+	c.Flags().BoolVar(&onToken, "hsm", false, "keep the sites' keys on a SoftHSM token")
 	c.Flags().StringVar(&dir, "dir", "", "the folder to make everything in (default: one that is removed)")
 	return c
 }
@@ -104,11 +109,11 @@ func (d *dev) demo(ctx context.Context, w io.Writer) error {
 	}
 	_ = t.Flush()
 	fmt.Fprintln(w)
-	if !d.compareKeys(w, keyLog.String()) {
-		failed = true
-	}
-	if !d.lookForKeys(w) {
-		failed = true
+	failed = !d.compareKeys(w, keyLog.String()) || failed
+	if d.token != nil {
+		failed = !d.token.show(w) || failed
+	} else {
+		failed = !d.lookForKeys(w) || failed
 	}
 	if failed {
 		return errors.New("the demo has failed")

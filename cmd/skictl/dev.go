@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tlsski/tlsski/keyserver"
 	"github.com/tlsski/tlsski/ski"
 )
 
@@ -38,7 +39,7 @@ As root it starts the edge server as the user nobody (65534), who cannot read
 the key server's folder.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			d, err := startDev(c.Context(), dir, "")
+			d, err := startDev(c.Context(), dir, devOptions{})
 			if err != nil {
 				return err
 			}
@@ -63,6 +64,7 @@ type dev struct {
 	edgeLog   string
 	user      *unprivileged // whom the edge runs as, or nil
 	sameUser  string        // why it runs as the key server's user
+	token     *devToken     // has the sites' keys; nil where files do
 }
 
 // endpoints is what DIR/endpoints.json holds, for other programs.
@@ -87,10 +89,15 @@ type endpoints struct {
 	} `json:"pids"`
 }
 
-// startDev makes everything in dir and starts both processes. The edge server
-// writes a key log of that name in its folder, if there is one. On success,
-// stop must be called.
-func startDev(ctx context.Context, dir, keyLog string) (_ *dev, err error) {
+// devOptions is what a demonstration has in addition.
+type devOptions struct {
+	keyLog  string // the name of the edge server's key log in its folder; "" for none
+	onToken bool   // whether the sites' keys are on a token, and not in files
+}
+
+// startDev makes everything in dir and starts both processes. On success, stop
+// must be called.
+func startDev(ctx context.Context, dir string, o devOptions) (_ *dev, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
@@ -119,7 +126,12 @@ func startDev(ctx context.Context, dir, keyLog string) (_ *dev, err error) {
 		return nil, err
 	}
 	d.endpoints.CA = d.path("ca.pem")
-	if d.sites, err = makeSites(d.endpoints.CA, d.path("edge/sites"), d.path("keyserver/keys"), devLife); err != nil {
+	if o.onToken {
+		if d.token, err = newDevToken(ctx, d.path("keyserver/softhsm")); err != nil {
+			return nil, err
+		}
+	}
+	if d.sites, err = makeSites(ctx, d.endpoints.CA, d.path("edge/sites"), d.path("keyserver/keys"), d.token, devLife); err != nil {
 		return nil, err
 	}
 	d.endpoints.Sites = d.sites
@@ -128,7 +140,7 @@ func startDev(ctx context.Context, dir, keyLog string) (_ *dev, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.writeConfigs(keyServerAddr, httpsAddr, edgeAddr, keyLog); err != nil {
+	if err := d.writeConfigs(keyServerAddr, httpsAddr, edgeAddr, o.keyLog); err != nil {
 		return nil, err
 	}
 	edgeProgram, err := sibling("ski-edgeserver")
@@ -251,8 +263,7 @@ https: %[2]s
 certificate: keyserver.pem
 key: keyserver.key
 client_ca: ca.pem
-keys: keys
-policy: policy.yaml
+%[3]spolicy: policy.yaml
 psk: edges.psk
 audit:
   file: audit.log
@@ -302,8 +313,17 @@ log:
 )
 
 func (d *dev) writeConfigs(keyServerAddr, httpsAddr, edgeAddr, keyLog string) error {
+	keys := "keys: keys\n"
+	if d.token != nil {
+		keys = d.token.config() + "rsa_failure_secret_file: rsa-failure.secret\n"
+		secret := make([]byte, keyserver.MinRSAFailureSecret)
+		rand.Read(secret)
+		if err := os.WriteFile(d.path("keyserver/rsa-failure.secret"), secret, 0o600); err != nil {
+			return err
+		}
+	}
 	files := map[string]string{
-		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr, httpsAddr),
+		"keyserver/keyserver.yaml": fmt.Sprintf(devKeyServerConfig, keyServerAddr, httpsAddr, keys),
 		"keyserver/policy.yaml":    devPolicy,
 		"edge/edge.yaml":           fmt.Sprintf(devEdgeConfig, edgeAddr, keyServerAddr),
 	}

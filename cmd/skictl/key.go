@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -12,14 +13,20 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/hsm"
+	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
 )
 
 func newKeyCommand() *cobra.Command {
@@ -191,13 +198,15 @@ func makeCSR(ctx context.Context, cfg hsm.Config, template *x509.CertificateRequ
 
 func newKeyListCommand() *cobra.Command {
 	var uris []string
+	var config string
 	var asJSON, strict bool
 	cmd := &cobra.Command{
-		Use:   "list --uri URI...",
-		Short: "List the keys on tokens",
-		Long: `Lists every private key that the URIs name, with its SPKI fingerprint, what it may
-be used for, whether it can be taken off its token, and the certificates on the
-token that fit. A URI without object and id names all keys of its token.
+		Use:   "list (--uri URI... | --config FILE)",
+		Short: "List the keys that a key server could serve",
+		Long: `Lists every private key that the URIs name, or the configuration of a key server:
+with its SPKI fingerprint, what it may be used for, where it lives, whether it can
+be copied, and the certificates beside it that fit. A URI without object and id
+names all keys of its token.
 
 EXTRACTABLE is 'never' for a key that was made on the token and could not leave it
 at any time, 'no' for one that cannot leave it now, and otherwise 'yes'.
@@ -207,14 +216,21 @@ error.`,
 		Example: `  skictl key list --uri 'pkcs11:token=site-keys?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin'`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			var keys []hsm.KeyInfo
 			cfg, err := tokenConfig(cmd, uris...)
+			if err == nil && config != "" {
+				keys, cfg, err = configuredKeys(config, cfg.Logger)
+			}
 			if err != nil {
 				return err
 			}
-			cfg.RequireNonExtractable = strict
-			keys, err := hsm.List(cmd.Context(), cfg)
-			if err != nil {
-				return err
+			cfg.RequireNonExtractable = cfg.RequireNonExtractable || strict
+			if len(cfg.Keys) > 0 {
+				onTokens, err := hsm.List(cmd.Context(), cfg)
+				if err != nil {
+					return err
+				}
+				keys = append(keys, onTokens...)
 			}
 			if asJSON {
 				return writeKeysJSON(cmd.OutOrStdout(), keys)
@@ -230,9 +246,68 @@ error.`,
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&uris, "uri", nil, "the `URI` of a token or a key; can be repeated")
+	f.StringVar(&config, "config", "", "the configuration `FILE` of a key server")
 	f.BoolVar(&asJSON, "json", false, "print JSON: an array with an object for each key")
 	f.BoolVar(&strict, "require-non-extractable", false, "refuse keys that can be taken off their token, as the key server does with require_non_extractable")
-	return required(cmd, "uri")
+	cmd.MarkFlagsOneRequired("uri", "config")
+	cmd.MarkFlagsMutuallyExclusive("uri", "config")
+	return cmd
+}
+
+// configuredKeys returns the keys in files that a configuration of the key
+// server names, and the tokens.
+func configuredKeys(file string, log *slog.Logger) ([]hsm.KeyInfo, hsm.Config, error) {
+	c, err := keyserver.LoadConfig(file)
+	if err != nil {
+		return nil, hsm.Config{}, err
+	}
+	tokens := keyparts.HSMConfig(c, log)
+	if c.Keys == "" {
+		return nil, tokens, nil
+	}
+	folder, err := keyserver.LoadFolder(c.Keys)
+	if err != nil {
+		return nil, hsm.Config{}, err
+	}
+	dir, err := filepath.Abs(c.Keys)
+	if err != nil {
+		return nil, hsm.Config{}, err
+	}
+	var keys []hsm.KeyInfo
+	for _, id := range folder.IDs() {
+		name, public, _ := folder.Lookup(id)
+		_, isRSA := public.(*rsa.PublicKey)
+		k := hsm.KeyInfo{ID: id, Name: name, Type: hsm.TypeOf(public), Public: public, Signs: true, Decrypts: isRSA, Extractable: true}
+		for _, ending := range []string{".pem", ".key"} { // as LoadFolder has it
+			path := filepath.Join(dir, name+ending)
+			if data, err := os.ReadFile(path); err == nil {
+				k.URI = (&url.URL{Scheme: "file", Path: path}).String()
+				k.Certificates = certificatesOf(data, id)
+				clear(data)
+				break
+			}
+		}
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b hsm.KeyInfo) int { return strings.Compare(a.Name, b.Name) })
+	return keys, tokens, nil
+}
+
+// certificatesOf returns the certificates of a key among those in a PEM file.
+func certificatesOf(data []byte, id ski.KeyID) (fit []*x509.Certificate) {
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			return fit
+		}
+		if block.Type != "CERTIFICATE" {
+			clear(block.Bytes)
+			continue
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && ski.CertificateKeyID(cert) == id {
+			fit = append(fit, cert)
+		}
+	}
 }
 
 func writeKeysTable(w io.Writer, keys []hsm.KeyInfo) {
@@ -248,7 +323,7 @@ func writeKeysTable(w io.Writer, keys []hsm.KeyInfo) {
 			certs = append(certs, fmt.Sprintf("%s until %s", cmp.Or(c.Subject.String(), strings.Join(c.DNSNames, " ")), c.NotAfter.Format(time.DateOnly)))
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, cmp.Or(k.Type, "-"), cmp.Or(strings.Join(usages(k), ","), "-"), state,
-			k.Token, k.Serial, id, cmp.Or(strings.Join(certs, "; "), "-"))
+			cmp.Or(k.Token, "(file)"), cmp.Or(k.Serial, "-"), id, cmp.Or(strings.Join(certs, "; "), "-"))
 	}
 	_ = t.Flush()
 }

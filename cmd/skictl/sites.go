@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -30,8 +31,8 @@ const splitSite = "split."
 
 // makeSites makes a site for each type of key, with certificates of an
 // authority of their own: caFile. A site's certificate goes to certDir, its
-// private key to keyDir.
-func makeSites(caFile, certDir, keyDir string, life time.Duration) ([]devSite, error) {
+// private key to keyDir, unless it was made on a token.
+func makeSites(ctx context.Context, caFile, certDir, keyDir string, token *devToken, life time.Duration) ([]devSite, error) {
 	now := time.Now()
 	authority, err := newAuthority(now, life+day)
 	if err != nil {
@@ -40,17 +41,20 @@ func makeSites(caFile, certDir, keyDir string, life time.Duration) ([]devSite, e
 	if err := os.WriteFile(caFile, authority.certPEM(), 0o644); err != nil {
 		return nil, err
 	}
-	ecdsaKey, err := newKey()
-	if err != nil {
-		return nil, err
-	}
-	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return nil, err
-	}
-	sites := []devSite{{Name: "ecdsa.localhost", key: ecdsaKey}, {Name: "rsa.localhost", key: rsaKey}}
+	sites := []devSite{{Name: "ecdsa.localhost"}, {Name: "rsa.localhost"}}
 	for i := range sites {
 		s := &sites[i]
+		switch {
+		case token != nil:
+			s.key, err = token.newKey(ctx, s.Name, []string{"ec-p256", "rsa-2048"}[i])
+		case i == 0:
+			s.key, err = newKey()
+		default:
+			s.key, err = rsa.GenerateKey(rand.Reader, 2048)
+		}
+		if err != nil {
+			return nil, err
+		}
 		s.Cert = filepath.Join(certDir, s.Name+".pem")
 		id, err := authority.issue(leaf{
 			name: s.Name, usage: x509.ExtKeyUsageServerAuth, dns: []string{s.Name, splitSite + s.Name}, life: life, key: s.key,
@@ -59,12 +63,14 @@ func makeSites(caFile, certDir, keyDir string, life time.Duration) ([]devSite, e
 			return nil, err
 		}
 		s.SPKI = ski.CertificateKeyID(id.cert)
-		keyPEM, err := id.keyPEM()
-		if err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(filepath.Join(keyDir, s.Name+".pem"), keyPEM, 0o600); err != nil {
-			return nil, err
+		if token == nil {
+			keyPEM, err := id.keyPEM()
+			if err != nil {
+				return nil, err
+			}
+			if err := os.WriteFile(filepath.Join(keyDir, s.Name+".pem"), keyPEM, 0o600); err != nil {
+				return nil, err
+			}
 		}
 		if err := os.WriteFile(s.Cert, id.certPEM(), 0o644); err != nil {
 			return nil, err
