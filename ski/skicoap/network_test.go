@@ -103,7 +103,7 @@ func TestARequestThatIsLostTwiceTakesLessThanFourRoundTrips(t *testing.T) {
 		c.next = began.Add(c.interval)
 		// The first sending that gets there and whose answer comes back.
 		sent := began
-		for random.Float64() < lost || random.Float64() < lost {
+		for random.Float64() > (1-lost)*(1-lost) {
 			for now := sent; ; now = now.Add(tick) {
 				if c.overdue(now) {
 					sent = now
