@@ -145,22 +145,11 @@ func TestASessionOutlivesANewPortOfTheClient(t *testing.T) {
 		r.rebind()
 		require.NoError(t, askLong(t.Context(), c, longRequest(i, 3000, 3000)), "in blocks too")
 	}
-	answered := make(chan error, 1)
-	go func() {
-		var err error
-		for i := 0; i < 100 && err == nil; i++ {
-			err = askLong(t.Context(), c, longRequest(i, 50, 40))
-		}
-		answered <- err
-	}()
-	for done := false; !done; { // with requests under way
-		select {
-		case err := <-answered:
-			require.NoError(t, err)
-			done = true
-		case <-time.After(time.Millisecond):
-			r.rebind()
-		}
+	for i := range 20 { // with a request under way
+		rebound := make(chan struct{})
+		go func() { r.rebind(); close(rebound) }()
+		require.NoError(t, askLong(t.Context(), c, longRequest(i, 50, 40)))
+		<-rebound
 	}
 	assert.Same(t, first, c.current)
 	assert.Len(t, s.all(), 1)

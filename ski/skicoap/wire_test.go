@@ -47,18 +47,33 @@ func (p *rawPeer) send(m message.Message) {
 
 func (p *rawPeer) receive() message.Message {
 	p.t.Helper()
-	require.NoError(p.t, p.conn.SetReadDeadline(time.Now().Add(5*time.Second)))
-	buf := make([]byte, maxDatagram)
-	n, err := p.conn.Read(buf)
-	require.NoError(p.t, err)
-	m := message.Message{Options: make(message.Options, 0, 16)}
-	err = decode(buf[:n], &m)
+	m, err := p.receiveWithin(5 * time.Second)
 	require.NoError(p.t, err)
 	return m
 }
 
+func (p *rawPeer) receiveWithin(patience time.Duration) (m message.Message, err error) {
+	p.t.Helper()
+	require.NoError(p.t, p.conn.SetReadDeadline(time.Now().Add(patience)))
+	buf := make([]byte, maxDatagram)
+	n, err := p.conn.Read(buf)
+	if err != nil {
+		return m, err
+	}
+	m.Options = make(message.Options, 0, 16)
+	return m, decode(buf[:n], &m)
+}
+
+// ask sends a message, and again if nothing comes: the server may still be at
+// its end of the handshake.
 func (p *rawPeer) ask(m message.Message) message.Message {
 	p.t.Helper()
+	for range 3 {
+		p.send(m)
+		if got, err := p.receiveWithin(2 * time.Second); err == nil {
+			return got
+		}
+	}
 	p.send(m)
 	return p.receive()
 }
