@@ -537,7 +537,7 @@ func TestEndpointsHaveTheirNames(t *testing.T) {
 		return found
 	}
 	assert.ElementsMatch(t, []string{
-		"keyserver.coaps", "edge.https", "ca", "edge_cert", "edge_key", "keyserver_ca",
+		"keyserver.coaps", "keyserver.coaps+tcp", "keyserver.https", "edge.https", "ca", "edge_cert", "edge_key", "keyserver_ca", "edge_psk",
 		"sites[].name", "sites[].cert", "sites[].spki", "pids.keyserver", "pids.edge",
 	}, names("", all))
 }

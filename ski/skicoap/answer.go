@@ -18,6 +18,11 @@ type answer struct {
 	formErr error // why there is no format
 	maxAge  uint32
 	payload []byte
+
+	// Of an answer to a part of a request, or one that is a part itself:
+	one, two *block
+	etag     []byte
+	size1    uint32
 }
 
 // defaultMaxAge is what an answer without Max-Age means, in seconds (RFC 7252,
@@ -34,6 +39,18 @@ func newAnswer(m *message.Message) (*answer, error) {
 	if maxAge, err := m.Options.GetUint32(message.MaxAge); err == nil {
 		a.maxAge = maxAge
 	}
+	var err error
+	if a.one, err = findBlock(m.Options, message.Block1); err == nil {
+		a.two, err = findBlock(m.Options, message.Block2)
+	}
+	if err != nil {
+		clear(a.payload)
+		return nil, err
+	}
+	if etag, err := m.Options.GetBytes(message.ETag); err == nil {
+		a.etag = bytes.Clone(etag)
+	}
+	a.size1, _ = m.Options.GetUint32(message.Size1)
 	return a, nil
 }
 
@@ -65,16 +82,28 @@ func (a *answer) response() (*ski.Response, error) {
 	return resp, nil
 }
 
+// passing reports whether the same request may well be answered another time.
+func (a *answer) passing() bool {
+	return a.code == codes.ServiceUnavailable || a.code == codes.RequestEntityIncomplete
+}
+
 // unexpected says what a CoAP answer without an SKI message means.
 func (a *answer) unexpected() error {
 	text := codeText(a.code) + " without an SKI message"
 	if a.code == codes.NotFound {
 		text += ": is the path right?"
 	}
+	if a.code == codes.RequestEntityTooLarge && a.size1 > 0 {
+		text += fmt.Sprintf(": at most %d bytes", a.size1)
+	}
 	return errors.New(text)
 }
 
 // codeText writes a code as the RFCs do: 4.04 NotFound.
 func codeText(c codes.Code) string {
-	return fmt.Sprintf("%d.%02d %s", c>>5, c&0x1f, c)
+	name := c.String()
+	if c == codes.RequestEntityIncomplete {
+		name = "RequestEntityIncomplete" // go-coap has none for it
+	}
+	return fmt.Sprintf("%d.%02d %s", c>>5, c&0x1f, name)
 }

@@ -446,13 +446,14 @@ func TestAHandlerThatPanicsCostsOneRequest(t *testing.T) {
 // A server that takes longer than the time-out learnt so far is not asked
 // everything several times over.
 func TestASlowServerIsNotFlooded(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	one := make(chan struct{}, 1)
 	s := serve(t, "127.0.0.1:0", ServerConfig{
 		Certificate: ca.keyServer(), ClientCAs: ca.pool,
 		Handler: ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
 			one <- struct{}{}
-			time.Sleep(2 * time.Millisecond) // an RSA operation
+			time.Sleep(time.Millisecond) // an RSA operation
 			<-one
 			return echo(ctx, p, req)
 		}),

@@ -15,7 +15,6 @@ import (
 
 	"github.com/pion/dtls/v3"
 	dtlsnet "github.com/pion/dtls/v3/pkg/net"
-	"github.com/plgd-dev/go-coap/v3/message/codes"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -189,7 +188,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 	}
 	resp, err := a.response()
 	if err != nil {
-		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err, Permanent: a.code != codes.ServiceUnavailable}
+		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err, Permanent: !a.passing()}
 	}
 	return resp, nil
 }

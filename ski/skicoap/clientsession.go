@@ -1,7 +1,6 @@
 package skicoap
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,8 +12,6 @@ import (
 	"github.com/pion/dtls/v3"
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
-
-	"github.com/tlsski/tlsski/ski"
 )
 
 // tick is how often requests that wait are looked at.
@@ -35,6 +32,7 @@ type clientSession struct {
 	mu        sync.Mutex
 	calls     map[uint32]*call // by token
 	nextToken uint32
+	nextTag   uint32
 	nextMID   uint16
 	rtt       roundTrips
 	heard     time.Time // when the last message came
@@ -50,8 +48,23 @@ type call struct {
 	began    time.Time
 	next     time.Time     // when to send again
 	interval time.Duration // between the last sending and next
+	resent   int           // how often
 	accepted bool          // an empty acknowledgement came: a response will
 	done     chan outcome  // of capacity 1
+}
+
+// overdue reports whether the request is to be sent again. The interval doubles
+// from the second time on: of two that are lost, the network is rarely to blame
+// for more than chance, and an answer is still there within four round trips.
+func (c *call) overdue(now time.Time) bool {
+	if now.Before(c.next) {
+		return false
+	}
+	if c.resent++; c.resent > 1 {
+		c.interval = min(2*c.interval, maxRTO)
+	}
+	c.next = now.Add(c.interval)
+	return true
 }
 
 type outcome struct {
@@ -93,10 +106,10 @@ func (s *clientSession) run() error {
 	return err
 }
 
-// exchange sends a request and waits for its answer, the context or the end of
-// the session. Whichever comes, nothing is left behind.
-func (s *clientSession) exchange(ctx context.Context, path string, f ski.Format, body []byte) (*answer, error) {
-	c, err := s.begin(path, f, body)
+// ask sends a message and waits for its answer, the context or the end of the
+// session. Whichever comes, nothing is left behind.
+func (s *clientSession) ask(ctx context.Context, options message.Options, payload []byte) (*answer, error) {
+	c, err := s.begin(options, payload)
 	if err != nil {
 		return nil, err
 	}
@@ -114,8 +127,8 @@ func (s *clientSession) exchange(ctx context.Context, path string, f ski.Format,
 	}
 }
 
-// begin registers a request under a token and a message ID of its own.
-func (s *clientSession) begin(path string, f ski.Format, body []byte) (*call, error) {
+// begin registers a message under a token and a message ID of its own.
+func (s *clientSession) begin(options message.Options, payload []byte) (*call, error) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,14 +146,9 @@ func (s *clientSession) begin(path string, f ski.Format, body []byte) (*call, er
 	s.nextToken++
 	s.nextMID++
 
-	options := make(message.Options, 0, 4)
-	for segment := range bytes.SplitSeq([]byte(path[1:]), []byte("/")) {
-		options = append(options, message.Option{ID: message.URIPath, Value: segment})
-	}
-	options = append(options, contentFormat(f.ContentFormat())...)
 	datagram, err := encode(message.Message{
 		Type: message.Confirmable, Code: codes.POST, MessageID: int32(c.mid),
-		Token: binary.BigEndian.AppendUint32(nil, c.token), Options: options, Payload: body,
+		Token: binary.BigEndian.AppendUint32(nil, c.token), Options: options, Payload: payload,
 	})
 	if err != nil {
 		return nil, err
@@ -174,11 +182,7 @@ func (s *clientSession) receive(m *message.Message) {
 		s.receiveEmpty(m)
 	case m.Code >= 64:
 		if c = s.callOf(m); c != nil {
-			// Measured even if it was sent twice, against Karn's algorithm: it
-			// can only be too long then, and without it a key server that has
-			// become slow is asked everything twice, since every request has
-			// been sent again before its answer comes.
-			s.rtt.measured(now.Sub(c.began))
+			s.rtt.answered(now.Sub(c.began), c.resent > 0)
 			a, err := newAnswer(m)
 			s.settle(c, outcome{a, err})
 		}
@@ -276,12 +280,9 @@ func (s *clientSession) look(now time.Time) bool {
 	}
 	mid := s.nextMID - 1
 	for _, c := range s.calls {
-		if c.accepted || now.Before(c.next) {
-			continue
+		if !c.accepted && c.overdue(now) {
+			due = append(due, c.datagram)
 		}
-		c.interval = min(2*c.interval, maxRTO)
-		c.next = now.Add(c.interval)
-		due = append(due, c.datagram)
 	}
 	s.mu.Unlock()
 

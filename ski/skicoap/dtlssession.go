@@ -17,13 +17,18 @@ type dtlsSession struct {
 	*session
 	link      *link
 	exchanges exchanges
+	transfers *transfers
 	nextMID   atomic.Uint32
 }
 
 func newDTLSSession(s *Server, conn *dtls.Conn, peer ski.Peer) *dtlsSession {
 	l := newLink(conn)
 	sess := &dtlsSession{session: newSession(s, peer, l.close), link: l}
-	sess.expire = sess.exchanges.expire
+	sess.transfers = newTransfers(&s.transfers)
+	sess.expire = func(now time.Time) {
+		sess.exchanges.expire(now)
+		sess.transfers.expire(now)
+	}
 	return sess
 }
 
@@ -31,6 +36,7 @@ func newDTLSSession(s *Server, conn *dtls.Conn, peer ski.Peer) *dtlsSession {
 func (s *dtlsSession) end() {
 	s.cancel()
 	s.exchanges.close()
+	s.transfers.close()
 }
 
 // receive is called by the link's reader. The work is done elsewhere, so that
@@ -51,24 +57,89 @@ func (s *dtlsSession) receive(m *message.Message) {
 	}
 	re := reply{token: bytes.Clone(m.Token), mid: m.MessageID, confirmable: m.Type == message.Confirmable}
 	in, out, refused := s.server.links.check(m)
+	b, bad := findBlocks(m.Options)
+	if bad != nil && refused == nil {
+		refused = bad
+	}
 	if refused != nil {
-		if re.confirmable || refused.code != codes.BadOption { // RFC 7252, Section 5.4.1
-			s.answer(e, re, refused.code, refused.options, []byte(refused.payload))
-		}
+		s.refuse(e, re, b, refused)
 		return
 	}
-	if !s.start() {
+	key := newTransferKey(m)
+	if b.two != nil && b.two.num > 0 { // more of an answer
+		s.refuse(e, re, blocks{}, s.transfers.next(key, *b.two, now))
+		return
+	}
+	// The last block of a request is its execution.
+	whole := b.one == nil || !b.one.more
+	if whole && !s.start() {
 		s.exchanges.abandon(e) // a retransmission may find a place
 		return
 	}
-	body := bytes.Clone(m.Payload)
+	body := m.Payload
+	if b.one == nil {
+		body = bytes.Clone(body)
+	} else {
+		size1, _ := m.Options.GetUint32(message.Size1)
+		body, refused = s.transfers.put(key, *b.one, size1, body, now)
+		if body == nil && whole {
+			s.finish()
+		}
+		switch {
+		case refused != nil:
+			s.refuse(e, re, blocks{}, refused)
+			return
+		case body == nil:
+			s.exchanges.abandon(e)
+			return
+		}
+	}
 	s.server.workers.run(func() {
 		defer s.finish()
-		code, options, payload := s.work(in, body, out)
+		r := s.work(in, body, out)
 		clear(body)
-		s.answer(e, re, code, options, payload)
-		clear(payload)
+		s.deliver(e, re, key, b, r)
+		clear(r.payload)
 	})
+}
+
+// deliver sends the Handler's answer, or the first block of it. Which of the
+// two, and how long it is, depends only on what everybody may know.
+func (s *dtlsSession) deliver(e *exchange, re reply, key transferKey, b blocks, r *result) {
+	var more message.Options
+	if b.one != nil {
+		more = append(more, b.one.option(message.Block1))
+	}
+	block2 := block{szx: b.answerSZX()}
+	if r.maxLen() <= maxWhole && (b.two == nil || r.maxLen() <= block2.size()) {
+		s.answer(e, re, r.code, append(r.padded(), more...), r.payload)
+		return
+	}
+	r.padBody()
+	if !s.transfers.keep(key, r.code, r.options, bytes.Clone(r.payload), time.Now()) {
+		s.answer(e, re, codes.ServiceUnavailable, message.Options{{ID: message.MaxAge, Value: uintValue(1)}}, nil)
+		return
+	}
+	first := s.transfers.next(key, block2, time.Now())
+	s.answer(e, re, first.code, append(first.options, more...), first.payload)
+	clear(first.payload)
+}
+
+// refuse answers without the Handler, which is not always a refusal.
+func (s *dtlsSession) refuse(e *exchange, re reply, b blocks, r *refusal) {
+	if b.two != nil && r.code == codes.Content {
+		payload, given, bad := part(r.payload, *b.two)
+		if r.payload = payload; bad != nil {
+			r = bad
+		} else {
+			r.options = append(r.options, given.option(message.Block2))
+		}
+	}
+	s.logRefused(r)
+	if re.confirmable || r.code != codes.BadOption { // RFC 7252, Section 5.4.1
+		s.answer(e, re, r.code, r.options, r.payload)
+	}
+	clear(r.payload)
 }
 
 // reply is what an answer needs to know of its request.
@@ -83,7 +154,7 @@ type reply struct {
 func (s *dtlsSession) answer(e *exchange, re reply, code codes.Code, options message.Options, payload []byte) {
 	m := message.Message{
 		Type: message.Acknowledgement, MessageID: re.mid,
-		Token: re.token, Code: code, Options: options, Payload: payload,
+		Token: re.token, Code: code, Options: inOrder(options), Payload: payload,
 	}
 	if !re.confirmable {
 		m.Type, m.MessageID = message.NonConfirmable, int32(uint16(s.nextMID.Add(1)))

@@ -2,6 +2,7 @@ package skicoap
 
 import (
 	"errors"
+	"maps"
 	"sync"
 	"syscall"
 	"time"
@@ -52,7 +53,7 @@ func (l *link) run(receive func(m *message.Message)) error {
 			return l.cause
 		}
 		m := message.Message{Options: options}
-		if _, err := coder.DefaultCoder.Decode(buf[:n], &m); err != nil {
+		if decode(buf[:n], &m) != nil {
 			continue
 		}
 		receive(&m)
@@ -88,6 +89,26 @@ func (l *link) sendEmpty(t message.Type, mid int32) {
 	if err == nil {
 		_ = l.write(datagram) // like any datagram, it may be lost
 	}
+}
+
+// optionDefs are go-coap's without the block options: it passes over an option
+// of the wrong length, and a part of a message would be taken for all of it.
+var optionDefs = func() map[message.OptionID]message.OptionDef {
+	defs := maps.Clone(message.CoapOptionDefs)
+	delete(defs, message.Block1)
+	delete(defs, message.Block2)
+	return defs
+}()
+
+func decode(datagram []byte, m *message.Message) error {
+	options := m.Options
+	if _, err := coder.DefaultCoder.Decode(datagram, m); err != nil {
+		return err
+	}
+	const headerLen = 4 // RFC 7252, Section 3
+	m.Options = options[:0]
+	_, err := m.Options.Unmarshal(datagram[headerLen+len(m.Token):], optionDefs)
+	return err
 }
 
 func encode(m message.Message) ([]byte, error) {

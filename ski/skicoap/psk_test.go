@@ -105,6 +105,7 @@ func handshakeTranscript(t *testing.T, s *Server, identity string, key []byte) (
 }
 
 func TestUnknownIdentitiesAndWrongKeysLookAlike(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	var log logBuffer
 	s := serve(t, "127.0.0.1:0", ServerConfig{
@@ -125,6 +126,7 @@ func TestUnknownIdentitiesAndWrongKeysLookAlike(t *testing.T) {
 }
 
 func TestWithoutKeysNoPreSharedKeyIsNegotiated(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
 	_, err := dialTo(t, s, ca, usePSK("edge-1", pskKey)).RoundTrip(t.Context(), request(1))

@@ -1,6 +1,7 @@
 package skicoap
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -43,12 +44,12 @@ func checkPath(path string) error {
 // refusal is an answer that is not SKI's but CoAP's.
 type refusal struct {
 	code    codes.Code
-	payload string // a diagnostic message (RFC 7252, Section 5.5.2), or content
+	payload []byte // a diagnostic message (RFC 7252, Section 5.5.2), or content
 	options message.Options
 }
 
 func refuse(code codes.Code, diagnostic string) *refusal {
-	return &refusal{code: code, payload: diagnostic}
+	return &refusal{code: code, payload: []byte(diagnostic)}
 }
 
 // critical are the options a client may rely on. Any other critical option has
@@ -77,21 +78,13 @@ func (r *resource) check(m *message.Message) (in, out ski.Format, _ *refusal) {
 	}
 	switch {
 	case path == wellKnownCore && m.Code == codes.GET:
-		return 0, 0, &refusal{codes.Content, string(r.links), contentFormat(uint16(message.AppLinkFormat))}
+		return 0, 0, &refusal{codes.Content, bytes.Clone(r.links), contentFormat(uint16(message.AppLinkFormat))}
 	case path == wellKnownCore:
 		return 0, 0, refuse(codes.MethodNotAllowed, "GET only")
 	case path != r.path:
 		return 0, 0, refuse(codes.NotFound, "")
 	case m.Code != codes.POST && m.Code != codes.PUT:
 		return 0, 0, refuse(codes.MethodNotAllowed, "POST or PUT")
-	}
-	// A block is a part of a message; only one that is all of it will do
-	// (RFC 7959, Section 2.2: NUM in the upper bits, then M, then SZX).
-	if block, err := m.Options.GetUint32(message.Block1); err == nil && block>>3 != 0 {
-		return 0, 0, refuse(codes.RequestEntityTooLarge, "block-wise transfer is not supported")
-	}
-	if block, err := m.Options.GetUint32(message.Block2); err == nil && block>>4 != 0 {
-		return 0, 0, refuse(codes.BadOption, "block-wise transfer is not supported")
 	}
 	var ok bool
 	if in, ok = format(m.Options.ContentFormat()); !ok {
@@ -140,7 +133,7 @@ func uintValue(n uint32) []byte {
 // at nothing else. The message in the payload is what counts.
 func responseCode(r *ski.Response) (codes.Code, message.Options) {
 	if r.TooLarge {
-		return codes.RequestEntityTooLarge, nil
+		return codes.RequestEntityTooLarge, tooLarge().options
 	}
 	switch r.Error {
 	case "":

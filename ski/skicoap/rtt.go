@@ -17,6 +17,25 @@ const (
 // Section 2). The zero value is ready to use.
 type roundTrips struct {
 	srtt, rttvar time.Duration
+	unclear      int // answers to requests that were sent more than once, in a row
+}
+
+// manyUnclear is how many such answers in a row mean that the key server has
+// become slow, and not that the network loses something.
+const manyUnclear = 4
+
+// answered takes the answer to a request into account. If that was sent again,
+// nobody knows which of the two was answered, so that it does not count (Karn's
+// algorithm): at some loss the time-out would be half as long again. But if
+// no other answers come, these have to: each request would be sent twice for
+// ever.
+func (r *roundTrips) answered(took time.Duration, resent bool) {
+	if !resent {
+		r.unclear = 0
+	} else if r.unclear++; r.unclear < manyUnclear {
+		return
+	}
+	r.measured(took)
 }
 
 // measured takes a round trip into account.

@@ -117,9 +117,12 @@ type Server struct {
 	inFlight sync.WaitGroup // requests; Add only under mu and before draining
 	running  sync.WaitGroup // goroutines of the server; likewise
 
-	working  atomic.Int64  // requests, for MaxInFlight
-	refusals *rate.Limiter // of log lines
-	unlogged atomic.Uint64 // handshakes that failed without one
+	working          atomic.Int64  // requests, for MaxInFlight
+	refusals         *rate.Limiter // of log lines
+	badRequests      *rate.Limiter // likewise
+	transfers        atomic.Int64  // block-wise, of all sessions
+	unlogged         atomic.Uint64 // handshakes that failed without one
+	unloggedRequests atomic.Uint64
 }
 
 // Listen opens the UDP address (host:port, or :port for all; port 0 takes a
@@ -146,11 +149,12 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 
 func newServer(cfg ServerConfig) *Server {
 	s := &Server{
-		cfg:      cfg,
-		links:    newResource(cfg.Path),
-		log:      cfg.Logger,
-		sessions: make(map[*session]struct{}),
-		refusals: rate.NewLimiter(10, 20),
+		cfg:         cfg,
+		links:       newResource(cfg.Path),
+		log:         cfg.Logger,
+		sessions:    make(map[*session]struct{}),
+		refusals:    rate.NewLimiter(10, 20),
+		badRequests: rate.NewLimiter(10, 20),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.workers = newWorkers(s.ctx.Done())
@@ -459,6 +463,9 @@ func (s *Server) tidy(now time.Time) {
 		if now.Sub(sess.lastActive()) > s.cfg.IdleTimeout {
 			sess.close(errIdle)
 		}
+	}
+	if n := s.unloggedRequests.Swap(0); n > 0 {
+		s.log.Warn("more requests were refused", "count", n)
 	}
 	if n := s.unlogged.Swap(0); n > 0 {
 		s.log.Warn("more handshakes failed, or were begun and not gone on with", "count", n)

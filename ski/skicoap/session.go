@@ -50,15 +50,60 @@ func (s *session) finish() {
 	s.server.finish()
 }
 
-// work answers a request. The payload is the caller's, to be cleared.
-func (s *session) work(in ski.Format, body []byte, out ski.Format) (code codes.Code, options message.Options, payload []byte) {
+// result is the answer of the Handler.
+type result struct {
+	code    codes.Code
+	options message.Options
+	payload []byte // of the one who asked for it, to be cleared
+	format  ski.Format
+	// The payload's length when it is padded by options or in itself; 0 where
+	// there is nothing to hide.
+	paddedLen, paddedBodyLen int
+}
+
+// work answers a request.
+func (s *session) work(in ski.Format, body []byte, out ski.Format) *result {
 	data, resp := s.serve(in, body, out)
 	code, more := responseCode(resp)
-	options = append(contentFormat(out.ContentFormat()), more...)
+	r := &result{code: code, options: append(contentFormat(out.ContentFormat()), more...), payload: data, format: out}
 	if resp.OutputLen > 0 {
-		options = append(options, padding(resp.PaddedLen(out)-len(data))...)
+		r.paddedLen, r.paddedBodyLen = resp.PaddedLen(out), resp.PaddedBodyLen(out)
 	}
-	return code, options, data
+	return r
+}
+
+// padded returns the options with those that pad a message of the whole
+// payload.
+func (r *result) padded() message.Options {
+	if r.paddedLen == 0 {
+		return r.options
+	}
+	return append(r.options, padding(r.paddedLen-len(r.payload))...)
+}
+
+// maxLen is the longest that the payload could be, for all that may be known.
+func (r *result) maxLen() int { return max(r.paddedLen, len(r.payload)) }
+
+// padBody brings the payload itself to one length, since options cannot make
+// as many blocks of a short one as of a long one.
+func (r *result) padBody() {
+	if r.paddedBodyLen > 0 {
+		r.payload = ski.PadResponse(r.format, r.payload, r.paddedBodyLen)
+	}
+}
+
+// logRefused logs a request that was answered without the Handler: an edge that
+// is set up wrongly, or somebody who tries what happens. Of more than a few,
+// tidy logs the number.
+func (s *session) logRefused(r *refusal) {
+	switch {
+	case r.code < codes.BadRequest:
+	case s.server.badRequests.Allow():
+		s.server.log.Warn("request refused", "peer", s.peer.Addr, "id", s.peer.ID(),
+			"code", codeText(r.code), "reason", string(r.payload))
+	default:
+		s.server.unloggedRequests.Add(1)
+	}
 }
 
 // serve asks the Handler. One that panics costs its request and not the

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -242,6 +241,7 @@ func TestRequestsShareASessionWithoutWaitingForEachOther(t *testing.T) {
 }
 
 func TestARetransmittedRequestIsExecutedOnce(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	var executed atomic.Int32
 	s := serve(t, "127.0.0.1:0", ServerConfig{
@@ -424,6 +424,7 @@ func TestShutdownDoesNotWaitLongerThanItsContext(t *testing.T) {
 }
 
 func TestASessionEndsWithThePeersCertificate(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	var log logBuffer
 	s := serve(t, "127.0.0.1:0", ServerConfig{
@@ -471,87 +472,4 @@ func TestConfigurationIsCheckedBeforeUse(t *testing.T) {
 	assert.ErrorContains(t, err, "Handler and ClientCAs")
 	_, err = Listen("127.0.0.1:notaport", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
 	assert.Error(t, err)
-}
-
-// relay passes datagrams between one client and a server, and loses some.
-type relay struct {
-	front     *net.UDPConn
-	drop      atomic.Bool
-	lossEvery atomic.Int64 // loses one datagram in so many; 0: none
-	count     atomic.Int64
-	up        atomic.Int64                // datagrams to the server
-	down      atomic.Pointer[func(n int)] // is told the length of each datagram to the client
-
-	inject func(datagram []byte) // sends it both ways, as if it came from the other side
-}
-
-func newRelay(t *testing.T, server string) *relay {
-	t.Helper()
-	front, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	require.NoError(t, err)
-	r := &relay{front: front}
-	var mu sync.Mutex
-	backs := map[string]net.Conn{}
-	fronts := map[string]*net.UDPAddr{}
-	r.inject = func(datagram []byte) {
-		mu.Lock()
-		defer mu.Unlock()
-		for client, back := range backs {
-			_, _ = back.Write(datagram)
-			_, _ = front.WriteToUDP(datagram, fronts[client])
-		}
-	}
-	var running sync.WaitGroup
-	running.Go(func() {
-		buf := make([]byte, 65536)
-		for {
-			n, from, err := front.ReadFromUDP(buf)
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			back := backs[from.String()]
-			if back == nil {
-				back, _ = net.Dial("udp", server)
-				backs[from.String()], fronts[from.String()] = back, from
-				running.Go(func() {
-					buf := make([]byte, 65536)
-					for {
-						n, err := back.Read(buf)
-						if errors.Is(err, net.ErrClosed) {
-							return
-						}
-						if down := r.down.Load(); err == nil && down != nil {
-							(*down)(n)
-						}
-						if err == nil && !r.loses() {
-							_, _ = front.WriteToUDP(buf[:n], from)
-						}
-					}
-				})
-			}
-			mu.Unlock()
-			r.up.Add(1)
-			if !r.loses() {
-				_, _ = back.Write(buf[:n])
-			}
-		}
-	})
-	t.Cleanup(func() {
-		_ = front.Close()
-		mu.Lock()
-		for _, b := range backs {
-			_ = b.Close()
-		}
-		mu.Unlock()
-		running.Wait()
-	})
-	return r
-}
-
-func (r *relay) addr() string { return r.front.LocalAddr().String() }
-
-func (r *relay) loses() bool {
-	every := r.lossEvery.Load()
-	return r.drop.Load() || every > 0 && r.count.Add(1)%every == 0
 }

@@ -425,6 +425,7 @@ func TestAPeerThatBreaksTheProtocolIsToldAndLogged(t *testing.T) {
 }
 
 func TestASlowSenderDoesNotStay(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	var log logBuffer
 	s := serveTCP(t, ca, logTo(&log), func(cfg *ServerConfig) {
@@ -482,6 +483,7 @@ func TestAFloodOfConnectionsDoesNotKeepAnEdgeOut(t *testing.T) {
 
 // A peer that takes no answers has its places, and no more.
 func TestAPeerThatDoesNotReadHoldsUpNobody(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	s := serveTCP(t, ca, func(cfg *ServerConfig) { cfg.MaxInFlight = 64 })
 	deaf := newTCPPeer(t, s, ca, false)

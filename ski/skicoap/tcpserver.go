@@ -172,8 +172,17 @@ func (s *tcpSession) receive(m *message.Message) {
 	}
 	token := bytes.Clone(m.Token)
 	in, out, refused := s.server.links.check(m)
+	if refused == nil {
+		// Blocks are not announced with the CSM (RFC 8323, Section 5.3.2).
+		if b, bad := findBlocks(m.Options); bad != nil {
+			refused = bad
+		} else if b.isPart() {
+			refused = refuse(codes.BadOption, "no block-wise transfer over TCP")
+		}
+	}
 	if refused != nil {
-		s.answer(token, refused.code, refused.options, []byte(refused.payload))
+		s.logRefused(refused)
+		s.answer(token, refused.code, refused.options, refused.payload)
 		return
 	}
 	if !s.start() {
@@ -183,10 +192,10 @@ func (s *tcpSession) receive(m *message.Message) {
 	body := bytes.Clone(m.Payload)
 	s.server.workers.run(func() {
 		defer s.finish()
-		code, options, payload := s.work(in, body, out)
+		r := s.work(in, body, out)
 		clear(body)
-		s.answer(token, code, options, payload)
-		clear(payload)
+		s.answer(token, r.code, r.padded(), r.payload)
+		clear(r.payload)
 	})
 }
 
