@@ -82,6 +82,14 @@ func (s *dtlsSession) receive(m *message.Message) {
 	} else {
 		size1, _ := m.Options.GetUint32(message.Size1)
 		body, refused = s.transfers.put(key, *b.one, size1, body, now)
+		if refused != nil && refused.code == codes.RequestEntityTooLarge {
+			// It is answered, and audited, as one that comes in a single message.
+			if !whole && !s.start() {
+				s.exchanges.abandon(e)
+				return
+			}
+			body, refused, whole = make([]byte, ski.MaxMessageSize+1), nil, true
+		}
 		if body == nil && whole {
 			s.finish()
 		}

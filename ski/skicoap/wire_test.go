@@ -126,7 +126,7 @@ func TestEachCoAPRequestGetsTheCodeThatFits(t *testing.T) {
 		{"first block of several", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{8}}), cborBody[:16], codes.Continue, nil},
 		{"first block, not full", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{8 | 6}}), cborBody, codes.BadRequest, nil},
 		{"one block that is longer than it says", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{0}}), cborBody, codes.BadRequest, nil},
-		{"first block of too much", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{8}}, message.Option{ID: message.Size1, Value: []byte{0x10, 1}}), cborBody[:16], codes.RequestEntityTooLarge, nil},
+		{"first block of too much", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{8}}, message.Option{ID: message.Size1, Value: []byte{0x10, 1}}), cborBody[:16], codes.RequestEntityTooLarge, cborMalformed},
 		{"later block", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{16 | 6}}), cborBody, codes.RequestEntityIncomplete, nil},
 		{"later block of the answer", codes.POST, with(message.Option{ID: message.Block2, Value: []byte{16 | 6}}), cborBody, codes.RequestEntityIncomplete, nil},
 		{"reserved block size", codes.POST, with(message.Option{ID: message.Block1, Value: []byte{7}}), cborBody, codes.BadRequest, nil},
