@@ -180,6 +180,7 @@ ski_keyserver_policy_loads_total{result="ok"} 1
 func TestDashboardAndAlerts(t *testing.T) {
 	descs := make(chan *prometheus.Desc, 100)
 	NewMetrics("v1").Describe(descs)
+	TokenMetrics(nil).Describe(descs)
 	close(descs)
 	exist := make(map[string]bool)
 	for d := range descs {
