@@ -425,6 +425,27 @@ func TestAMessageThatCannotBeParsedCostsNothingElse(t *testing.T) {
 	assert.EqualValues(t, 9, got.MessageID)
 }
 
+// A client may ask as soon as it has the server's Finished, which can be before
+// the server is done with the handshake. Nothing is sent twice here.
+func TestTheFirstRequestsOfASessionAreNotLost(t *testing.T) {
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	body, err := ski.EncodeRequest(ski.CBOR, request(1))
+	require.NoError(t, err)
+	const sessions, requests = 20, 20
+	for range sessions {
+		p := newRawPeer(t, s, ca)
+		for i := range requests {
+			p.send(message.Message{Type: message.Confirmable, Code: codes.POST, MessageID: int32(i), Token: []byte{byte(i)}, Options: with(), Payload: body})
+		}
+		answered := make(map[byte]bool)
+		for range requests {
+			answered[p.receive().Token[0]] = true
+		}
+		assert.Len(t, answered, requests)
+	}
+}
+
 func TestAHandlerThatPanicsCostsOneRequest(t *testing.T) {
 	ca := newTestCA(t)
 	s := serve(t, "127.0.0.1:0", ServerConfig{

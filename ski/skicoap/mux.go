@@ -1,6 +1,7 @@
 package skicoap
 
 import (
+	"bytes"
 	"container/list"
 	"crypto/rand"
 	"errors"
@@ -219,10 +220,51 @@ type flow struct {
 	state       flowState
 	wasVerified bool
 	settled     bool  // the peer has our Finished: nothing unprotected can come of it
+	gate        gate
+	early       []early // what came while the gate was shut
+	earlyLen    int     // in bytes
 	cause       error // why it ended
 	queue       *list.List
 	element     *list.Element
 	remote      *net.UDPAddr // where the last datagram came from
+}
+
+// gate is whether pion may get what comes in. It drops all but the first
+// message of a peer that has our Finished already when it has not yet noted
+// itself that the handshake is done.
+type gate uint8
+
+const (
+	untilFinished gate = iota // open: our Finished is not sent yet
+	shut
+	open // for good
+)
+
+// early is a datagram that has come while the gate was shut.
+type early struct {
+	data []byte
+	from *net.UDPAddr
+}
+
+// shutGate is called before our Finished is sent. Nothing more needs to come in for
+// pion to be done then.
+func (f *flow) shutGate() {
+	f.mux.mu.Lock()
+	defer f.mux.mu.Unlock()
+	if f.gate == untilFinished {
+		f.gate = shut
+	}
+}
+
+// openGate is called when pion is done with the handshake.
+func (f *flow) openGate() {
+	f.mux.mu.Lock()
+	defer f.mux.mu.Unlock()
+	f.gate = open
+	for _, e := range f.early {
+		f.pass(e.data, e.from)
+	}
+	f.early = nil
 }
 
 func (f *flow) deliver(from netip.AddrPort, datagram []byte) {
@@ -234,8 +276,18 @@ func (f *flow) deliver(from netip.AddrPort, datagram []byte) {
 	if f.remote.AddrPort() != from {
 		f.remote = net.UDPAddrFromAddrPort(from)
 	}
+	switch {
+	case f.gate != shut:
+		f.pass(datagram, f.remote)
+	case f.earlyLen+len(datagram) <= maxQueued:
+		f.early = append(f.early, early{bytes.Clone(datagram), f.remote})
+		f.earlyLen += len(datagram)
+	}
+}
+
+func (f *flow) pass(datagram []byte, from *net.UDPAddr) {
 	// A full queue loses it.
-	_, _ = f.buffer.Write(datagram, packetio.Attributes{{Value: f.remote}})
+	_, _ = f.buffer.Write(datagram, packetio.Attributes{{Value: from}})
 }
 
 // connectionID is a pion connection ID generator.
@@ -278,6 +330,7 @@ func (f *flow) end(cause error) {
 	}
 	f.leaveQueue()
 	f.state, f.cause = ended, cause
+	f.early = nil
 	// Or its last words, an alert, would end who comes after it at its address.
 	f.silent.Store(true)
 	delete(f.mux.byCID, f.cid)
@@ -331,6 +384,9 @@ func (f *flow) WriteTo(b []byte, to net.Addr) (int, error) {
 	// pion sends the ServerHello once it has seen its cookie again.
 	if isFirst(b, handshakeServerHello) {
 		f.verify()
+	}
+	if len(b) > 0 && b[0] == recordChangeCipherSpec { // with the Finished behind it
+		f.shutGate()
 	}
 	return f.mux.conn.WriteToUDPAddrPort(b, to.(*net.UDPAddr).AddrPort())
 }

@@ -298,7 +298,9 @@ func (s *Server) handshake(f *flow, psk *pskLookup) (ski.Peer, *dtls.Conn, error
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
 	var peer ski.Peer
-	if err = conn.HandshakeContext(ctx); err != nil {
+	err = conn.HandshakeContext(ctx)
+	f.openGate()
+	if err != nil {
 		err = psk.explain(err)
 	} else {
 		peer, err = peerOf(conn, psk, addrPort(remote))
