@@ -219,11 +219,11 @@ type flow struct {
 	// With mux.mu held:
 	state       flowState
 	wasVerified bool
-	settled     bool  // the peer has our Finished: nothing unprotected can come of it
+	settled     bool // the peer has our Finished: nothing unprotected can come of it
 	gate        gate
 	early       []early // what came while the gate was shut
 	earlyLen    int     // in bytes
-	cause       error // why it ended
+	cause       error   // why it ended
 	queue       *list.List
 	element     *list.Element
 	remote      *net.UDPAddr // where the last datagram came from

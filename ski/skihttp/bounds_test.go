@@ -66,18 +66,24 @@ func TestRequestsThatAreNoneAreRefused(t *testing.T) {
 			map[string]string{"Accept": "application/cbor, application/json"}},
 		{"compressed", "POST", "/ski", map[string]string{"Content-Encoding": "gzip"}, bytes.NewReader(good), 415, nil},
 		{"other accept", "POST", "/ski", map[string]string{"Accept": "text/html"}, bytes.NewReader(good), 406, nil},
-		{"too large", "POST", "/ski", nil, bytes.NewReader(large), 413, nil},
+		{"too large", "POST", "/ski", nil, bytes.NewReader(large), 413, map[string]string{"Content-Type": "application/json"}},
 		{"too large, length not said", "POST", "/ski", nil, io.MultiReader(bytes.NewReader(large)), 413, nil},
 		{"not SKI", "POST", "/ski", nil, strings.NewReader("[]"), 400, map[string]string{"Content-Type": "application/json"}},
 		{"empty", "POST", "/ski", nil, strings.NewReader(""), 400, map[string]string{"Content-Type": "application/json"}},
 	} {
+		var content []byte
+		if tc.body != nil {
+			content, err = io.ReadAll(tc.body)
+			require.NoError(t, err)
+		}
 		for _, version := range []int{1, 2} {
 			t.Run(fmt.Sprintf("%s HTTP/%d", tc.name, version), func(t *testing.T) {
+				// A new one: a client may go on reading the former's after its answer.
 				body := tc.body
-				if seeker, ok := body.(io.Seeker); ok {
-					_, _ = seeker.Seek(0, io.SeekStart)
+				if _, lengthIsKnown := body.(io.Seeker); lengthIsKnown {
+					body = bytes.NewReader(content)
 				} else if body != nil {
-					body = io.MultiReader(bytes.NewReader(large))
+					body = io.MultiReader(bytes.NewReader(content))
 				}
 				before := strings.Count(log.String(), "request refused")
 				req, err := http.NewRequestWithContext(t.Context(), tc.method, fmt.Sprintf("https://%s%s", s.Addr(), tc.path), body)
@@ -95,7 +101,7 @@ func TestRequestsThatAreNoneAreRefused(t *testing.T) {
 				for k, v := range tc.answer {
 					assert.Equal(t, v, resp.Header.Get(k))
 				}
-				if tc.status == 400 { // is the key server's to audit
+				if tc.status == 400 || tc.status == 413 { // is the key server's to audit
 					assert.JSONEq(t, `{"error":"malformed request"}`, string(data))
 					return
 				}
@@ -109,6 +115,40 @@ func TestRequestsThatAreNoneAreRefused(t *testing.T) {
 	assert.Zero(t, asked.Load())
 	assert.Contains(t, log.String(), "status=405")
 	assert.Contains(t, log.String(), "method=DELETE path=/ski")
+}
+
+// auditing is a Handler that counts what it is told of.
+type auditing struct {
+	ski.HandlerFunc
+	malformed atomic.Int64
+}
+
+func (a *auditing) ServeMalformed(context.Context, ski.Peer, error) *ski.Response {
+	a.malformed.Add(1)
+	return ski.Failed(ski.MalformedRequest)
+}
+
+// The key server has to know of it, or somebody could try things that nobody
+// finds in the audit log.
+func TestABodyThatIsTooLargeIsAudited(t *testing.T) {
+	ca := newTestCA(t)
+	h := &auditing{HandlerFunc: echo}
+	s := serve(t, ca, ServerConfig{Handler: h})
+	for _, version := range []int{1, 2} {
+		for i, size := range []int{ski.MaxMessageSize + 1, 1 << 20} {
+			for said, body := range map[bool]io.Reader{
+				true:  bytes.NewReader(make([]byte, size)),
+				false: io.MultiReader(bytes.NewReader(make([]byte, size))),
+			} {
+				h.malformed.Store(0)
+				resp, err := httpClient(t, ca, version).Post(fmt.Sprintf("https://%s/ski", s.Addr()), "application/cbor", body)
+				require.NoError(t, err, "%d %d %v", version, i, said)
+				resp.Body.Close()
+				assert.Equal(t, http.StatusRequestEntityTooLarge, resp.StatusCode)
+				assert.EqualValues(t, 1, h.malformed.Load())
+			}
+		}
+	}
 }
 
 func TestAHeaderThatIsTooLargeIsRefused(t *testing.T) {

@@ -44,16 +44,12 @@ func (s *Server) check(r *http.Request) (in, out ski.Format, _ *refusal) {
 	if out, ok = negotiate(r.Header.Values("Accept"), in); !ok {
 		return 0, 0, refuse(http.StatusNotAcceptable, mediaTypes)
 	}
-	if r.ContentLength > ski.MaxMessageSize {
-		return 0, 0, tooLarge
-	}
 	return in, out, nil
 }
 
 var (
-	tooLarge = refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("at most %d bytes", ski.MaxMessageSize))
-	tooSlow  = refuse(http.StatusRequestTimeout, "the body did not come in time")
-	tooBusy  = &refusal{http.StatusServiceUnavailable, "too many requests in flight", [2]string{"Retry-After", "1"}}
+	tooSlow = refuse(http.StatusRequestTimeout, "the body did not come in time")
+	tooBusy = &refusal{http.StatusServiceUnavailable, "too many requests in flight", [2]string{"Retry-After", "1"}}
 )
 
 // serveHTTP answers one request of an authenticated peer.
@@ -79,16 +75,14 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(w, r, out, data, resp)
 }
 
-// readBody reads a body that has a bound, and the time that the server gives a
-// request.
+// readBody reads a body, of one that is too large as much as ski.Serve needs to
+// see that, in the time that the server gives a request.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, ski.MaxMessageSize))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, ski.MaxMessageSize+1))
 	large := (*http.MaxBytesError)(nil)
 	switch {
-	case err == nil:
+	case err == nil || errors.As(err, &large):
 		return body, nil
-	case errors.As(err, &large):
-		return nil, tooLarge
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, tooSlow
 	}
@@ -152,6 +146,9 @@ func answer(w http.ResponseWriter, r *http.Request, f ski.Format, data []byte, r
 // statusOf returns the status that goes with a response, for those who look at
 // nothing else. The message in the body is what counts.
 func statusOf(r *ski.Response) int {
+	if r.TooLarge {
+		return http.StatusRequestEntityTooLarge
+	}
 	switch r.Error {
 	case "":
 		return http.StatusOK

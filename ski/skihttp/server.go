@@ -170,7 +170,9 @@ func (s *Server) newHTTP() *http.Server {
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
 			MaxReceiveBufferPerConnection: 1 << 16,
-			MaxReceiveBufferPerStream:     2 * ski.MaxMessageSize,
+			// A client may send as much before it has our settings (RFC 9113,
+			// Section 6.9.2), and net/http ends the stream of one that sends more.
+			MaxReceiveBufferPerStream: 1 << 16,
 			// No dynamic table: the length of an answer's header must not depend
 			// on the answers before it. No field fits into one byte.
 			MaxEncoderHeaderTableSize: 1,
