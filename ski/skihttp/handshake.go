@@ -39,21 +39,21 @@ func (s *Server) begin(raw net.Conn) {
 // open takes a connection through the handshake and gives it to net/http.
 func (s *Server) open(c *conn) {
 	tc, peer, err := s.handshake(c)
-	if err != nil && s.ctx.Err() == nil {
-		c.farewell()
+	if err != nil {
+		s.refused(c, err)
+		c.farewell(s.ctx, s.cfg.HandshakeTimeout)
 	}
 	s.mu.Lock()
 	delete(s.handshakes, c)
 	s.mu.Unlock()
 	if err == nil {
 		c.session = &session{server: s, conn: c, peer: peer}
-		err = s.add(c.session)
+		if err = s.add(c.session); err != nil {
+			s.refused(c, err)
+		}
 	}
 	if err != nil {
 		_ = c.Conn.Close()
-		if s.ctx.Err() == nil {
-			s.warn("handshake failed", "peer", c.addr, "err", c.failure(err))
-		}
 		return
 	}
 	c.session.start(tc)
@@ -61,6 +61,13 @@ func (s *Server) open(c *conn) {
 	case s.ready.conns <- tc:
 	case <-s.ready.closed:
 		_ = c.Close()
+	}
+}
+
+// refused logs why a connection has become no session.
+func (s *Server) refused(c *conn, err error) {
+	if s.ctx.Err() == nil {
+		s.warn("handshake failed", "peer", c.addr, "err", c.failure(err))
 	}
 }
 

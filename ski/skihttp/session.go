@@ -1,6 +1,7 @@
 package skihttp
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -91,10 +92,13 @@ func (c *conn) Read(b []byte) (int, error) {
 }
 
 // farewell lets the peer read the alert that says why there is no session: what
-// it has sent meanwhile would make the kernel throw that away, so it is read.
-func (c *conn) farewell() {
+// it has sent meanwhile would make the kernel throw that away, so it is read
+// until the peer closes, or as long again as it had for the handshake: it may be
+// slow. Until then the connection is among those whose oldest gives way.
+func (c *conn) farewell(ctx context.Context, timeout time.Duration) {
 	if tcp, ok := c.Conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
-		_ = tcp.SetReadDeadline(time.Now().Add(time.Second))
+		defer context.AfterFunc(ctx, func() { _ = tcp.Close() })()
+		_ = tcp.SetReadDeadline(time.Now().Add(timeout))
 		_, _ = io.CopyN(io.Discard, tcp, 16<<10)
 	}
 }

@@ -326,6 +326,18 @@ func TestPeersThatAreNotTrustedGetNoSession(t *testing.T) {
 		require.Error(t, err)
 		log.eventually(t, "client didn't provide a certificate")
 	})
+	t.Run("no certificate, and slow", func(t *testing.T) {
+		c, err := tls.Dial("tcp", s.Addr().String(), &tls.Config{RootCAs: ca.pool})
+		require.NoError(t, err, "in TLS 1.3 the client is done first")
+		defer c.Close()
+		time.Sleep(1500 * time.Millisecond) // a busy machine
+		for range 2 {
+			_, err = io.WriteString(c, "GET /ski HTTP/1.1\r\nHost: key.server\r\n\r\n")
+			require.NoError(t, err)
+		}
+		_, err = c.Read(make([]byte, 1))
+		require.ErrorContains(t, err, "certificate required")
+	})
 	t.Run("TLS 1.1", func(t *testing.T) {
 		_, err := tls.Dial("tcp", s.Addr().String(), &tls.Config{
 			MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11, Certificates: []tls.Certificate{ca.edge()}, RootCAs: ca.pool,
