@@ -54,7 +54,8 @@ type ServerConfig struct {
 	// restarted without a goodbye. Default: 16.
 	MaxPeerSessions int
 	// MaxInFlight bounds the requests that are being worked on, over all
-	// sessions, and one session to an eighth of it. A request beyond is
+	// sessions, and one session to an eighth and one peer to a quarter of it.
+	// Those whose answer the peer does not take count too. A request beyond is
 	// dropped: its sender sends it again. Default: 8192.
 	MaxInFlight int
 	// HandshakeTimeout is how long a peer may take for the DTLS handshake.
@@ -382,6 +383,7 @@ func (s *Server) add(sess *session) error {
 			continue
 		}
 		same++
+		sess.share = other.share
 		if quietest == nil || other.active.Load() < quietest.active.Load() {
 			quietest = other
 		}

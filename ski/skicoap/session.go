@@ -24,10 +24,11 @@ type session struct {
 	expire  func(now time.Time) // forgets what is old
 	active  atomic.Int64        // time of the last message, Unix nanoseconds
 	working atomic.Int64        // requests that are being worked on
+	share   *atomic.Int64       // of the peer, likewise, in all its sessions
 }
 
 func newSession(s *Server, peer ski.Peer, close func(error)) *session {
-	sess := &session{server: s, peer: peer, close: close, expire: func(time.Time) {}}
+	sess := &session{server: s, peer: peer, close: close, expire: func(time.Time) {}, share: new(atomic.Int64)}
 	sess.ctx, sess.cancel = context.WithCancel(s.ctx)
 	sess.active.Store(time.Now().UnixNano())
 	return sess
@@ -36,10 +37,13 @@ func newSession(s *Server, peer ski.Peer, close func(error)) *session {
 func (s *session) lastActive() time.Time { return time.Unix(0, s.active.Load()) }
 
 // start reports whether one more request of this session may be worked on. No
-// session gets more than its share: the others would have to wait.
+// session, and no peer, gets more than its share: the others would have to wait.
 func (s *session) start() bool {
-	if s.working.Add(1) > int64(max(1, s.server.cfg.MaxInFlight/8)) || !s.server.start() {
+	most := s.server.cfg.MaxInFlight
+	mine, peers := s.working.Add(1), s.share.Add(1)
+	if mine > int64(max(1, most/8)) || peers > int64(max(1, most/4)) || !s.server.start() {
 		s.working.Add(-1)
+		s.share.Add(-1)
 		return false
 	}
 	return true
@@ -47,6 +51,7 @@ func (s *session) start() bool {
 
 func (s *session) finish() {
 	s.working.Add(-1)
+	s.share.Add(-1)
 	s.server.finish()
 }
 

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -482,6 +483,42 @@ func TestAFloodOfConnectionsDoesNotKeepAnEdgeOut(t *testing.T) {
 }
 
 // A peer that takes no answers has its places, and no more.
+// One edge alone does not keep the others out, however many sessions it has: it
+// could also simply not take its answers.
+func TestOnePeerDoesNotTakeAllPlacesOverTCP(t *testing.T) {
+	ca := newTestCA(t)
+	proceed := make(chan struct{})
+	s := serveTCP(t, ca, func(cfg *ServerConfig) {
+		cfg.MaxInFlight = 16
+		cfg.Handler = ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			if string(req.Input) == "request 0" {
+				<-proceed
+			}
+			return echo(ctx, p, req)
+		})
+	})
+	edge := ca.edge()
+	var answered sync.WaitGroup
+	var refusals atomic.Int64
+	const sessions, each = 8, 2
+	for range sessions {
+		c := dialTCP(t, s, ca, func(cfg *ClientConfig) { cfg.Certificate = edge })
+		for range each {
+			answered.Go(func() {
+				if ask(t.Context(), c, 0) != nil {
+					refusals.Add(1)
+				}
+			})
+		}
+	}
+	require.Eventually(t, func() bool { return int(refusals.Load())+s.InFlight() == sessions*each }, 10*time.Second, time.Millisecond)
+	assert.NoError(t, ask(t.Context(), dialTCP(t, s, ca), 1))
+	require.Eventually(t, func() bool { return s.InFlight() == 4 }, 10*time.Second, time.Millisecond)
+	close(proceed)
+	answered.Wait()
+	assert.EqualValues(t, sessions*each-4, refusals.Load())
+}
+
 func TestAPeerThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	ca := newTestCA(t)
@@ -563,4 +600,59 @@ func TestALargeMessageGoesOnlyToWhoTakesIt(t *testing.T) {
 	_, err = c.RoundTrip(t.Context(), req)
 	require.ErrorContains(t, err, "the key server takes 1152")
 	require.NoError(t, ask(t.Context(), c, 1), "the session goes on")
+}
+
+// deadlines is a connection that notes when it is told to give up, and holds a
+// write until that is asked for.
+type deadlines struct {
+	net.Conn
+	set    atomic.Int64
+	begun  chan struct{}
+	finish chan struct{}
+}
+
+func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	d.set.Add(1)
+	return d.Conn.SetWriteDeadline(t)
+}
+
+func (d *deadlines) Write(b []byte) (int, error) {
+	if d.begun != nil {
+		d.begun <- struct{}{}
+		<-d.finish
+	}
+	return d.Conn.Write(b)
+}
+
+// Otherwise a peer that takes nothing, but goes on asking, would never be ended.
+func TestAWriteThatHangsIsNotGivenMoreTimeByTheNext(t *testing.T) {
+	ca := newTestCA(t)
+	s := serveTCP(t, ca)
+	raw, err := net.Dial("tcp", s.Addr().String())
+	require.NoError(t, err)
+	d := &deadlines{Conn: raw, finish: make(chan struct{})}
+	conn := tls.Client(d, &tls.Config{Certificates: []tls.Certificate{ca.edge()}, RootCAs: ca.pool, ServerName: "localhost"})
+	require.NoError(t, conn.HandshakeContext(t.Context()))
+	l := newTCPLink(conn)
+	defer l.close(net.ErrClosed)
+	require.NoError(t, l.open(time.Now().Add(10*time.Second)))
+	d.begun = make(chan struct{})
+	ping := func() { _ = l.send(message.Message{Code: codes.Ping}) }
+	var writing sync.WaitGroup
+	writing.Go(ping)
+	<-d.begun
+	before := d.set.Load()
+	for range 10 {
+		writing.Go(ping)
+	}
+	time.Sleep(50 * time.Millisecond) // for them to come as far as they do
+	assert.Equal(t, before, d.set.Load())
+	go func() {
+		for range d.begun {
+			d.finish <- struct{}{}
+		}
+	}()
+	d.finish <- struct{}{}
+	writing.Wait()
+	assert.Equal(t, before+10, d.set.Load())
 }

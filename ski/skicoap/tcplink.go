@@ -45,6 +45,7 @@ type tcpLink struct {
 	conn    *tls.Conn
 	frames  *frameReader
 	peerMax atomic.Uint32 // Max-Message-Size of the peer
+	writing sync.Mutex    // so that each write has its own deadline
 
 	closing sync.Once
 	cause   error         // why the link was closed; set before done is closed
@@ -149,6 +150,8 @@ func (l *tcpLink) write(frame []byte) error {
 	if len(frame) > int(l.peerMax.Load()) {
 		return fmt.Errorf("the peer takes messages of %d bytes, and not of %d", l.peerMax.Load(), len(frame))
 	}
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	_ = l.conn.SetWriteDeadline(time.Now().Add(frameTimeout))
 	_, err := l.conn.Write(frame)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -312,6 +313,42 @@ func TestRequestsInFlightAreBounded(t *testing.T) {
 	for range 2 {
 		assert.NoError(t, <-answered)
 	}
+}
+
+// One edge alone does not keep the others out, however many sessions it has: it
+// could also simply not take its answers.
+func TestOnePeerDoesNotTakeAllPlaces(t *testing.T) {
+	ca := newTestCA(t)
+	proceed := make(chan struct{})
+	s := serve(t, ca, ServerConfig{
+		MaxInFlight: 16,
+		Handler: ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			if string(req.Input) == "request 0" {
+				<-proceed
+			}
+			return echo(ctx, p, req)
+		}),
+	})
+	edge := ca.edge()
+	var answered sync.WaitGroup
+	var refusals atomic.Int64
+	const sessions, each = 8, 2
+	for range sessions {
+		c := dialTo(t, s, ca, func(cfg *ClientConfig) { cfg.Certificate, cfg.MaxConns = edge, 1 })
+		for range each {
+			answered.Go(func() {
+				if ask(t.Context(), c, 0) != nil {
+					refusals.Add(1)
+				}
+			})
+		}
+	}
+	require.Eventually(t, func() bool { return int(refusals.Load())+s.InFlight() == sessions*each }, 10*time.Second, time.Millisecond)
+	assert.NoError(t, ask(t.Context(), dialTo(t, s, ca), 1))
+	require.Eventually(t, func() bool { return s.InFlight() == 4 }, 10*time.Second, time.Millisecond)
+	close(proceed)
+	answered.Wait()
+	assert.EqualValues(t, sessions*each-4, refusals.Load())
 }
 
 // CVE-2023-44487: a peer resets its requests as fast as it makes them, so that

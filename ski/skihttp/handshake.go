@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -47,7 +48,7 @@ func (s *Server) open(c *conn) {
 	delete(s.handshakes, c)
 	s.mu.Unlock()
 	if err == nil {
-		c.session = &session{server: s, conn: c, peer: peer}
+		c.session = &session{server: s, conn: c, peer: peer, share: new(atomic.Int64)}
 		if err = s.add(c.session); err != nil {
 			s.refused(c, err)
 		}

@@ -46,8 +46,9 @@ type ServerConfig struct {
 	// One more ends the oldest of them. Default: 256.
 	MaxHandshakes int
 	// MaxInFlight bounds the requests that are being worked on, over all
-	// sessions, and one session to an eighth of it. A request beyond is answered
-	// with 503. Default: 8192.
+	// sessions, and one session to an eighth and one peer to a quarter of it.
+	// Those whose answer the peer does not take count too. A request beyond is
+	// answered with 503. Default: 8192.
 	MaxInFlight int
 	// HandshakeTimeout is how long a peer may take for the TLS handshake.
 	// Default: 10 s.
@@ -251,6 +252,7 @@ func (s *Server) add(sess *session) error {
 			continue
 		}
 		same++
+		sess.share = other.share
 		if quietest == nil || other.conn.heard.Load() < quietest.conn.heard.Load() {
 			quietest = other
 		}

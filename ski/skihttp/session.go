@@ -21,8 +21,9 @@ type session struct {
 	server  *Server
 	conn    *conn
 	peer    ski.Peer
-	state   atomic.Int32 // the last http.ConnState before its end
-	working atomic.Int64 // requests that are being worked on
+	state   atomic.Int32  // the last http.ConnState before its end
+	working atomic.Int64  // requests that are being worked on
+	share   *atomic.Int64 // of the peer, likewise, in all its sessions
 	expiry  *time.Timer
 }
 
@@ -46,10 +47,13 @@ func (s *session) close(cause error) {
 }
 
 // begin reports whether one more request of this session may be worked on. No
-// session gets more than its share: the others would have to wait.
+// session, and no peer, gets more than its share: the others would have to wait.
 func (s *session) begin() bool {
-	if s.working.Add(1) > int64(max(1, s.server.cfg.MaxInFlight/8)) || !s.server.start() {
+	most := s.server.cfg.MaxInFlight
+	mine, peers := s.working.Add(1), s.share.Add(1)
+	if mine > int64(max(1, most/8)) || peers > int64(max(1, most/4)) || !s.server.start() {
 		s.working.Add(-1)
+		s.share.Add(-1)
 		return false
 	}
 	return true
@@ -57,6 +61,7 @@ func (s *session) begin() bool {
 
 func (s *session) finish() {
 	s.working.Add(-1)
+	s.share.Add(-1)
 	s.server.finish()
 }
 
