@@ -26,8 +26,10 @@ const (
 	// state may be ahead of one that opens it.
 	stateClockSkew = 5 * time.Second
 	// maxUsedStates bounds what a Server remembers of the states that it has
-	// opened: twice this, some 20 MB, and 7,000 handshakes a second.
-	maxUsedStates = 1 << 18
+	// opened: twice this, some 40 MB, and 15,000 handshakes a second. No edge has
+	// more of them than are free: alone it has half, and whoever comes later finds
+	// room.
+	maxUsedStates = 1 << 19
 )
 
 // ephemeralGroups are those that a key server makes ephemeral keys of.
@@ -158,7 +160,8 @@ func (o *agreement) do(ctx context.Context, s *Server) (outcome, error) {
 	case o.first.expires.After(now.Add(stateLifetime + stateClockSkew)):
 		return refused(ski.RequestDenied, "the state was made by a clock that is ahead of this one"), nil
 	}
-	switch first, room := s.usedStates.use(o.first.id, now); {
+	edge, _ := ctx.Value(edgeKey{}).(string)
+	switch first, room := s.usedStates.use(o.first.id, edge, now); {
 	case !room:
 		return overloaded(), nil
 	case !first:
@@ -177,11 +180,12 @@ type usedStates struct {
 	mu          sync.Mutex
 	begin       time.Time // of young
 	young, aged map[stateID]struct{}
+	ofEdge      map[string]int // of young, by the edge's name
 }
 
 // use reports whether a state is used for the first time, and whether it could
 // be remembered that it has been used: where there is no room, it has not.
-func (u *usedStates) use(id stateID, now time.Time) (first, room bool) {
+func (u *usedStates) use(id stateID, edge string, now time.Time) (first, room bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	// What is in aged was put there this long ago at least, and has expired when
@@ -192,7 +196,7 @@ func (u *usedStates) use(id stateID, now time.Time) (first, room bool) {
 		if age >= 2*generation {
 			u.aged = nil
 		}
-		u.young, u.begin = make(map[stateID]struct{}), now
+		u.young, u.ofEdge, u.begin = make(map[stateID]struct{}), make(map[string]int), now
 	}
 	if _, used := u.young[id]; used {
 		return false, true
@@ -200,9 +204,10 @@ func (u *usedStates) use(id stateID, now time.Time) (first, room bool) {
 	if _, used := u.aged[id]; used {
 		return false, true
 	}
-	if len(u.young) >= maxUsedStates {
+	if u.ofEdge[edge] >= maxUsedStates-len(u.young) {
 		return false, false
 	}
 	u.young[id] = struct{}{}
+	u.ofEdge[edge]++
 	return true, true
 }

@@ -381,24 +381,29 @@ func TestUsedStatesAreBounded(t *testing.T) {
 		id[0], id[1], id[2] = byte(n), byte(n>>8), byte(n>>16)
 		return id
 	}
+	const edge, half = "edge-1", maxUsedStates / 2
 	now := time.Now()
-	for n := range maxUsedStates {
-		first, room := u.use(id(n), now)
+	for n := range half {
+		first, room := u.use(id(n), edge, now)
 		require.True(t, first && room)
 	}
-	first, room := u.use(id(maxUsedStates), now)
+	first, room := u.use(id(half), edge, now)
 	require.False(t, first || room)
-	first, room = u.use(id(0), now.Add(34*time.Second))
+	for n := range 100 {
+		first, room = u.use(id(half+n), "edge-2", now)
+		require.True(t, first && room, "one edge does not take the room of another")
+	}
+	first, room = u.use(id(0), edge, now.Add(34*time.Second))
 	require.False(t, first)
 	require.True(t, room)
-	first, _ = u.use(id(maxUsedStates), now.Add(35*time.Second))
+	first, _ = u.use(id(half+100), edge, now.Add(35*time.Second))
 	require.True(t, first, "there is room again")
-	first, _ = u.use(id(1), now.Add(35*time.Second))
+	first, _ = u.use(id(1), edge, now.Add(35*time.Second))
 	require.False(t, first, "and no state is forgotten that could still be used")
-	first, _ = u.use(id(1), now.Add(71*time.Second))
+	first, _ = u.use(id(1), edge, now.Add(71*time.Second))
 	require.True(t, first)
 	require.Len(t, u.aged, 1)
-	u.use(id(2), now.Add(time.Hour))
+	u.use(id(2), edge, now.Add(time.Hour))
 	require.Empty(t, u.aged)
 	require.Len(t, u.young, 1)
 }
@@ -410,6 +415,7 @@ func TestNoRoomForAUsedState(t *testing.T) {
 	second, secret := s.begins(firstRequest(keys, x25519))
 	s.usedStates.begin = time.Now()
 	s.usedStates.young = make(map[stateID]struct{})
+	s.usedStates.ofEdge = make(map[string]int)
 	for n := range maxUsedStates {
 		s.usedStates.young[stateID{byte(n), byte(n >> 8), byte(n >> 16)}] = struct{}{}
 	}
