@@ -27,7 +27,7 @@ type Revocations struct {
 	authorities []*x509.Certificate
 	reading     sync.Mutex
 	seen        fs.FileInfo // of the file as it was last read
-	gone        bool        // the file was not there the last time
+	told        string      // why it could not be read the last time
 	now         atomic.Pointer[[]*revocationList]
 }
 
@@ -41,7 +41,8 @@ type revocationList struct {
 }
 
 // OpenRevocations reads the CRLs in a file: one in DER or any number in PEM,
-// each signed by one of the authorities.
+// each signed by one of the authorities. It refuses a file that another user can
+// change or replace.
 func OpenRevocations(file string, authorities []*x509.Certificate) (*Revocations, error) {
 	r := &Revocations{file: file, authorities: authorities}
 	r.now.Store(new([]*revocationList))
@@ -59,18 +60,20 @@ func (r *Revocations) Reload() (changed bool, err error) {
 	defer r.reading.Unlock()
 	info, err := os.Stat(r.file)
 	if err != nil {
-		told := r.gone
-		if r.gone, r.seen = true, nil; told {
-			return false, nil
-		}
-		return false, err
+		return false, r.unread(err)
 	}
-	r.gone = false
 	if r.seen != nil && os.SameFile(info, r.seen) && info.ModTime().Equal(r.seen.ModTime()) && info.Size() == r.seen.Size() {
 		return false, nil
 	}
 	r.seen = info
-	lists, err := readCRLs(r.file, info, r.authorities)
+	// Signed or not, who can put an old one in its place lets a revoked edge in
+	// again with the next restart.
+	data, err := readChecked(r.file, writeRight, maxCRLFile)
+	if err != nil {
+		return false, r.unread(err)
+	}
+	r.told = ""
+	lists, err := parseCRLs(data, r.authorities)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", r.file, err)
 	}
@@ -81,6 +84,17 @@ func (r *Revocations) Reload() (changed bool, err error) {
 	}
 	r.now.Store(&lists)
 	return true, nil
+}
+
+// unread returns an error that it has not returned before. What was wrong may be
+// put right without a change of the file: its mode, or a folder's.
+func (r *Revocations) unread(err error) error {
+	r.seen = nil
+	if r.told == err.Error() {
+		return nil
+	}
+	r.told = err.Error()
+	return err
 }
 
 // replacedBy reports whether the lists have one of the same authority that is
@@ -189,17 +203,7 @@ func (r *Revocations) listed(cert *x509.Certificate) (since time.Time, ok bool) 
 	return time.Time{}, false
 }
 
-func readCRLs(file string, info fs.FileInfo, authorities []*x509.Certificate) ([]*revocationList, error) {
-	switch {
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
-	case info.Size() > maxCRLFile:
-		return nil, fmt.Errorf("it has more than %d bytes", maxCRLFile)
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
+func parseCRLs(data []byte, authorities []*x509.Certificate) ([]*revocationList, error) {
 	var lists []*revocationList
 	add := func(der []byte) error {
 		l, err := parseCRL(der, authorities)

@@ -160,6 +160,29 @@ func TestRevocations(t *testing.T) {
 	require.Zero(t, r.Len())
 }
 
+// A file that others could replace is refused, and read when that is put right.
+func TestACRLThatOthersCanReplace(t *testing.T) {
+	one := newAuthority(t, "one")
+	file := filepath.Join(t.TempDir(), "crl.pem")
+	require.NoError(t, os.WriteFile(file, one.crl(1), 0o600))
+	r, err := OpenRevocations(file, []*x509.Certificate{one.cert})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, one.crl(2, 42, 43), 0o600))
+	for _, name := range []string{file, filepath.Dir(file)} {
+		require.NoError(t, os.Chmod(name, 0o777))
+		_, err = r.Reload()
+		require.ErrorContains(t, err, "group or others can write")
+		changed, err := r.Reload()
+		require.NoError(t, err, "told once")
+		require.False(t, changed)
+		require.NoError(t, os.Chmod(name, 0o700))
+	}
+	changed, err := r.Reload()
+	require.NoError(t, err)
+	require.True(t, changed)
+	require.NotEmpty(t, r.revoked(one.issued(42)))
+}
+
 // A CRL that has gone from the file would let in whom it revokes.
 func TestACRLCannotBeLeftOut(t *testing.T) {
 	one, two := newAuthority(t, "one"), newAuthority(t, "two")

@@ -288,5 +288,7 @@ func TestTrustedFiles(t *testing.T) {
 		require.ErrorContains(t, err, "policy.yaml: group or others can write it")
 		_, _, err = (&Config{Certificate: file}).Identity(time.Now())
 		require.ErrorContains(t, err, "policy.yaml: group or others can write it")
+		_, err = OpenRevocations(file, nil)
+		require.ErrorContains(t, err, "policy.yaml: group or others can write it")
 	}
 }

@@ -22,15 +22,15 @@ const (
 
 // readPrivateFile reads a file that holds a secret. It refuses one that group
 // or others have any right to, and all that readTrustedFile refuses.
-func readPrivateFile(file string) ([]byte, error) { return readChecked(file, anyRight) }
+func readPrivateFile(file string) ([]byte, error) { return readChecked(file, anyRight, maxFile) }
 
 // readTrustedFile reads a file that says who may do what. It refuses one that
 // another user than root or the process's own can change: by its owner, its
 // mode, or the folder it is in. Of a symbolic link, the folder of the link and
 // that of its target count. Folders further up are not looked at.
-func readTrustedFile(file string) ([]byte, error) { return readChecked(file, writeRight) }
+func readTrustedFile(file string) ([]byte, error) { return readChecked(file, writeRight, maxFile) }
 
-func readChecked(file string, forbidden fs.FileMode) ([]byte, error) {
+func readChecked(file string, forbidden fs.FileMode, most int64) ([]byte, error) {
 	// A link is followed here, so that the folder that is checked is the one
 	// the file is in.
 	target, err := filepath.EvalSymlinks(file)
@@ -60,8 +60,8 @@ func readChecked(file string, forbidden fs.FileMode) ([]byte, error) {
 	if err := checkRights(file, info, forbidden); err != nil {
 		return nil, err
 	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s: it has more than %d bytes", file, maxFile)
+	if info.Size() > most {
+		return nil, fmt.Errorf("%s: it has more than %d bytes", file, most)
 	}
 	// Of the right size at once: a buffer that grows leaves copies of a secret
 	// behind, which nobody clears.

@@ -147,6 +147,20 @@ func TestAFileOfPreSharedKeysIsItsOwnersAlone(t *testing.T) {
 	require.ErrorContains(t, err, "chmod 600")
 }
 
+// An edge whose key has been taken out must not keep it because of a mode that
+// was put right later, without a change of the file.
+func TestAFileOfPreSharedKeysIsReadWhenItsModeIsPutRight(t *testing.T) {
+	s, _, file := newPSKServer(t)
+	require.NoError(t, os.WriteFile(file, []byte("edge-1:"+hexKey("01")), 0o600))
+	require.NoError(t, os.Chmod(file, 0o640))
+	require.Eventually(t, func() bool { return s.reloadPSKs(false) != nil }, 10*time.Second, 10*time.Millisecond)
+	require.NoError(t, s.reloadPSKs(false), "told once")
+	require.NoError(t, s.Admit(pskTwo))
+	require.NoError(t, os.Chmod(file, 0o600))
+	require.NoError(t, s.reloadPSKs(false))
+	require.Error(t, s.Admit(pskTwo))
+}
+
 func TestIdentitiesInAPolicyAreChecked(t *testing.T) {
 	keys := testKeys()
 	for policy, want := range map[string]string{

@@ -19,7 +19,7 @@ type PSKs struct {
 	file    string
 	reading sync.Mutex
 	seen    fs.FileInfo // of the file as it was last read
-	gone    bool        // the file was not there the last time
+	told    string      // why it could not be read the last time
 	now     atomic.Pointer[map[string][]byte]
 }
 
@@ -47,13 +47,8 @@ func (p *PSKs) reload(again bool) (lost []string, err error) {
 	defer p.reading.Unlock()
 	info, err := os.Stat(p.file)
 	if err != nil {
-		told := p.gone && !again
-		if p.gone, p.seen = true, nil; told {
-			return nil, nil
-		}
-		return nil, err
+		return nil, p.unread(err, again)
 	}
-	p.gone = false
 	if !again {
 		if p.seen != nil && os.SameFile(info, p.seen) && info.ModTime().Equal(p.seen.ModTime()) && info.Size() == p.seen.Size() {
 			return nil, nil
@@ -66,9 +61,10 @@ func (p *PSKs) reload(again bool) (lost []string, err error) {
 	p.seen = info
 	data, err := readPrivateFile(p.file)
 	if err != nil {
-		return nil, err
+		return nil, p.unread(err, again)
 	}
 	defer clear(data)
+	p.told = ""
 	all, err := ski.ParsePSKs(p.file, data)
 	if err != nil {
 		return nil, err
@@ -84,6 +80,18 @@ func (p *PSKs) reload(again bool) (lost []string, err error) {
 	}
 	p.now.Store(&keys)
 	return lost, nil
+}
+
+// unread returns an error that it has not returned before, or if told to. What
+// was wrong may be put right without a change of the file: its mode, or a
+// folder's.
+func (p *PSKs) unread(err error, again bool) error {
+	p.seen = nil
+	if p.told == err.Error() && !again {
+		return nil
+	}
+	p.told = err.Error()
+	return err
 }
 
 // ReloadPSKs reads the file of pre-shared keys again, and closes the sessions
