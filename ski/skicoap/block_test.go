@@ -275,13 +275,35 @@ func TestTheLengthOfAnAnswerInBlocksTellsNothing(t *testing.T) {
 	}
 }
 
+// onePeer counts for one peer.
+func onePeer() func() *atomic.Int64 {
+	var n atomic.Int64
+	return func() *atomic.Int64 { return &n }
+}
+
+// With many sessions a peer could otherwise hold the blocks of all others up.
+func TestOnePeerDoesNotTakeThePlacesOfAllTransfers(t *testing.T) {
+	var all atomic.Int64
+	one, full, now := onePeer(), make([]byte, 1024), time.Now()
+	for range 16 {
+		x := newTransfers(&all, one)
+		for n := range maxSessionTransfers {
+			x.put(transferKey{byte(n), byte(n >> 8)}, block{0, true, 6}, 0, full, now)
+		}
+	}
+	assert.EqualValues(t, maxPeerTransfers, all.Load())
+	_, answer := newTransfers(&all, onePeer()).put(transferKey{}, block{0, true, 6}, 0, full, now)
+	require.NotNil(t, answer)
+	assert.Equal(t, codes.Continue, answer.code)
+}
+
 func TestTransfersAreBoundedAndForgotten(t *testing.T) {
 	var all atomic.Int64
 	now := time.Now()
 	full := make([]byte, 1024)
 	var sessions []*transfers
 	for i := range 10 {
-		x := newTransfers(&all)
+		x := newTransfers(&all, onePeer())
 		sessions = append(sessions, x)
 		for n := range maxSessionTransfers + 10 {
 			x.put(transferKey{byte(n), byte(n >> 8)}, block{0, true, 6}, 0, full, now)
@@ -297,7 +319,7 @@ func TestTransfersAreBoundedAndForgotten(t *testing.T) {
 	}
 	assert.LessOrEqual(t, all.Load(), int64(maxTransfers))
 	sessions[0].close()
-	x := newTransfers(&all)
+	x := newTransfers(&all, onePeer())
 	secret := []byte("secret")
 	require.True(t, x.keep(transferKey{1}, codes.Changed, nil, secret, now))
 	x.put(transferKey{2}, block{0, true, 6}, 0, bytes.Repeat([]byte{1}, 1024), now)
@@ -323,7 +345,7 @@ func FuzzBlocks(f *testing.F) {
 	f.Add([]byte{8, 15, 0, 16, 16, 1})
 	f.Fuzz(func(t *testing.T, steps []byte) {
 		var all atomic.Int64
-		x := newTransfers(&all)
+		x := newTransfers(&all, onePeer())
 		sent := map[byte][]byte{}
 		now := time.Now()
 		for i := 0; len(steps) >= 3; i++ {

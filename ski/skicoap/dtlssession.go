@@ -24,13 +24,17 @@ type dtlsSession struct {
 func newDTLSSession(s *Server, conn *dtls.Conn, peer ski.Peer) *dtlsSession {
 	l := newLink(conn)
 	sess := &dtlsSession{session: newSession(s, peer, l.close), link: l}
-	sess.transfers = newTransfers(&s.transfers)
+	sess.transfers = newTransfers(&s.transfers, sess.peerTransfers)
 	sess.expire = func(now time.Time) {
 		sess.exchanges.expire(now)
 		sess.transfers.expire(now)
 	}
 	return sess
 }
+
+// peerTransfers are those of all sessions of the peer. Which counter that is
+// stands fast when the server has added the session.
+func (s *dtlsSession) peerTransfers() *atomic.Int64 { return &s.share.transfers }
 
 // end forgets what the session has, after its link has ended.
 func (s *dtlsSession) end() {

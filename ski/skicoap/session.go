@@ -24,11 +24,14 @@ type session struct {
 	expire  func(now time.Time) // forgets what is old
 	active  atomic.Int64        // time of the last message, Unix nanoseconds
 	working atomic.Int64        // requests that are being worked on
-	share   *atomic.Int64       // of the peer, likewise, in all its sessions
+	share   *share              // of the peer, in all its sessions
 }
 
+// share is what one peer has of what all peers have together.
+type share struct{ working, transfers atomic.Int64 }
+
 func newSession(s *Server, peer ski.Peer, close func(error)) *session {
-	sess := &session{server: s, peer: peer, close: close, expire: func(time.Time) {}, share: new(atomic.Int64)}
+	sess := &session{server: s, peer: peer, close: close, expire: func(time.Time) {}, share: new(share)}
 	sess.ctx, sess.cancel = context.WithCancel(s.ctx)
 	sess.active.Store(time.Now().UnixNano())
 	return sess
@@ -40,10 +43,10 @@ func (s *session) lastActive() time.Time { return time.Unix(0, s.active.Load()) 
 // session, and no peer, gets more than its share: the others would have to wait.
 func (s *session) start() bool {
 	most := s.server.cfg.MaxInFlight
-	mine, peers := s.working.Add(1), s.share.Add(1)
+	mine, peers := s.working.Add(1), s.share.working.Add(1)
 	if mine > int64(max(1, most/8)) || peers > int64(max(1, most/4)) || !s.server.start() {
 		s.working.Add(-1)
-		s.share.Add(-1)
+		s.share.working.Add(-1)
 		return false
 	}
 	return true
@@ -51,7 +54,7 @@ func (s *session) start() bool {
 
 func (s *session) finish() {
 	s.working.Add(-1)
-	s.share.Add(-1)
+	s.share.working.Add(-1)
 	s.server.finish()
 }
 

@@ -14,18 +14,20 @@ import (
 )
 
 // The bounds on the messages that the server holds while they come or go in
-// blocks. Each has ski.MaxMessageSize bytes, so that a session has 2 MiB and
-// all of them have 16.
+// blocks. Each has ski.MaxMessageSize bytes, so that a session has 2 MiB, a peer
+// 4, and all of them have 16.
 const (
 	maxTransfers        = 4096
 	maxSessionTransfers = maxTransfers / 8
+	maxPeerTransfers    = maxTransfers / 4
 )
 
 // transfers are the block-wise transfers of one session (RFC 7959): requests
 // that are not yet whole, and answers that have not yet been fetched. One that
 // stands still for as long as exchanges are remembered is forgotten.
 type transfers struct {
-	all *atomic.Int64 // those of all sessions
+	all  *atomic.Int64        // those of all sessions
+	peer func() *atomic.Int64 // those of the peer's
 
 	mu       sync.Mutex
 	requests map[transferKey]*transfer
@@ -44,9 +46,10 @@ type transfer struct {
 	options message.Options
 }
 
-func newTransfers(all *atomic.Int64) *transfers {
+func newTransfers(all *atomic.Int64, peer func() *atomic.Int64) *transfers {
 	return &transfers{
 		all:      all,
+		peer:     peer,
 		requests: make(map[transferKey]*transfer),
 		answers:  make(map[transferKey]*transfer),
 	}
@@ -138,8 +141,9 @@ func (t *transfers) add(to map[transferKey]*transfer, key transferKey, tr *trans
 	if t.closed || len(t.requests)+len(t.answers) >= maxSessionTransfers {
 		return false
 	}
-	if t.all.Add(1) > maxTransfers {
+	if all, peers := t.all.Add(1), t.peer().Add(1); all > maxTransfers || peers > maxPeerTransfers {
 		t.all.Add(-1)
+		t.peer().Add(-1)
 		return false
 	}
 	to[key] = tr
@@ -151,6 +155,7 @@ func (t *transfers) drop(from map[transferKey]*transfer, key transferKey) {
 		clear(tr.data)
 		delete(from, key)
 		t.all.Add(-1)
+		t.peer().Add(-1)
 	}
 }
 
