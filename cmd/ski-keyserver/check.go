@@ -109,7 +109,7 @@ func texts[T fmt.Stringer](values []T) []string {
 }
 
 func algorithms(r keyserver.Right) string {
-	if !slices.Contains(r.Methods, ski.MethodECDHE) {
+	if slices.Equal(r.Methods, []ski.Method{ski.MethodRSA}) {
 		return "-" // Nothing is signed.
 	}
 	return list(r.Algorithms, "any")
