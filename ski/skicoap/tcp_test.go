@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -482,7 +483,42 @@ func TestAFloodOfConnectionsDoesNotKeepAnEdgeOut(t *testing.T) {
 	assert.Less(t, runtime.NumGoroutine(), before+3*maxOpening)
 }
 
-// A peer that takes no answers has its places, and no more.
+// Somebody who opens connections as fast as he can drives out his own.
+func TestAFloodFromOneAddressDoesNotEndHandshakesOfOthers(t *testing.T) {
+	ca := newTestCA(t)
+	s := serveTCP(t, ca)
+	slow, err := net.Dial("tcp", s.Addr().String())
+	require.NoError(t, err)
+	defer slow.Close()
+	opened := func(n int) {
+		require.Eventually(t, func() bool {
+			s.tcp.mu.Lock()
+			defer s.tcp.mu.Unlock()
+			return s.tcp.opening.Len() == n
+		}, 10*time.Second, time.Millisecond)
+	}
+	opened(1)
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range maxOpening + 100 {
+		c, err := from.Dial("tcp", s.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	opened(maxOpening)
+	secure := tls.Client(slow, &tls.Config{Certificates: []tls.Certificate{ca.edge()}, RootCAs: ca.pool, ServerName: "localhost"})
+	require.NoError(t, secure.HandshakeContext(t.Context()))
+	_, err = newFrameReader(secure).read(func() {})
+	require.NoError(t, err)
+}
+
+func TestOriginsOfConnections(t *testing.T) {
+	for a, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7", "2001:db8:0:1:2:3:4:5": "2001:db8:0:1::", "fe80::1%eth0": "fe80::",
+	} {
+		assert.Equal(t, want, origin(netip.MustParseAddr(a)).String())
+	}
+}
+
 // One edge alone does not keep the others out, however many sessions it has: it
 // could also simply not take its answers.
 func TestOnePeerDoesNotTakeAllPlacesOverTCP(t *testing.T) {
@@ -519,6 +555,7 @@ func TestOnePeerDoesNotTakeAllPlacesOverTCP(t *testing.T) {
 	assert.EqualValues(t, sessions*each-4, refusals.Load())
 }
 
+// A peer that takes no answers has its places, and no more.
 func TestAPeerThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	ca := newTestCA(t)

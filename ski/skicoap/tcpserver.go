@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -18,7 +19,8 @@ import (
 )
 
 // maxOpening bounds the connections that have not yet shown a certificate.
-// Beyond it the oldest gives way.
+// Beyond it the oldest gives way of the address that has the most: nobody alone
+// keeps others out.
 const maxOpening = 512
 
 // ListenTCP opens the TCP address (host:port) for CoAP over TLS (RFC 8323),
@@ -58,7 +60,37 @@ type tcpListener struct {
 	config   *tls.Config
 
 	mu      sync.Mutex
-	opening *list.List // of net.Conn, oldest first
+	opening *list.List // of opening, oldest first
+}
+
+// opening is a connection that has not yet shown a certificate.
+type opening struct {
+	net.Conn
+	from netip.Addr
+}
+
+// origin is what somebody has one of: an IPv4 address, or the /64 of an IPv6 one.
+func origin(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.Is6() {
+		p, _ := a.WithZone("").Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
+
+// yielding returns the connection that gives way. It is called with t.mu held.
+func (t *tcpListener) yielding() *list.Element {
+	count, most := make(map[netip.Addr]int), 0
+	for e := t.opening.Front(); e != nil; e = e.Next() {
+		from := e.Value.(opening).from
+		count[from]++
+		most = max(most, count[from])
+	}
+	e := t.opening.Front()
+	for count[e.Value.(opening).from] < most {
+		e = e.Next()
+	}
+	return e
 }
 
 func (t *tcpListener) close() { _ = t.listener.Close() }
@@ -69,9 +101,9 @@ func (t *tcpListener) begin(conn net.Conn) (opened func() bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.opening.Len() >= maxOpening {
-		_ = t.opening.Remove(t.opening.Front()).(net.Conn).Close()
+		_ = t.opening.Remove(t.yielding()).(opening).Close()
 	}
-	e := t.opening.PushBack(conn)
+	e := t.opening.PushBack(opening{conn, origin(addrPort(conn.RemoteAddr()).Addr())})
 	return func() bool {
 		t.mu.Lock()
 		defer t.mu.Unlock()

@@ -263,6 +263,30 @@ func TestHalfOpenConnectionsAreBounded(t *testing.T) {
 	assert.NotErrorIs(t, err, context.DeadlineExceeded)
 }
 
+// Somebody who opens connections as fast as he can drives out his own.
+func TestAFloodFromOneAddressDoesNotEndHandshakesOfOthers(t *testing.T) {
+	ca := newTestCA(t)
+	s := serve(t, ca, ServerConfig{MaxHandshakes: 8})
+	handshakes := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.handshakes)
+	}
+	slow, err := net.Dial("tcp", s.Addr().String())
+	require.NoError(t, err)
+	defer slow.Close()
+	require.Eventually(t, func() bool { return handshakes() == 1 }, 10*time.Second, time.Millisecond)
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range 50 {
+		c, err := from.Dial("tcp", s.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	require.Eventually(t, func() bool { return handshakes() == 8 }, 10*time.Second, time.Millisecond)
+	secure := tls.Client(slow, &tls.Config{Certificates: []tls.Certificate{ca.edge()}, RootCAs: ca.pool, ServerName: "localhost", MaxVersion: tls.VersionTLS12})
+	require.NoError(t, secure.HandshakeContext(t.Context()), "in TLS 1.2 the server is done too")
+}
+
 func TestSessionsAreBounded(t *testing.T) {
 	ca := newTestCA(t)
 	var log logBuffer

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,11 +21,7 @@ func (s *Server) begin(raw net.Conn) {
 	s.mu.Lock()
 	var oldest *conn
 	if len(s.handshakes) >= s.cfg.MaxHandshakes {
-		for other := range s.handshakes {
-			if oldest == nil || other.began.Before(oldest.began) {
-				oldest = other
-			}
-		}
+		oldest = s.yielding()
 		delete(s.handshakes, oldest)
 	}
 	s.handshakes[c] = struct{}{}
@@ -35,6 +32,33 @@ func (s *Server) begin(raw net.Conn) {
 	if !s.goRun(func() { s.open(c) }) {
 		_ = raw.Close()
 	}
+}
+
+// yielding returns the connection that gives way when there are too many: the
+// oldest of the address that has the most, so that nobody alone keeps others
+// out. It is called with s.mu held.
+func (s *Server) yielding() (oldest *conn) {
+	count, most := make(map[netip.Addr]int), 0
+	for c := range s.handshakes {
+		from := origin(c.addr.Addr())
+		count[from]++
+		most = max(most, count[from])
+	}
+	for c := range s.handshakes {
+		if count[origin(c.addr.Addr())] == most && (oldest == nil || c.began.Before(oldest.began)) {
+			oldest = c
+		}
+	}
+	return oldest
+}
+
+// origin is what somebody has one of: an IPv4 address, or the /64 of an IPv6 one.
+func origin(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.Is6() {
+		p, _ := a.WithZone("").Prefix(64)
+		return p.Addr()
+	}
+	return a
 }
 
 // open takes a connection through the handshake and gives it to net/http.

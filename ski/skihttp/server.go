@@ -43,7 +43,7 @@ type ServerConfig struct {
 	// ends the one that has been quiet the longest. Default: 16.
 	MaxPeerSessions int
 	// MaxHandshakes bounds the connections whose peer is not authenticated yet.
-	// One more ends the oldest of them. Default: 256.
+	// One more ends the oldest of the address that has the most. Default: 256.
 	MaxHandshakes int
 	// MaxInFlight bounds the requests that are being worked on, over all
 	// sessions, and one session to an eighth and one peer to a quarter of it.
