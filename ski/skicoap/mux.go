@@ -26,7 +26,8 @@ const (
 	maxUnverified = 2048
 	// maxKnown bounds the addresses that are remembered for this.
 	maxKnown = 4096
-	// maxVerified bounds the handshakes of those who have.
+	// maxVerified bounds the handshakes of those who have. The address that has
+	// the most of them gives way.
 	maxVerified = 256
 	// maxQueued bounds the datagrams of one flow that wait to be read, in
 	// bytes; more are lost, as on the way.
@@ -188,10 +189,15 @@ func (m *mux) remember(addr netip.Addr) {
 }
 
 // enqueue puts a flow at the end of a queue of handshakes. If that is full, the
-// flow at its head is ended.
+// flow at its head is ended or, where addresses cannot be forged, the oldest of
+// the address that has the most.
 func (m *mux) enqueue(f *flow, queue *list.List, most int) {
 	if queue.Len() >= most {
-		queue.Front().Value.(*flow).end(errFlood)
+		e := queue.Front()
+		if queue == m.verified {
+			e = yielding(queue)
+		}
+		e.Value.(*flow).end(errFlood)
 	}
 	f.queue, f.element = queue, queue.PushBack(f)
 }
@@ -289,6 +295,8 @@ func (f *flow) pass(datagram []byte, from *net.UDPAddr) {
 	// A full queue loses it.
 	_, _ = f.buffer.Write(datagram, packetio.Attributes{{Value: from}})
 }
+
+func (f *flow) origin() netip.Addr { return origin(f.addr.Addr()) }
 
 // connectionID is a pion connection ID generator.
 func (f *flow) connectionID() []byte { return f.cid[:] }

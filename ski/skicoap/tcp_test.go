@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -509,14 +508,6 @@ func TestAFloodFromOneAddressDoesNotEndHandshakesOfOthers(t *testing.T) {
 	require.NoError(t, secure.HandshakeContext(t.Context()))
 	_, err = newFrameReader(secure).read(func() {})
 	require.NoError(t, err)
-}
-
-func TestOriginsOfConnections(t *testing.T) {
-	for a, want := range map[string]string{
-		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7", "2001:db8:0:1:2:3:4:5": "2001:db8:0:1::", "fe80::1%eth0": "fe80::",
-	} {
-		assert.Equal(t, want, origin(netip.MustParseAddr(a)).String())
-	}
 }
 
 // One edge alone does not keep the others out, however many sessions it has: it

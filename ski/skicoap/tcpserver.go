@@ -66,32 +66,10 @@ type tcpListener struct {
 // opening is a connection that has not yet shown a certificate.
 type opening struct {
 	net.Conn
-	from netip.Addr
+	from netip.AddrPort
 }
 
-// origin is what somebody has one of: an IPv4 address, or the /64 of an IPv6 one.
-func origin(a netip.Addr) netip.Addr {
-	if a = a.Unmap(); a.Is6() {
-		p, _ := a.WithZone("").Prefix(64)
-		return p.Addr()
-	}
-	return a
-}
-
-// yielding returns the connection that gives way. It is called with t.mu held.
-func (t *tcpListener) yielding() *list.Element {
-	count, most := make(map[netip.Addr]int), 0
-	for e := t.opening.Front(); e != nil; e = e.Next() {
-		from := e.Value.(opening).from
-		count[from]++
-		most = max(most, count[from])
-	}
-	e := t.opening.Front()
-	for count[e.Value.(opening).from] < most {
-		e = e.Next()
-	}
-	return e
-}
+func (o opening) origin() netip.Addr { return origin(o.from.Addr()) }
 
 func (t *tcpListener) close() { _ = t.listener.Close() }
 
@@ -101,9 +79,9 @@ func (t *tcpListener) begin(conn net.Conn) (opened func() bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.opening.Len() >= maxOpening {
-		_ = t.opening.Remove(t.yielding()).(opening).Close()
+		_ = t.opening.Remove(yielding(t.opening)).(opening).Close()
 	}
-	e := t.opening.PushBack(opening{conn, origin(addrPort(conn.RemoteAddr()).Addr())})
+	e := t.opening.PushBack(opening{conn, addrPort(conn.RemoteAddr())})
 	return func() bool {
 		t.mu.Lock()
 		defer t.mu.Unlock()
