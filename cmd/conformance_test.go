@@ -134,6 +134,7 @@ func TestOurKeyServerConforms(t *testing.T) {
 	for i, b := range bindingsUnderTest {
 		for _, failure := range []string{"random", "error"} {
 			t.Run(b.name+" rsa_failure "+failure, func(t *testing.T) {
+				t.Parallel()
 				c := &conformanceSetup{t, shared.dir}
 				config := fmt.Sprintf("keyserver-%d-%s.yaml", i, failure)
 				c.write(config, `
@@ -150,7 +151,8 @@ rsa_failure: `+failure+"\n"+b.config+"\n")
 					"--keys", strings.Join([]string{c.path("ecdsa.crt"), c.path("rsa.crt"), c.path("ed25519.crt")}, ",")}
 				skipped := []string{"rsa_failure", "patience"} // and nothing else is left out
 				if strings.HasPrefix(b.config, "psk") {
-					args = append(args, "--psk-file", c.path("edge.psk"))
+					// A handshake with a wrong key is not answered at all.
+					args = append(args, "--psk-file", c.path("edge.psk"), "--timeout", "3s")
 					skipped = append(skipped, "without a certificate")
 				}
 				if !strings.HasPrefix(b.url, "coaps") {
@@ -284,37 +286,4 @@ sites:
 			}
 		})
 	}
-}
-
-// The figures of a bench are there, over every kind of transport it has.
-func TestBenchMeasures(t *testing.T) {
-	d := startDev(t)
-	for i, method := range []string{"ECDHE", "RSA"} {
-		for _, format := range []string{"cbor", "json"} {
-			out, all, status := d.skictl("bench", "--json", "--endpoint", d.endpoints.KeyServer.CoAPS, "--cert", d.endpoints.EdgeCert,
-				"--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA, "--site", d.endpoints.Sites[i].Cert, "--method", method,
-				"--format", format, "--connections", "2", "--in-flight", "4", "--warm-up", "100ms", "--duration", "500ms",
-				"--server-pid", fmt.Sprint(d.endpoints.PIDs.KeyServer))
-			require.Zero(t, status, all)
-			var r struct {
-				Operations int64
-				Errors     map[string]int64
-				Latency    struct{ Min, P50, P99, Max int64 } `json:"latency_us"`
-				Traffic    map[string]float64                 `json:"traffic_per_operation"`
-				Server     map[string]float64
-			}
-			require.NoError(t, json.Unmarshal([]byte(out), &r))
-			assert.Positive(t, r.Operations)
-			assert.Empty(t, r.Errors)
-			assert.True(t, 0 < r.Latency.Min && r.Latency.Min <= r.Latency.P50 && r.Latency.P50 <= r.Latency.P99 && r.Latency.P99 <= r.Latency.Max, out)
-			assert.InDelta(t, 1, r.Traffic["datagrams_sent"], 0.5)
-			assert.Greater(t, r.Traffic["bytes_sent"], 128.0)
-			assert.Positive(t, r.Server["cpu_us_per_operation"])
-		}
-	}
-	out, all, status := d.skictl("bench", "--endpoint", d.endpoints.KeyServer.CoAPS, "--cert", d.endpoints.EdgeCert,
-		"--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA, "--site", d.endpoints.EdgeCert)
-	assert.Equal(t, 1, status)
-	assert.Empty(t, out)
-	assert.Contains(t, all, "spki not found")
 }

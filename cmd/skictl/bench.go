@@ -102,7 +102,7 @@ func (o *benchOptions) run(cmd *cobra.Command) error {
 		Connections: o.connections, InFlight: o.inFlight, Rate: o.rate,
 	}
 	if r.Traffic, err = o.traffic(cmd.Context(), t, id, f, work); err != nil {
-		return err
+		return tooEarly(err)
 	}
 	l := &load{work: work, inFlight: o.inFlight, rate: o.rate, timeout: o.timeout}
 	for range o.connections {
@@ -115,7 +115,7 @@ func (o *benchOptions) run(cmd *cobra.Command) error {
 	}
 	err = l.measure(cmd.Context(), o.warmUp, o.duration, o.serverPID, o.progress(cmd))
 	if r.Interrupted = l.took > 0 && errors.Is(err, context.Canceled); err != nil && !r.Interrupted {
-		return err
+		return tooEarly(err)
 	}
 	l.report(r)
 	if o.json {
@@ -132,6 +132,14 @@ func (o *benchOptions) run(cmd *cobra.Command) error {
 		return errors.New("no request was answered with an output")
 	}
 	return nil
+}
+
+// tooEarly is err, in other words where it is the user's interruption.
+func tooEarly(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted before anything was measured")
+	}
+	return err
 }
 
 // workload reads the options about what is asked.
