@@ -55,7 +55,7 @@ alone. A file that has a key for the identity is left as it is.`,
 				_, err := cmd.OutOrStdout().Write(line)
 				return err
 			}
-			return addPSK(out, args[0], line)
+			return addPSK(out, line)
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "", "add the line to a `FILE` (default: print it)")
@@ -65,7 +65,7 @@ alone. A file that has a key for the identity is left as it is.`,
 
 // addPSK replaces the file by one with the line at its end: a key server that
 // reads it meanwhile finds the one or the other, whole.
-func addPSK(file, identity string, line []byte) error {
+func addPSK(file string, line []byte) error {
 	before, err := os.ReadFile(file)
 	switch {
 	case os.IsNotExist(err):
@@ -83,7 +83,7 @@ func addPSK(file, identity string, line []byte) error {
 	all := append(before, line...)
 	defer clear(all)
 	if _, err := ski.ParsePSKs(file, all); err != nil {
-		return fmt.Errorf("with the identity %q: %w", identity, err)
+		return err
 	}
 	return replaceFile(file, all, 0o600)
 }
