@@ -54,20 +54,22 @@ func TestTheKeyServerInJavaServesTheCommands(t *testing.T) {
 			assert.Equal(t, 1, status)
 			assert.Contains(t, all, "not of the curve P-256")
 
-			config := "java-" + names + ".yaml"
-			c.write(config, `
+			for _, engine := range []string{"standard", "split"} {
+				config := "java-" + names + "-" + engine + ".yaml"
+				c.write(config, `
 listen: ["127.0.0.1:0"]
 keyserver: {url: "`+url+`", certificate: edge.pem, key: edge.key, ca: pki/ca.pem, java_names: `+names+`}
 sites:
-  - {names: [rsa.test], certificates: [rsa.crt], static: site, static_rsa: true}
+  - {names: [rsa.test], certificates: [rsa.crt], static: site, static_rsa: true, engine: `+engine+`}
 `)
-			_, addr := c.start("msg=listening addr=", "ski-edgeserver", "-config", c.path(config))
-			for _, cipher := range []string{"ECDHE-RSA-AES128-GCM-SHA256", "AES128-GCM-SHA256"} {
-				_, all, status = run(t, "", "openssl", "s_client", "-connect", addr, "-servername", "rsa.test", "-CAfile", c.path("rsa.crt"),
-					"-verify_return_error", "-brief", "-tls1_2", "-cipher", cipher)
-				assert.Zero(t, status, all)
-				assert.Contains(t, all, "Ciphersuite: "+cipher)
-				assert.Equal(t, name, java.Last()["spki"])
+				_, addr := c.start("msg=listening addr=", "ski-edgeserver", "-config", c.path(config))
+				for _, cipher := range []string{"ECDHE-RSA-AES128-GCM-SHA256", "AES128-GCM-SHA256"} {
+					_, all, status = run(t, "", "openssl", "s_client", "-connect", addr, "-servername", "rsa.test", "-CAfile", c.path("rsa.crt"),
+						"-verify_return_error", "-brief", "-tls1_2", "-cipher", cipher)
+					assert.Zero(t, status, "%s: %s", engine, all)
+					assert.Contains(t, all, "Ciphersuite: "+cipher)
+					assert.Equal(t, name, java.Last()["spki"])
+				}
 			}
 		})
 	}
