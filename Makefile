@@ -29,8 +29,8 @@ race: test-tools
 	$(GO) test -race -timeout 15m ./...
 
 # The programs that the tests run against: nothing here stands in for them.
-TOOLS    := openssl curl gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare
-PACKAGES := openssl curl ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux
+TOOLS    := openssl curl script gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare
+PACKAGES := openssl curl bsdutils ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux
 HEADERS  := /usr/include/mbedtls/ssl.h /usr/include/wolfssl/ssl.h
 
 test-tools:

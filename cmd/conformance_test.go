@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,11 +42,12 @@ func newConformanceSetup(t *testing.T) *conformanceSetup {
 	}
 	c.write("policy.yaml", `
 edges:
-  - {name: edge, dns: [edge.test]}
+  - {name: edge, dns: [edge.test], psk: [edge.psk.test]}
 rules:
-  - {edges: [edge], keys: [ecdsa, ed25519], methods: [ECDHE]}
-  - {edges: [edge], keys: [rsa], methods: [ECDHE, RSA]}
+  - {edges: [edge], keys: [ecdsa, ed25519], methods: [ECDHE, ECDHE-PMS]}
+  - {edges: [edge], keys: [rsa], methods: [ECDHE, ECDHE-PMS, DHE, RSA]}
 `)
+	c.must(skictl, "psk", "generate", "edge.psk.test", "--out", c.path("edge.psk"))
 	return c
 }
 
@@ -104,46 +106,68 @@ type conformanceReport struct {
 	Results                 []struct{ Name, Outcome, Reason, Section, Rule string }
 }
 
-// conformance tests a key server.
+// conformance tests a key server. Without --psk-file it is asked with the edge's
+// certificate.
 func (c *conformanceSetup) conformance(endpoint string, args ...string) (conformanceReport, int) {
 	c.t.Helper()
 	args = append([]string{"conformance", "--json", "--endpoint", endpoint}, args...)
-	out, all, status := run(c.t, "", filepath.Join(bin, "skictl"), append(args, c.channel("edge")...)...)
+	if !slices.Contains(args, "--psk-file") {
+		args = append(args, c.channel("edge")...)
+	}
+	out, all, status := run(c.t, "", filepath.Join(bin, "skictl"), args...)
 	var r conformanceReport
 	require.NoError(c.t, json.Unmarshal([]byte(out), &r), all)
 	return r, status
 }
 
-// A bindingUnderTest is one that ski-keyserver speaks: how it is configured and
-// how it is reached.
-var bindingsUnderTest = []struct{ name, listen, url string }{
-	{"CoAP over DTLS", "listen: 127.0.0.1:0\n", "coaps://%s/ski"},
+// bindingsUnderTest are those that ski-keyserver speaks: how they are
+// configured, what it says when it listens, and how it is reached.
+var bindingsUnderTest = []struct{ name, config, listening, url string }{
+	{"CoAP over DTLS", "", "msg=listening addr=", "coaps://%s/ski"},
+	{"CoAP over DTLS with a pre-shared key", "psk: edge.psk", "msg=listening addr=", "coaps://%s/ski"},
+	{"CoAP over TLS", "coaps_tcp: 127.0.0.1:0", `msg="listening for CoAP over TLS" addr=`, "coaps+tcp://%s/ski"},
+	{"HTTPS", "https: 127.0.0.1:0", `msg="listening over HTTPS" addr=`, "https://%s/ski"},
 }
 
 func TestOurKeyServerConforms(t *testing.T) {
-	for _, b := range bindingsUnderTest {
+	shared := newConformanceSetup(t)
+	for i, b := range bindingsUnderTest {
 		for _, failure := range []string{"random", "error"} {
 			t.Run(b.name+" rsa_failure "+failure, func(t *testing.T) {
-				c := newConformanceSetup(t)
-				c.write("keyserver.yaml", b.listen+`
+				t.Parallel()
+				c := &conformanceSetup{t, shared.dir}
+				config := fmt.Sprintf("keyserver-%d-%s.yaml", i, failure)
+				c.write(config, `
+listen: 127.0.0.1:0
 certificate: ks.pem
 key: ks.key
 client_ca: pki/ca.pem
 keys: keys
 policy: policy.yaml
-audit: {file: audit.log}
-rsa_failure: `+failure+"\n")
-				_, addr := c.start("msg=listening addr=", "ski-keyserver", "-config", c.path("keyserver.yaml"))
-				r, status := c.conformance(fmt.Sprintf(b.url, addr), "--rsa-failure", failure,
-					"--keys", strings.Join([]string{c.path("ecdsa.crt"), c.path("rsa.crt"), c.path("ed25519.crt")}, ","), "--denied", c.path("denied.crt"))
+audit: {file: audit-`+config+`.log}
+rsa_failure: `+failure+"\n"+b.config+"\n")
+				_, addr := c.start(b.listening, "ski-keyserver", "-config", c.path(config))
+				args := []string{"--rsa-failure", failure, "--denied", c.path("denied.crt"),
+					"--keys", strings.Join([]string{c.path("ecdsa.crt"), c.path("rsa.crt"), c.path("ed25519.crt")}, ",")}
+				skipped := []string{"rsa_failure", "patience"} // and nothing else is left out
+				if strings.HasPrefix(b.config, "psk") {
+					// A handshake with a wrong key is not answered at all.
+					args = append(args, "--psk-file", c.path("edge.psk"), "--timeout", "3s")
+					skipped = append(skipped, "without a certificate")
+				}
+				if !strings.HasPrefix(b.url, "coaps") {
+					skipped = append(skipped, "the CoAP binding")
+				}
+				r, status := c.conformance(fmt.Sprintf(b.url, addr), args...)
 				for _, res := range r.Results {
 					assert.NotEqual(t, "fail", res.Outcome, "%s (%s): %s: %s", res.Name, res.Section, res.Rule, res.Reason)
 					if res.Outcome == "skip" {
-						assert.Contains(t, res.Reason, "rsa_failure", "%s: nothing else is left out", res.Name)
+						assert.True(t, slices.ContainsFunc(skipped, func(need string) bool { return strings.Contains(res.Reason, need) }),
+							"%s is left out: %s", res.Name, res.Reason)
 					}
 				}
 				assert.Zero(t, status)
-				assert.Greater(t, r.Passed, 300)
+				assert.Greater(t, r.Passed, 400)
 			})
 		}
 	}
@@ -262,37 +286,4 @@ sites:
 			}
 		})
 	}
-}
-
-// The figures of a bench are there, over every kind of transport it has.
-func TestBenchMeasures(t *testing.T) {
-	d := startDev(t)
-	for i, method := range []string{"ECDHE", "RSA"} {
-		for _, format := range []string{"cbor", "json"} {
-			out, all, status := d.skictl("bench", "--json", "--endpoint", d.endpoints.KeyServer.CoAPS, "--cert", d.endpoints.EdgeCert,
-				"--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA, "--site", d.endpoints.Sites[i].Cert, "--method", method,
-				"--format", format, "--connections", "2", "--in-flight", "4", "--warm-up", "100ms", "--duration", "500ms",
-				"--server-pid", fmt.Sprint(d.endpoints.PIDs.KeyServer))
-			require.Zero(t, status, all)
-			var r struct {
-				Operations int64
-				Errors     map[string]int64
-				Latency    struct{ Min, P50, P99, Max int64 } `json:"latency_us"`
-				Traffic    map[string]float64                 `json:"traffic_per_operation"`
-				Server     map[string]float64
-			}
-			require.NoError(t, json.Unmarshal([]byte(out), &r))
-			assert.Positive(t, r.Operations)
-			assert.Empty(t, r.Errors)
-			assert.True(t, 0 < r.Latency.Min && r.Latency.Min <= r.Latency.P50 && r.Latency.P50 <= r.Latency.P99 && r.Latency.P99 <= r.Latency.Max, out)
-			assert.InDelta(t, 1, r.Traffic["datagrams_sent"], 0.5)
-			assert.Greater(t, r.Traffic["bytes_sent"], 128.0)
-			assert.Positive(t, r.Server["cpu_us_per_operation"])
-		}
-	}
-	out, all, status := d.skictl("bench", "--endpoint", d.endpoints.KeyServer.CoAPS, "--cert", d.endpoints.EdgeCert,
-		"--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA, "--site", d.endpoints.EdgeCert)
-	assert.Equal(t, 1, status)
-	assert.Empty(t, out)
-	assert.Contains(t, all, "spki not found")
 }

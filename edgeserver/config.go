@@ -19,7 +19,7 @@ type Config struct {
 	// Default: ":8443".
 	Listen []string `yaml:"listen"`
 	// KeyServer is where the sites' private keys are. A Server itself looks
-	// only at its Timeout and DraftOnly; the rest is for whoever makes the
+	// only at its Timeout, DraftOnly and JavaNames; the rest is for whoever makes the
 	// ski.Transport.
 	KeyServer KeyServer `yaml:"keyserver"`
 	// Sites are the web sites served. At least one.
@@ -70,6 +70,12 @@ type KeyServer struct {
 	// draft-cairns-tls-session-key-interface-01 defines: the edge then speaks
 	// TLS 1.2 only and sends no extensions.
 	DraftOnly bool `yaml:"draft_only"`
+	// JavaNames is for the open source key server in Java, and says what its
+	// operator has named the keys there: sha256, the SPKI fingerprint, or sha1,
+	// the site certificate's, in upper case. The edge then is as with DraftOnly,
+	// offers the curve P-256 alone, and has RSA certificates; all URLs are
+	// https://. Default: another key server.
+	JavaNames string `yaml:"java_names"`
 }
 
 // Endpoints returns URL or URLs, whichever is there.
@@ -138,6 +144,9 @@ type Log struct {
 func (c Config) withDefaults() Config {
 	if len(c.Listen) == 0 {
 		c.Listen = []string{":8443"}
+	}
+	if c.KeyServer.JavaNames != "" {
+		c.KeyServer.DraftOnly = true
 	}
 	if c.KeyServer.Timeout == 0 {
 		c.KeyServer.Timeout = ski.DefaultTimeout

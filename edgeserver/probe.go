@@ -2,6 +2,8 @@ package edgeserver
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"sync"
@@ -42,6 +44,20 @@ func (s *Server) Probe(ctx context.Context) {
 	wg.Wait()
 }
 
+// javaProbe is an input that the key server in Java signs: it looks at nothing but
+// the length, and at that before it looks for the key. It is as good as random:
+// nobody has the private half of its key.
+func javaProbe() []byte {
+	input := make([]byte, 2*ski.RandomLen)
+	rand.Read(input)
+	private, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		panic(err) // crypto/rand does not fail
+	}
+	point := private.PublicKey().Bytes()
+	return append(append(input, 3, 0, byte(tls.CurveP256), byte(len(point))), point...)
+}
+
 func (s *Server) probe(ctx context.Context, site *site, file string, key ski.KeyID) {
 	// The input is what no handshake needs signed. That a key server finds
 	// that malformed means that it has the key and would use it for this
@@ -52,6 +68,9 @@ func (s *Server) probe(ctx context.Context, site *site, file string, key ski.Key
 	}
 	if !s.cfg.KeyServer.DraftOnly && len(site.Names) > 0 && site.Names[0][0] != '*' {
 		req.ServerName = site.Names[0]
+	}
+	if s.cfg.KeyServer.JavaNames != "" {
+		req.Input = javaProbe()
 	}
 	resp, err := s.asking.RoundTrip(ctx, req)
 	if err == nil && resp.Error != ski.MalformedRequest {

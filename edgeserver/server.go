@@ -70,7 +70,7 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 		}
 		log.Warn("key_log writes down the secrets of every connection: who reads the file reads them all", "file", cfg.KeyLog)
 	}
-	s.engines = newEngines(s.sites, newTLSConfig(s.sites, cfg.KeyServer.DraftOnly, s.keys))
+	s.engines = newEngines(s.sites, newTLSConfig(s.sites, &cfg.KeyServer, s.keys))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.serveHTTP),

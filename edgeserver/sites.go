@@ -80,6 +80,8 @@ func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, erro
 		}
 		if _, ok := chain.Leaf.PublicKey.(*rsa.PublicKey); ok {
 			hasRSA = true
+		} else if cfg.KeyServer.JavaNames != "" {
+			return nil, cfg.errorAt(field, errors.New("the key server in Java has RSA keys alone"))
 		}
 		s.chains = append(s.chains, chain)
 	}

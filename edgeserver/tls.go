@@ -29,20 +29,23 @@ var (
 
 // newTLSConfig returns the configuration that a connection begins with. Once
 // the ClientHello is there, that of its site takes over.
-func newTLSConfig(table *sites, draftOnly bool, keys *keyLog) *tls.Config {
+func newTLSConfig(table *sites, server *KeyServer, keys *keyLog) *tls.Config {
 	base := &tls.Config{
 		KeyLogWriter: keys.writer(),
 		MinVersion:   tls.VersionTLS12,
 		CipherSuites: forwardSecret,
 		NextProtos:   []string{"h2", "http/1.1"},
 	}
-	if draftOnly {
+	if server.DraftOnly {
 		base.MaxVersion = tls.VersionTLS12
+	}
+	if server.JavaNames != "" {
+		base.CurvePreferences = []tls.CurveID{tls.CurveP256}
 	}
 	for _, s := range table.all {
 		s.config, s.staticRSA = s.tlsConfigs(base)
 		if s.Engine == EngineSplit {
-			s.split = s.splitConfig(draftOnly, keys)
+			s.split = s.splitConfig(server, keys)
 		}
 	}
 

@@ -142,6 +142,9 @@ func (c *Config) validateKeyServer() error {
 			return c.errorf(f.field, "has no place beside psk")
 		}
 	}
+	if names := k.JavaNames; names != "" && names != "sha256" && names != "sha1" {
+		return c.errorf("keyserver.java_names", "'%s' is not sha256 or sha1", names)
+	}
 	for i, endpoint := range k.Endpoints() {
 		u, err := url.Parse(endpoint)
 		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {

@@ -1,7 +1,9 @@
 package keyserver
 
 import (
+	"crypto"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -34,4 +36,22 @@ func TestTheKeyServerConforms(t *testing.T) {
 			assert.Greater(t, passed, 200)
 		})
 	}
+}
+
+// The case that waits, in a time that does not.
+func TestAnExpiredStateConforms(t *testing.T) {
+	keys := testKeys()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, keys)
+		cfg := skitest.Config{
+			Exchanger: skitest.InMemory(s, edgePeer), Keys: []crypto.PublicKey{keys.public(p256)}, Patience: true,
+			Skip: []string{"encoding", "attributes", "order", "ecdhe", "dhe", "rsa", "tls13", "binding", "channel"},
+		}
+		ran := map[string]skitest.Outcome{}
+		require.NoError(t, skitest.Run(t.Context(), cfg, func(r skitest.Result) {
+			ran[r.Name()] = r.Outcome
+			assert.NotEqual(t, skitest.Fail, r.Outcome, "%s: %s", r.Name(), r.Reason)
+		}))
+		assert.Equal(t, skitest.Pass, ran["cbor/ecdhe-pms/state-expired"])
+	})
 }

@@ -10,8 +10,10 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -20,6 +22,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
@@ -32,9 +36,13 @@ var update = flag.Bool("update", false, "write testdata/vectors/input-*.json, an
 // vector is one file of testdata/vectors: a request of a peer that may use all
 // keys with all methods, but nothing legacy.
 type vector struct {
-	Name    string        `json:"name"`
-	Class   string        `json:"class"`         // "output", or the error with hyphens
-	Key     string        `json:"key,omitempty"` // the file of the private key
+	Name  string `json:"name"`
+	Class string `json:"class"`         // "output", or the error with hyphens
+	Key   string `json:"key,omitempty"` // the file of the private key
+	// First is the file of the first exchange, of which State is, and Client the
+	// private key whose point is the input.
+	First   string        `json:"first,omitempty"`
+	Client  hexBytes      `json:"client,omitempty"`
 	Request vectorRequest `json:"request"`
 	Want    vectorWant    `json:"want"`
 	// Encoded has both messages as an encoder gives them: in CBOR, as
@@ -134,7 +142,7 @@ func TestVectors(t *testing.T) {
 	}
 	keys := testKeys()
 	for _, v := range readVectors(t) {
-		t.Run(v.Name, func(t *testing.T) {
+		vectorTest(t, v.Name, func(t *testing.T) {
 			encoded := v.Encoded
 			v.encode(t)
 			require.Equal(t, encoded, v.Encoded)
@@ -148,7 +156,7 @@ func TestVectors(t *testing.T) {
 			if !v.Want.Signature {
 				require.Equal(t, []byte(v.Want.Output), resp.Output)
 			}
-			if v.Request.Method != ski.MethodRSA {
+			if v.Request.Method != ski.MethodRSA && v.First == "" {
 				signed := func(params []byte) *ski.Request {
 					r := v.Request.request()
 					r.Input = append(bytes.Clone(r.Input), params...)
@@ -159,6 +167,12 @@ func TestVectors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// vectorTest runs a test at the time at which all vectors were made, which is
+// when testing/synctest begins, since a state can be used for 30 seconds.
+func vectorTest(t *testing.T, name string, test func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
 }
 
 // verify checks a signature with the standard library, by the request alone.
@@ -234,7 +248,8 @@ func writeKeys(t *testing.T) {
 }
 
 // writeVectors writes what the server answers now: look at the difference
-// before committing it.
+// before committing it. What is random comes from a generator that each name
+// seeds, so that a vector changes only with what it is about.
 func writeVectors(t *testing.T) {
 	keys := testKeys()
 	old, err := filepath.Glob(vectors + "/input-*.json")
@@ -242,29 +257,72 @@ func writeVectors(t *testing.T) {
 	for _, f := range old {
 		require.NoError(t, os.Remove(f))
 	}
-	s := newTestServer(t, keys)
 	for name, r := range vectorRequests(keys) {
-		resp, rec := s.ask(edgePeer, r.request())
-		v := vector{Name: name, Class: "output", Request: r}
-		switch {
-		case resp.Error != "":
-			v.Class = string(bytes.ReplaceAll([]byte(resp.Error), []byte(" "), []byte("-")))
-			v.Want = vectorWant{Error: resp.Error, Reason: rec.Reason}
-		case r.Scheme>>8 == 8 && r.Scheme != tls.Ed25519, r.Method == ski.MethodECDHEPMS:
-			v.Want = vectorWant{Signature: true, Output: resp.Output, Params: resp.Params, State: resp.State}
-		default:
-			v.Want.Output = resp.Output
-		}
-		if name, _, ok := keys.Lookup(r.SPKI); ok {
-			v.Key = "input-keys/" + name + ".pem"
-		}
-		v.encode(t)
-		var data bytes.Buffer
-		e := json.NewEncoder(&data)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		require.NoError(t, e.Encode(v))
-		require.NoError(t, os.WriteFile(filepath.Join(vectors, "input-"+name+".json"), data.Bytes(), 0o644))
+		vectorTest(t, name, func(t *testing.T) { writeVector(t, keys, vector{Name: name, Request: r}) })
+	}
+	for name, v := range secondExchanges(t) {
+		vectorTest(t, name, func(t *testing.T) { v.Name = name; writeVector(t, keys, v) })
+	}
+}
+
+func writeVector(t *testing.T, keys testStore, v vector) {
+	sum := sha256.Sum256([]byte(v.Name))
+	cryptotest.SetGlobalRandom(t, binary.BigEndian.Uint64(sum[:]))
+	name, r := v.Name, v.Request
+	resp, rec := newTestServer(t, keys).ask(edgePeer, r.request())
+	v.Class = "output"
+	switch {
+	case resp.Error != "":
+		v.Class = string(bytes.ReplaceAll([]byte(resp.Error), []byte(" "), []byte("-")))
+		v.Want = vectorWant{Error: resp.Error, Reason: rec.Reason}
+	case r.Scheme>>8 == 8 && r.Scheme != tls.Ed25519, len(resp.State) > 0:
+		v.Want = vectorWant{Signature: true, Output: resp.Output, Params: resp.Params, State: resp.State}
+	default:
+		v.Want.Output = resp.Output
+	}
+	if name, _, ok := keys.Lookup(r.SPKI); ok {
+		v.Key = "input-keys/" + name + ".pem"
+	}
+	v.encode(t)
+	var data bytes.Buffer
+	e := json.NewEncoder(&data)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	require.NoError(t, e.Encode(v))
+	require.NoError(t, os.WriteFile(filepath.Join(vectors, "input-"+name+".json"), data.Bytes(), 0o644))
+}
+
+// secondExchanges are those of ECDHE-PMS, whose first ones are written already.
+func secondExchanges(t *testing.T) map[string]vector {
+	firsts := map[string]vector{}
+	for _, v := range readVectors(t) {
+		firsts[v.Name] = v
+	}
+	second := func(first string, length int, change func(*vectorRequest)) vector {
+		f := firsts[first]
+		group := f.Request.Group
+		scalar := append([]byte{0}, bytes.Repeat([]byte{0x42}, length-1)...)
+		private, err := ephemeralGroups[group].NewPrivateKey(scalar)
+		require.NoError(t, err)
+		v := vector{First: "input-" + first + ".json", Client: scalar, Request: vectorRequest{
+			Protocol: f.Request.Protocol, SPKI: f.Request.SPKI, Method: ski.MethodECDHEPMS, State: bytes.Clone(f.Want.State), Input: private.PublicKey().Bytes(),
+		}}
+		change(&v.Request)
+		return v
+	}
+	good := func(*vectorRequest) {}
+	return map[string]vector{
+		"pms-p256-second":          second("pms-p256", 32, good),
+		"pms-p384-second":          second("pms-p384", 48, good),
+		"pms-p521-second":          second("pms-p521", 66, good),
+		"pms-x25519-second":        second("pms-x25519-name", 32, good),
+		"pms-second-hash-ignored":  second("pms-p256", 32, func(r *vectorRequest) { r.Hash = ski.SHA512 }),
+		"bad-pms-point-off-curve":  second("pms-p256", 32, func(r *vectorRequest) { r.Input[64] ^= 1 }),
+		"bad-pms-point-of-other":   second("pms-p256", 32, func(r *vectorRequest) { r.Input = basePoint(secp384r1) }),
+		"bad-pms-low-order":        second("pms-x25519-name", 32, func(r *vectorRequest) { r.Input = make([]byte, 32) }),
+		"bad-pms-state-changed":    second("pms-p256", 32, func(r *vectorRequest) { r.State[50] ^= 1 }),
+		"bad-pms-state-other-key":  second("pms-p256", 32, func(r *vectorRequest) { r.SPKI = firsts["pms-p384"].Request.SPKI }),
+		"bad-pms-state-other-dtls": second("pms-p256", 32, func(r *vectorRequest) { r.Protocol = ski.DTLS12 }),
 	}
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/tlsski/tlsski/cmd/internal/skiurl"
 	"github.com/tlsski/tlsski/edgeserver"
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skihttp"
 )
 
 const usage = `Usage: ski-edgeserver -config FILE [-check]
@@ -49,6 +51,8 @@ the default, or what else could be there.
     # server_name:           # the name in it, if not the one in url
     # timeout: 5s            # for an answer; then the client gets a TLS alert
     # draft_only: false      # the key server knows no extensions of the draft
+    # java_names: sha256     # it is the open source one in Java, at https://, which
+                             # has RSA keys by SPKI fingerprint; sha1: certificate's
   sites:
     - names: [www.example.com, "*.example.com"]
       certificates: [ecdsa.pem, rsa.pem]    # chains, without private keys
@@ -148,6 +152,9 @@ func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, key
 	if err != nil {
 		return nil, nil, err
 	}
+	if cfg.KeyServer.JavaNames != "" {
+		cc.Java = new(skihttp.JavaKeyServer)
+	}
 	var clients keyServers
 	asked := &ski.Client{Timeout: cfg.KeyServer.Timeout}
 	for i, url := range cfg.KeyServer.Endpoints() {
@@ -167,11 +174,24 @@ func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, key
 	if err == nil {
 		err = notASiteKey(cc.Certificate, srv.Sites())
 	}
+	if err == nil && cfg.KeyServer.JavaNames == "sha1" { // before anything is asked
+		cc.Java.KeyName = certificateNames(srv.Sites())
+	}
 	if err != nil {
 		clients.Close()
 		return nil, nil, err
 	}
 	return srv, clients, nil
+}
+
+// certificateNames names keys for the key server in Java by the sites'
+// certificates.
+func certificateNames(sites []edgeserver.SiteInfo) func(ski.KeyID) (string, error) {
+	var all []*x509.Certificate
+	for _, site := range sites {
+		all = append(all, site.Leaves...)
+	}
+	return skihttp.CertificateNames(all...)
 }
 
 // notASiteKey refuses an identity on the SKI channel whose key is also that of

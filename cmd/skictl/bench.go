@@ -10,13 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tlsski/tlsski/cmd/internal/skiurl"
 	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 type benchOptions struct {
@@ -32,7 +33,7 @@ type benchOptions struct {
 func newBenchCommand() *cobra.Command {
 	o := &benchOptions{}
 	cmd := &cobra.Command{
-		Use:   "bench --endpoint URL --cert FILE --key FILE --ca FILE --site FILE",
+		Use:   "bench --endpoint URL (--cert FILE --key FILE --ca FILE | --psk-file FILE) --site FILE",
 		Short: "Measure a key server under load",
 		Long: `Sends a key server valid requests for one key, each for a handshake of its own,
 and prints how many it answers, how fast, and at what cost.
@@ -42,6 +43,10 @@ requests in flight all the time, and a latency is the time from sending a reques
 to having its answer. With --rate the requests have a timetable, and a latency
 counts from the time on it, so that what waits because the key server is slow
 counts as slow (no coordinated omission).
+
+With --method ECDHE-PMS both exchanges of a handshake are one operation.
+
+It ends when it is interrupted, and prints what it has measured until then.
 
 Bytes and datagrams of an operation are counted before the load, by a relay on
 this machine: what UDP carries, or the bytes of TCP, without handshakes. CPU time
@@ -55,7 +60,7 @@ is the user and system time of the process --server-pid, of this machine.`,
 	f.StringVar(&o.endpoint, "endpoint", "", "the key server's `URL`: coaps, coaps+tcp or https")
 	o.channel.add(f)
 	f.StringVar(&o.site, "site", "", "the certificate or public key of the key to ask for: a PEM `FILE`")
-	f.StringVar(&o.method, "method", "ECDHE", "the `METHOD`: ECDHE or RSA")
+	f.StringVar(&o.method, "method", "ECDHE", "the `METHOD`: ECDHE, ECDHE-PMS, DHE or RSA")
 	f.StringVar(&o.protocol, "protocol", "TLS 1.2", "the `PROTOCOL`: 'TLS 1.2' or 'TLS 1.3'")
 	f.StringVar(&o.hash, "hash", "SHA-256", "the `HASH` of the signature in TLS 1.2")
 	f.StringVar(&o.format, "format", "cbor", "cbor or json")
@@ -67,7 +72,7 @@ is the user and system time of the process --server-pid, of this machine.`,
 	f.DurationVar(&o.timeout, "timeout", ski.DefaultTimeout, "when a request counts as not answered (`TIME`)")
 	f.IntVar(&o.serverPID, "server-pid", 0, "the key server's `PID`, if it runs on this machine")
 	f.BoolVar(&o.json, "json", false, "print one JSON object")
-	for _, name := range []string{"endpoint", "cert", "key", "ca", "site"} {
+	for _, name := range []string{"endpoint", "site"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
 			panic(err)
 		}
@@ -97,19 +102,20 @@ func (o *benchOptions) run(cmd *cobra.Command) error {
 		Connections: o.connections, InFlight: o.inFlight, Rate: o.rate,
 	}
 	if r.Traffic, err = o.traffic(cmd.Context(), t, id, f, work); err != nil {
-		return err
+		return tooEarly(err)
 	}
 	l := &load{work: work, inFlight: o.inFlight, rate: o.rate, timeout: o.timeout}
 	for range o.connections {
-		c, err := t.transport(id, f, max(o.inFlight, 1))
+		c, err := id.transport(t, f, o.inFlight)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		l.connections = append(l.connections, c)
 	}
-	if err := l.measure(cmd.Context(), o.warmUp, o.duration, o.serverPID, o.progress(cmd)); err != nil {
-		return err
+	err = l.measure(cmd.Context(), o.warmUp, o.duration, o.serverPID, o.progress(cmd))
+	if r.Interrupted = l.took > 0 && errors.Is(err, context.Canceled); err != nil && !r.Interrupted {
+		return tooEarly(err)
 	}
 	l.report(r)
 	if o.json {
@@ -117,8 +123,21 @@ func (o *benchOptions) run(cmd *cobra.Command) error {
 	} else {
 		err = r.print(cmd.OutOrStdout())
 	}
-	if err == nil && r.Operations == 0 {
+	switch {
+	case err != nil:
+		return err
+	case r.Interrupted:
+		return errors.New("interrupted: the figures are those until then")
+	case r.Operations == 0:
 		return errors.New("no request was answered with an output")
+	}
+	return nil
+}
+
+// tooEarly is err, in other words where it is the user's interruption.
+func tooEarly(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted before anything was measured")
 	}
 	return err
 }
@@ -129,21 +148,25 @@ func (o *benchOptions) workload() (*workload, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--site: %w", err)
 	}
-	w := &workload{public: keys[0], protocol: ski.Protocol(o.protocol), method: ski.Method(o.method), hash: ski.Hash(o.hash),
-		params: skitest.ECDHEInput(tls.X25519)[2*ski.RandomLen:]}
+	w := &workload{public: keys[0], protocol: ski.Protocol(o.protocol), method: ski.Method(o.method), hash: ski.Hash(o.hash)}
+	if err := w.makeEphemeral(); err != nil {
+		return nil, err
+	}
 	if w.key, err = ski.PublicKeyID(keys[0]); err != nil {
 		return nil, fmt.Errorf("--site: %w", err)
 	}
 	_, isRSA := keys[0].(*rsa.PublicKey)
 	switch {
-	case w.method != ski.MethodECDHE && w.method != ski.MethodRSA:
-		return nil, fmt.Errorf("--method: %q is neither ECDHE nor RSA", o.method)
+	case !w.method.Valid():
+		return nil, fmt.Errorf("--method: %q is not ECDHE, ECDHE-PMS, DHE or RSA", o.method)
 	case w.protocol != ski.TLS12 && w.protocol != ski.TLS13:
 		return nil, fmt.Errorf("--protocol: %q is neither 'TLS 1.2' nor 'TLS 1.3'", o.protocol)
 	case !w.hash.Valid():
 		return nil, fmt.Errorf("--hash: %q is not one of the hashes", o.hash)
-	case w.method == ski.MethodRSA && (!isRSA || w.protocol != ski.TLS12):
-		return nil, errors.New("--method RSA is for an RSA key and TLS 1.2")
+	case w.method != ski.MethodECDHE && w.protocol != ski.TLS12:
+		return nil, fmt.Errorf("--method %s is for TLS 1.2", w.method)
+	case (w.method == ski.MethodRSA || w.method == ski.MethodDHE) && !isRSA:
+		return nil, fmt.Errorf("--method %s is for an RSA key", w.method)
 	case o.format != "cbor" && o.format != "json":
 		return nil, fmt.Errorf("--format: %q is neither cbor nor json", o.format)
 	case o.connections < 1 || o.connections > 1024 || o.inFlight < 1 || o.inFlight > 16384:
@@ -216,6 +239,19 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 }
 
+// transport returns the client that edge servers have, with room for inFlight
+// requests. Nothing is sent yet.
+func (id party) transport(t target, f ski.Format, inFlight int) (closingTransport, error) {
+	cfg := skiurl.Config{
+		RootCAs: id.authorities, PSK: id.psk, ServerName: id.serverName, Format: f, MaxInFlight: inFlight,
+		Logger: slog.New(slog.DiscardHandler),
+	}
+	if id.certificate != nil {
+		cfg.Certificate = *id.certificate
+	}
+	return skiurl.NewClient(t.scheme+"://"+t.addr+t.path, cfg)
+}
+
 // traffic counts what goes over the network for an operation.
 func (o *benchOptions) traffic(ctx context.Context, t target, id party, f ski.Format, work *workload) (*benchTraffic, error) {
 	relay, err := newRelay(t)
@@ -225,7 +261,7 @@ func (o *benchOptions) traffic(ctx context.Context, t target, id party, f ski.Fo
 	defer relay.Close()
 	id.serverName = id.name(t)
 	t.addr = relay.addr()
-	c, err := t.transport(id, f, 1)
+	c, err := id.transport(t, f, 1)
 	if err != nil {
 		return nil, err
 	}
@@ -233,12 +269,7 @@ func (o *benchOptions) traffic(ctx context.Context, t target, id party, f ski.Fo
 	ask := func() error {
 		ctx, cancel := context.WithTimeout(ctx, o.timeout)
 		defer cancel()
-		q := work.next()
-		resp, err := c.RoundTrip(ctx, q.request)
-		if err == nil {
-			err = q.check(work, resp)
-		}
-		if err != nil {
+		if err := work.next().ask(ctx, c); err != nil {
 			return fmt.Errorf("the first requests: %w", err)
 		}
 		return nil

@@ -1,11 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto"
-	"crypto/rsa"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync"
@@ -15,68 +11,12 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skitest"
 )
 
-// workload is what is asked, always with other randoms: key servers notice
-// questions that come twice.
-type workload struct {
-	public   crypto.PublicKey
-	key      ski.KeyID
-	protocol ski.Protocol
-	method   ski.Method
-	hash     ski.Hash
-	scheme   tls.SignatureScheme
-	params   []byte // ServerECDHParams
-	asked    atomic.Uint64
-}
-
-// question is a request and what its answer must be.
-type question struct {
-	request *ski.Request
-	secret  []byte // with method RSA
-	verify  bool
-}
-
-// verifyEach is how many signatures go unverified for one that is not: the load
-// comes from the same machine, as a rule.
-const verifyEach = 64
-
-func (w *workload) next() question {
-	q := question{
-		request: &ski.Request{Protocol: w.protocol, SPKI: w.key, Method: w.method, Scheme: w.scheme},
-		verify:  w.asked.Add(1)%verifyEach == 1,
-	}
-	switch {
-	case w.method == ski.MethodRSA:
-		q.secret = skitest.PreMasterSecret(tls.VersionTLS12)
-		input, err := skitest.EncryptPreMasterSecret(w.public.(*rsa.PublicKey), q.secret)
-		if err != nil {
-			panic(err) // the key is shorter than any that is in use
-		}
-		q.request.Input = input
-	case w.protocol == ski.TLS13:
-		q.request.Input = skitest.CertificateVerifyInput(32)
-	default:
-		q.request.Input = append(skitest.Randoms(), w.params...)
-		if w.scheme == 0 {
-			q.request.Hash = w.hash
-		}
-	}
-	return q
-}
-
-// check returns what is wrong with an answer.
-func (q *question) check(w *workload, resp *ski.Response) error {
-	switch {
-	case resp.Error != "":
-		return resp.Error
-	case q.secret != nil && !bytes.Equal(q.secret, resp.Output):
-		return errors.New("another PreMasterSecret")
-	case q.secret == nil && q.verify:
-		return skitest.Verify(w.public, q.request, resp.Output)
-	}
-	return nil
+// A closingTransport is a ski.Transport with an end.
+type closingTransport interface {
+	ski.Transport
+	Close() error
 }
 
 // load asks a key server as much as is said.
@@ -107,8 +47,9 @@ type latencies struct {
 // The histograms have 3 digits from a microsecond to a minute.
 const maxLatency = time.Minute
 
-// measure loads for both times and counts in the second. An error is that of
-// the surroundings; those of requests are counted.
+// measure loads for both times and counts in the second; took is above zero once
+// it has begun. An error is that of the surroundings, or of the context; those of
+// requests are counted.
 func (l *load) measure(ctx context.Context, warmUp, duration time.Duration, pid int, progress func(time.Duration, int64, int64)) error {
 	if pid != 0 {
 		if _, err := processUsage(pid); err != nil {
@@ -142,8 +83,11 @@ func (l *load) measure(ctx context.Context, warmUp, duration time.Duration, pid 
 	err := pause(ctx, duration)
 	l.measuring.Store(false)
 	l.took, l.counted = time.Since(began), l.operations.Load()-before
-	if err == nil && pid != 0 {
-		l.server, err = usage.until(pid, l.counted)
+	if pid != 0 {
+		var ended error
+		if l.server, ended = usage.until(pid, l.counted); err == nil {
+			err = ended
+		}
 	}
 	return err
 }
@@ -170,14 +114,11 @@ func (l *load) ask(ctx context.Context, start time.Time, c ski.Transport, n *lat
 			}
 		}
 		asking, cancel := context.WithTimeout(ctx, l.timeout)
-		resp, err := c.RoundTrip(asking, q.request)
+		err := q.ask(asking, c)
 		cancel()
 		took := time.Since(began)
 		if ctx.Err() != nil {
 			return
-		}
-		if err == nil {
-			err = q.check(l.work, resp)
 		}
 		if err == nil {
 			l.operations.Add(1)

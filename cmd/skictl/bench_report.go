@@ -21,6 +21,7 @@ type benchReport struct {
 	InFlight            int              `json:"in_flight"` // on each connection
 	Rate                float64          `json:"rate,omitempty"`
 	Seconds             float64          `json:"seconds"`
+	Interrupted         bool             `json:"interrupted,omitempty"` // before the time was up
 	Operations          int64            `json:"operations"`
 	OperationsPerSecond float64          `json:"operations_per_second"`
 	Latency             benchLatency     `json:"latency_us"`

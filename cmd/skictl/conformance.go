@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -33,7 +34,7 @@ type conformanceOptions struct {
 
 	keys, skip                           []string
 	denied, skipFile, format, rsaFailure string
-	noStaticRSA                          bool
+	noStaticRSA, patience                bool
 	timeout                              time.Duration
 	faults                               []string
 	delay                                time.Duration
@@ -94,6 +95,7 @@ at most 100, and 101 where the test could not take place.`,
 	f.StringVar(&o.format, "format", "both", "cbor, json or both")
 	f.StringVar(&o.rsaFailure, "rsa-failure", "random", "how a wrong PreMasterSecret is answered: random, or error, the draft's letter")
 	f.BoolVar(&o.noStaticRSA, "no-static-rsa", false, "no key may be used with the method RSA")
+	f.BoolVar(&o.patience, "patience", false, "run the cases, too, that wait for something to expire: half a minute")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "how long a case may take (`TIME`)")
 	f.StringSliceVar(&o.faults, "fault", nil, "what to do to the answers, in turn: `FAULTS` that --list lists")
 	f.DurationVar(&o.delay, "delay", 2*time.Second, "how late the answers of the fault slow are (`TIME`)")
@@ -121,6 +123,9 @@ func (o *conformanceOptions) run(cmd *cobra.Command, args []string) (exitStatus,
 	if err != nil {
 		return 0, err
 	}
+	if id.psk != nil && (o.listen != "" || !strings.HasPrefix(o.endpoint, "coaps://")) {
+		return 0, errors.New("--psk-file is for an --endpoint with coaps")
+	}
 	if o.listen != "" {
 		return o.testEdge(cmd, id)
 	}
@@ -142,21 +147,17 @@ func (o *conformanceOptions) testKeyServer(cmd *cobra.Command, id party) (exitSt
 	if err := reach(cmd.Context(), w, o.timeout); err != nil {
 		return 0, fmt.Errorf("%s: %w", o.endpoint, err)
 	}
-	for name, certificate := range map[string]func() (party, error){
-		"stranger":  func() (party, error) { return stranger(id) },
-		"anonymous": func() (party, error) { return party{authorities: id.authorities, serverName: id.serverName}, nil },
-	} {
-		other, err := certificate()
-		if err != nil {
-			return 0, err
-		}
-		w := t.dial(t, other)
-		defer w.Close()
-		if name == "stranger" {
-			cfg.Stranger = w
-		} else {
-			cfg.Anonymous = w
-		}
+	other, err := stranger(id)
+	if err != nil {
+		return 0, err
+	}
+	strange := t.dial(t, other)
+	defer strange.Close()
+	cfg.Stranger = strange
+	if id.psk == nil { // there is no handshake with neither
+		anonymous := t.dial(t, party{authorities: id.authorities, serverName: id.serverName})
+		defer anonymous.Close()
+		cfg.Anonymous = anonymous
 	}
 	r := &conformanceReport{Endpoint: o.endpoint, out: cmd.OutOrStdout(), quiet: o.json}
 	if err := skitest.Run(cmd.Context(), cfg, r.add); err != nil {
@@ -170,7 +171,7 @@ func (o *conformanceOptions) testKeyServer(cmd *cobra.Command, id party) (exitSt
 
 func (o *conformanceOptions) config(t target, id party) (skitest.Config, error) {
 	cfg := skitest.Config{
-		Binding: t.family, Timeout: o.timeout, NoStaticRSA: o.noStaticRSA, RSAFailureError: o.rsaFailure == "error", Skip: o.skip,
+		Binding: t.family, Timeout: o.timeout, NoStaticRSA: o.noStaticRSA, Patience: o.patience, RSAFailureError: o.rsaFailure == "error", Skip: o.skip,
 	}
 	if o.rsaFailure != "random" && o.rsaFailure != "error" {
 		return cfg, fmt.Errorf("--rsa-failure: %q is neither random nor error", o.rsaFailure)
@@ -235,8 +236,13 @@ func reach(ctx context.Context, w wire, timeout time.Duration) error {
 	return err
 }
 
-// stranger returns an party that no one has vouched for.
+// stranger returns a party that no one has vouched for.
 func stranger(id party) (party, error) {
+	if id.psk != nil {
+		id.psk = &ski.PSK{Identity: id.psk.Identity, Key: make([]byte, 32)}
+		rand.Read(id.psk.Key)
+		return id, nil
+	}
 	now := time.Now()
 	authority, err := newAuthority(now, 2*day)
 	if err != nil {

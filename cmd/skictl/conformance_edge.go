@@ -104,6 +104,9 @@ func (r *edgeReporter) report(e skitest.EdgeReport) {
 		}
 		if q := e.Request; q != nil {
 			what = strings.Join(strings.Fields(fmt.Sprint(q.Protocol, " ", q.Method, " ", q.Hash, " ", q.Scheme)), " ")
+			if q.Exchange > 0 {
+				what += fmt.Sprintf(", exchange %d", q.Exchange)
+			}
 		}
 		fmt.Fprintf(w, "%-4s  request %d from %s  %s, %s -> %s%s\n", verdict, e.Number, e.Peer, e.Format, what, e.Answer, fault)
 		if e.Probe {

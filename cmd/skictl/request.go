@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/tlsski/tlsski/cmd/internal/skiurl"
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skihttp"
 )
 
 // statusRefused is the exit status for an answer that is one of the draft's
@@ -35,6 +39,10 @@ that --state and the client's point as --input answers the PreMasterSecret.
 
 An attribute that is not given is not sent, and one that is, is sent as it is,
 however wrong: key servers can be tested with it. --raw sends any bytes at all.
+
+--java is for the key server at github.com/mami-project/KeyServer, which names keys
+and the hash in its own way and knows RSA keys and P-256 alone. The request then is
+in JSON, and one that this key server cannot answer rightly is not sent.
 
 The exit status is 0 for an output, 3 for an error that the key server answered,
 and 1 for everything else.`,
@@ -56,6 +64,7 @@ and 1 for everything else.`,
 	f.StringVar(&o.format, "format", "cbor", "the `FORMAT` of both messages: cbor or json")
 	f.BoolVar(&o.json, "json", false, "the same as --format json")
 	cmd.MarkFlagsMutuallyExclusive("format", "json")
+	f.StringVar(&o.java, "java", "", "ask the open source key server in Java, where keys have these `NAMES`: sha256, or sha1 of the certificate in --spki @FILE")
 	f.BoolVar(&o.diag, "diag", false, "show both messages on standard error, in CBOR diagnostic notation")
 	if err := cmd.MarkFlagRequired("endpoint"); err != nil {
 		panic(err)
@@ -71,7 +80,7 @@ type requestOptions struct {
 	endpoint, cert, key, ca, serverName string
 	pskFile, pskIdentity                string
 	timeout                             time.Duration
-	format                              string
+	format, java                        string
 	json, diag                          bool
 }
 
@@ -83,11 +92,22 @@ func (o *requestOptions) run(cmd *cobra.Command) error {
 	case o.format != "cbor":
 		return fmt.Errorf("--format: %q is neither cbor nor json", o.format)
 	}
+	var java *skihttp.JavaKeyServer
+	if o.java != "" {
+		var err error
+		if java, err = javaKeyServer(o.java, cmd.Flag("spki").Value.String()); err != nil {
+			return err
+		}
+		format = ski.JSON
+	}
 	body, err := encodeMessage(cmd, format)
+	if err == nil && java != nil && !cmd.Flag(rawFlag).Changed {
+		body, err = inJava(java, body)
+	}
 	if err != nil {
 		return err
 	}
-	answer, err := o.exchange(cmd.Context(), format, body)
+	answer, err := o.exchange(cmd.Context(), format, java, body)
 	if o.diag {
 		diagnose(cmd.ErrOrStderr(), "request", format, body)
 		if err == nil {
@@ -104,9 +124,52 @@ func (o *requestOptions) run(cmd *cobra.Command) error {
 	return printResponse(cmd.OutOrStdout(), resp)
 }
 
-func (o *requestOptions) exchange(ctx context.Context, format ski.Format, body []byte) ([]byte, error) {
+// javaKeyServer returns how keys are named that are asked for with --spki.
+func javaKeyServer(names, spki string) (*skihttp.JavaKeyServer, error) {
+	switch names {
+	case "sha256":
+		return new(skihttp.JavaKeyServer), nil
+	case "sha1":
+		file, ok := strings.CutPrefix(spki, "@")
+		if !ok {
+			return nil, errors.New("--java sha1 needs the certificate: --spki @FILE")
+		}
+		cert, err := loadCertificate(file)
+		if err != nil {
+			return nil, fmt.Errorf("--java sha1: %w", err)
+		}
+		return &skihttp.JavaKeyServer{KeyName: skihttp.CertificateNames(cert)}, nil
+	}
+	return nil, fmt.Errorf("--java: %q is neither sha256 nor sha1", names)
+}
+
+// inJava encodes a request again, as the key server in Java takes it.
+func inJava(java *skihttp.JavaKeyServer, body []byte) ([]byte, error) {
+	req, err := ski.DecodeRequest(ski.JSON, body)
+	if err != nil {
+		return nil, err
+	}
+	return java.EncodeRequest(req)
+}
+
+// loadCertificate reads the first certificate of a PEM file.
+func loadCertificate(file string) (*x509.Certificate, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			return x509.ParseCertificate(block.Bytes)
+		}
+	}
+	return nil, fmt.Errorf("%s has no certificate in PEM form", file)
+}
+
+func (o *requestOptions) exchange(ctx context.Context, format ski.Format, java *skihttp.JavaKeyServer, body []byte) ([]byte, error) {
 	cfg := skiurl.Config{
 		ServerName: o.serverName,
+		Java:       java,
 		Logger:     slog.New(slog.DiscardHandler), // The error says it all.
 	}
 	if err := o.credentials(&cfg); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 
+	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/skitest"
 )
 
@@ -74,7 +75,8 @@ func parseTarget(raw string) (target, error) {
 type party struct {
 	certificate *tls.Certificate // nil for none
 	authorities *x509.CertPool
-	serverName  string // of the key server; "" is the URL's host
+	psk         *ski.PSK // in place of both, with coaps
+	serverName  string   // of the key server; "" is the URL's host
 }
 
 func (id party) name(t target) string {

@@ -50,6 +50,10 @@ type coapWire struct {
 // ski.MaxMessageSize.
 const maxDatagram = 16384
 
+// quiet keeps go-coap's errors out of standard output, where they go by
+// default: whoever waits for an answer gets them.
+var quiet = options.WithErrors(func(error) {})
+
 func dialCoAP(t target, id party) wire {
 	return &coapWire{path: t.path, connect: func(ctx context.Context) (coapConn, error) {
 		var d net.Dialer
@@ -57,11 +61,7 @@ func dialCoAP(t target, id party) wire {
 		if err != nil {
 			return nil, err
 		}
-		name := id.name(t)
-		conn, err := piondtls.ClientWithOptions(dgram{udp}, udp.RemoteAddr(),
-			piondtls.WithCertificates(id.certificates()...), piondtls.WithServerName(name),
-			piondtls.WithInsecureSkipVerify(true), // verifyServer does it
-			piondtls.WithVerifyPeerCertificate(id.verifyServer(name)))
+		conn, err := piondtls.ClientWithOptions(dgram{udp}, udp.RemoteAddr(), id.clientDTLS(t)...)
 		if err == nil {
 			err = conn.HandshakeContext(ctx)
 		}
@@ -69,11 +69,30 @@ func dialCoAP(t target, id party) wire {
 			_ = udp.Close()
 			return nil, err
 		}
-		return dtls.Client(conn, options.WithCloseSocket(), options.WithMTU(maxDatagram),
+		return dtls.Client(conn, quiet, options.WithCloseSocket(), options.WithMTU(maxDatagram),
 			options.WithBlockwise(false, blockwise.SZX1024, time.Second),
 			options.WithTransmission(1024, time.Second, 4),
 			options.WithLimitClientParallelRequest(0), options.WithLimitClientEndpointParallelRequest(0)), nil
 	}}
+}
+
+// clientDTLS offers, with a pre-shared key, the suites that pion has: the key
+// server chooses.
+func (id party) clientDTLS(t target) []piondtls.ClientOption {
+	if id.psk != nil {
+		return []piondtls.ClientOption{
+			piondtls.WithPSK(func([]byte) ([]byte, error) { return id.psk.Key, nil }),
+			piondtls.WithPSKIdentityHint([]byte(id.psk.Identity)), // which is the identity, in a client
+			piondtls.WithCipherSuites(piondtls.TLS_ECDHE_PSK_WITH_CHACHA20_POLY1305_SHA256, piondtls.TLS_PSK_WITH_AES_128_GCM_SHA256,
+				piondtls.TLS_PSK_WITH_AES_128_CCM, piondtls.TLS_PSK_WITH_AES_128_CCM_8),
+		}
+	}
+	name := id.name(t)
+	return []piondtls.ClientOption{
+		piondtls.WithCertificates(id.certificates()...), piondtls.WithServerName(name),
+		piondtls.WithInsecureSkipVerify(true), // verifyServer does it
+		piondtls.WithVerifyPeerCertificate(id.verifyServer(name)),
+	}
 }
 
 // dgram is a connected socket as the net.PacketConn that pion wants.
@@ -93,7 +112,7 @@ func dialCoAPTCP(t target, id party) wire {
 		if err != nil {
 			return nil, err
 		}
-		c, err := tcp.Client(conn, options.WithCloseSocket(), options.WithBlockwise(false, blockwise.SZX1024, time.Second),
+		c, err := tcp.Client(conn, quiet, options.WithCloseSocket(), options.WithBlockwise(false, blockwise.SZX1024, time.Second),
 			options.WithLimitClientParallelRequest(0), options.WithLimitClientEndpointParallelRequest(0))
 		if err != nil {
 			_ = conn.Close()
@@ -198,7 +217,7 @@ func listenCoAP(t target, id party, serve serveFunc) (net.Addr, func() error, er
 		return nil, nil, err
 	}
 	s := dtls.NewServer(options.WithMTU(maxDatagram), options.WithBlockwise(false, blockwise.SZX1024, time.Second),
-		options.WithErrors(func(error) {}),
+		quiet,
 		options.WithHandlerFunc(func(w *responsewriter.ResponseWriter[*udpclient.Conn], r *pool.Message) {
 			answerCoAP(w.Conn(), w.Message(), r, serve)
 		}),
@@ -216,7 +235,7 @@ func listenCoAPTCP(t target, id party, serve serveFunc) (net.Addr, func() error,
 	if err != nil {
 		return nil, nil, err
 	}
-	s := tcp.NewServer(options.WithBlockwise(false, blockwise.SZX1024, time.Second), options.WithErrors(func(error) {}),
+	s := tcp.NewServer(options.WithBlockwise(false, blockwise.SZX1024, time.Second), quiet,
 		options.WithHandlerFunc(func(w *responsewriter.ResponseWriter[*tcpclient.Conn], r *pool.Message) {
 			answerCoAP(w.Conn(), w.Message(), r, serve)
 		}),

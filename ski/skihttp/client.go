@@ -159,7 +159,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response, error) {
 	encode := ski.EncodeRequest
 	if c.cfg.Java != nil {
-		encode = c.cfg.Java.encode
+		encode = func(_ ski.Format, req *ski.Request) ([]byte, error) { return c.cfg.Java.EncodeRequest(req) }
 	}
 	body, err := encode(c.cfg.Format, req)
 	if err != nil {

@@ -48,9 +48,10 @@ const javaInputLen = 2*ski.RandomLen + 4 + 65
 // javaHash is its name for the hash that has none in the draft.
 const javaHash = "SHA1"
 
-// encode is ski.EncodeRequest for this key server. What it cannot do is an error
-// here: it would answer some of it with a signature of something else.
-func (j *JavaKeyServer) encode(_ ski.Format, req *ski.Request) ([]byte, error) {
+// EncodeRequest is ski.EncodeRequest for this key server. What it cannot do is an
+// error here, a *ski.MalformedError: it would answer some of it with a signature
+// of something else.
+func (j *JavaKeyServer) EncodeRequest(req *ski.Request) ([]byte, error) {
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}

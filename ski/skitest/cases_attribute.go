@@ -202,6 +202,16 @@ var attributeCases = []Case{
 		run:  set("scheme", -1, ski.MalformedRequest),
 	},
 	{
+		Name: "attributes/scheme-zero", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'scheme' is left out where there is none, not 0",
+		run:  set("scheme", 0, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/scheme-null", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "null is not absence",
+		run:  set("scheme", null, ski.MalformedRequest),
+	},
+	{
 		Name: "attributes/scheme-replaces-hash", Section: messages, Needs: aRSA, Extension: true,
 		Rule: "where 'scheme' is there, 'hash' does not count",
 		run: func(t *trial) error {
@@ -220,6 +230,30 @@ var attributeCases = []Case{
 		Name: "attributes/client-version-range", Section: messages, Needs: aSigner, Extension: true,
 		Rule: "a client_version has 16 bits (RFC 5246, Section 7.4.1.2)",
 		run:  set("client_version", 1<<16, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/client-version-negative", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'client_version' is an unsigned integer",
+		run:  set("client_version", -1, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/client-version-zero", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'client_version' is left out where it is not known, not 0",
+		run:  set("client_version", 0, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/client-version-null", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "null is not absence",
+		run:  set("client_version", null, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/client-version-unused", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'client_version' means nothing where nothing is decrypted",
+		run: func(t *trial) error {
+			pub, req := t.good()
+			req.ClientVersion = 0x0301
+			return t.signs(pub, req)
+		},
 	},
 	{
 		Name: "attributes/server-name", Section: messages, Needs: aSigner, Extension: true,
@@ -244,6 +278,47 @@ var attributeCases = []Case{
 		Name: "attributes/server-name-number", Section: messages, Needs: aSigner, Extension: true,
 		Rule: "'server_name' is text",
 		run:  set("server_name", 1, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/server-name-empty", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'server_name' is left out where the client asked for none",
+		run:  set("server_name", "", ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/server-name-null", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "null is not absence",
+		run:  set("server_name", null, ski.MalformedRequest),
+	},
+
+	{
+		Name: "attributes/group-text", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'group' is an unsigned integer",
+		run:  set("group", "x25519", ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/group-range", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "a NamedGroup has 16 bits (RFC 8446, Section 4.2.7)",
+		run:  set("group", 1<<16, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/group-null", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "null is not absence",
+		run:  set("group", null, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/state-number", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'state' is a byte string",
+		run:  set("state", 1, ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/state-long", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "'state' has at most 1024 bytes",
+		run:  set("state", make([]byte, ski.MaxStateLen+1), ski.MalformedRequest),
+	},
+	{
+		Name: "attributes/state-null", Section: messages, Needs: aSigner, Extension: true,
+		Rule: "null is no byte string",
+		run:  set("state", null, ski.MalformedRequest),
 	},
 }
 

@@ -53,6 +53,15 @@ var rsaCases = []Case{
 		},
 	},
 	{
+		Name: "rsa/client-version-older", Section: processing, Needs: staticRSA, Extension: true,
+		Rule: "no client offers a version below the negotiated one",
+		run: func(t *trial) error {
+			req, _ := t.premaster(0x0301)
+			req.ClientVersion = 0x0301
+			return t.refused(RequestMessage(req).Encode(t.format), ski.MalformedRequest)
+		},
+	},
+	{
 		Name: "rsa/older-client-version", Section: sectionRSA, Needs: staticRSA,
 		Rule: "in TLS 1.1 a secret that begins with the version offered, TLS 1.2, is the output; or the version is denied",
 		run: func(t *trial) error {
@@ -96,6 +105,33 @@ var rsaCases = []Case{
 }
 
 func init() {
+	rsaCases = append(rsaCases,
+		Case{
+			Name: "rsa/client-version-other", Section: "docs/protocol.md, section 3.7", Needs: randomAnswer, Extension: true,
+			Rule: "the secret begins with another version than 'client_version': answered with 48 bytes that are not the secret",
+			run: func(t *trial) error {
+				req, secret := t.otherVersion()
+				output, err := t.output(RequestMessage(req).Encode(t.format))
+				switch {
+				case err != nil:
+					return err
+				case len(output) != len(secret):
+					return fmt.Errorf("the output has %d bytes, unlike a PreMasterSecret", len(output))
+				case bytes.Equal(output[2:], secret[2:]):
+					return errors.New("the output is the secret")
+				}
+				return nil
+			},
+		},
+		Case{
+			Name: "rsa/client-version-other-error", Section: sectionRSA, Needs: errorAnswer, Extension: true,
+			Rule: "the secret begins with another version than 'client_version': 'malformed request'",
+			run: func(t *trial) error {
+				req, _ := t.otherVersion()
+				return t.refused(RequestMessage(req).Encode(t.format), ski.MalformedRequest)
+			},
+		},
+	)
 	for _, f := range []struct {
 		name, rule string
 		input      func(pub *rsa.PublicKey) []byte
@@ -146,6 +182,14 @@ func (t *trial) premaster(version uint16) (*ski.Request, []byte) {
 		panic(err)
 	}
 	return t.rsaRequest(input), secret
+}
+
+// otherVersion returns a request whose secret begins with TLS 1.2, where the
+// ClientHello is said to have offered more.
+func (t *trial) otherVersion() (*ski.Request, []byte) {
+	req, secret := t.premaster(tls12Wire)
+	req.ClientVersion = tls12Wire + 1
+	return req, secret
 }
 
 func decrypts(p ski.Protocol, version, sent uint16, hash ski.Hash) func(*trial) error {

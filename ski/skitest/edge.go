@@ -66,6 +66,7 @@ type EdgeSaid struct {
 	Scheme        string       `json:"scheme,omitempty"`
 	ClientVersion string       `json:"client_version,omitempty"`
 	ServerName    string       `json:"server_name,omitempty"`
+	Exchange      int          `json:"exchange,omitempty"` // with ECDHE-PMS: 1 or 2
 	InputLen      int          `json:"input_bytes"`
 }
 
@@ -144,6 +145,12 @@ func said(r *ski.Request) *EdgeSaid {
 	}
 	if r.ClientVersion != 0 {
 		s.ClientVersion = fmt.Sprintf("0x%04x", r.ClientVersion)
+	}
+	if r.Method == ski.MethodECDHEPMS {
+		s.Exchange = 1
+		if len(r.State) > 0 {
+			s.Exchange = 2
+		}
 	}
 	return s
 }

@@ -47,11 +47,17 @@ func (e *Edge) check(q *Question) (ski.Format, *ski.Request, []Violation) {
 		v.input(req)
 	}
 	v.key(e, req)
-	if !req.Protocol.Is13() && req.KeyExchange() == ski.MethodECDHE && len(req.Input) > 2*ski.RandomLen {
+	if hasRandoms(req) {
 		v.unless(!e.repeated(req.Input[ski.RandomLen:2*ski.RandomLen], req.Input), "a ServerRandom is new in each handshake",
 			"RFC 5246, Section 7.4.1.3", "an earlier request, with other parameters, has the same")
 	}
 	return format, req, v.list
+}
+
+// hasRandoms reports whether the input begins with ClientRandom and
+// ServerRandom.
+func hasRandoms(r *ski.Request) bool {
+	return !r.Protocol.Is13() && r.KeyExchange() != ski.MethodRSA && len(r.State) == 0 && len(r.Input) >= 2*ski.RandomLen
 }
 
 func digest(b []byte) [32]byte { return sha256.Sum256(b) }
@@ -77,6 +83,8 @@ func (v *violations) extensions(r *ski.Request) {
 	v.unless(r.Scheme == 0, rule, sectionSKI, "'scheme' is sent")
 	v.unless(r.ClientVersion == 0, rule, sectionSKI, "'client_version' is sent")
 	v.unless(r.ServerName == "", rule, sectionSKI, "'server_name' is sent")
+	v.unless(r.Group == 0, rule, sectionSKI, "'group' is sent")
+	v.unless(len(r.State) == 0, rule, sectionSKI, "'state' is sent")
 }
 
 // algorithm checks that 'hash' and 'scheme' go with 'protocol' and 'method'.
@@ -99,24 +107,86 @@ func (v *violations) input(r *ski.Request) {
 		v.unless(ok && (len(hash) == 32 || len(hash) == 48), "'input' is the content covered by a server's CertificateVerify",
 			"RFC 8446, Section 4.4.3", "it has %d bytes and another structure", len(r.Input))
 	case r.KeyExchange() == ski.MethodECDHE:
-		const rule = "'input' is ClientRandom, ServerRandom and ServerECDHParams"
-		if len(r.Input) < 68 || len(r.Input) != 68+int(r.Input[67]) {
-			v.add(rule, sectionSKI, fmt.Sprintf("it has %d bytes, which do not end with the point", len(r.Input)))
-			return
-		}
-		if r.Input[64] != 3 {
-			v.add(rule, "RFC 8422, Section 5.4", fmt.Sprintf("curve_type is %d, not named_curve", r.Input[64]))
-			return
-		}
-		group := tls.CurveID(binary.BigEndian.Uint16(r.Input[65:]))
-		curve, ok := curves[group]
-		if !ok {
-			v.add(rule, "RFC 8422, Section 5.1.1", fmt.Sprintf("the group is %d", group))
-			return
-		}
-		_, err := curve.NewPublicKey(r.Input[68:])
-		v.unless(err == nil, "the ephemeral key is valid", sectionDH, "the point is not one of %s", group)
+		v.ecdhParams(r)
+	case r.KeyExchange() == ski.MethodDHE:
+		v.dhParams(r)
+	case r.KeyExchange() == ski.MethodECDHEPMS:
+		v.ephemeral(r)
 	}
+}
+
+func (v *violations) ecdhParams(r *ski.Request) {
+	const rule = "'input' is ClientRandom, ServerRandom and ServerECDHParams"
+	if len(r.Input) < 68 || len(r.Input) != 68+int(r.Input[67]) {
+		v.add(rule, sectionSKI, fmt.Sprintf("it has %d bytes, which do not end with the point", len(r.Input)))
+		return
+	}
+	if r.Input[64] != 3 {
+		v.add(rule, "RFC 8422, Section 5.4", fmt.Sprintf("curve_type is %d, not named_curve", r.Input[64]))
+		return
+	}
+	group := tls.CurveID(binary.BigEndian.Uint16(r.Input[65:]))
+	curve, ok := curves[group]
+	if !ok {
+		v.add(rule, "RFC 8422, Section 5.1.1", fmt.Sprintf("the group is %d", group))
+		return
+	}
+	_, err := curve.NewPublicKey(r.Input[68:])
+	v.unless(err == nil, "the ephemeral key is valid", sectionDH, "the point is not one of %s", group)
+}
+
+// dhParams takes any prime for a good one that is long enough: which are known
+// is the key server's affair.
+func (v *violations) dhParams(r *ski.Request) {
+	v.unless(!r.Protocol.Is13(), "TLS 1.3 signs no ServerDHParams", "RFC 8446, Section 4.4.3", "'method' is DHE")
+	numbers, ok := cutDHParams(r.Input)
+	if !ok {
+		v.add("'input' is ClientRandom, ServerRandom and ServerDHParams", sectionDHParams,
+			fmt.Sprintf("it has %d bytes, which do not end with dh_Ys", len(r.Input)))
+		return
+	}
+	p, ys := numbers[0], numbers[2]
+	v.unless(p.BitLen() >= 2048, "dh_p has 2048 bits or more", processing, "it has %d", p.BitLen())
+	one := big.NewInt(1)
+	v.unless(ys.Cmp(one) > 0 && ys.Cmp(new(big.Int).Sub(p, one)) < 0, "the ephemeral key is valid: 1 < dh_Ys < dh_p - 1",
+		"RFC 7919, Section 5.1", "dh_Ys is not between them")
+}
+
+// cutDHParams returns dh_p, dh_g and dh_Ys.
+func cutDHParams(input []byte) (numbers [3]*big.Int, ok bool) {
+	if len(input) < 2*ski.RandomLen {
+		return numbers, false
+	}
+	rest := input[2*ski.RandomLen:]
+	for i := range numbers {
+		if len(rest) < 2 || len(rest)-2 < int(binary.BigEndian.Uint16(rest)) {
+			return numbers, false
+		}
+		n := 2 + int(binary.BigEndian.Uint16(rest))
+		numbers[i] = new(big.Int).SetBytes(rest[2:n])
+		rest = rest[n:]
+	}
+	return numbers, len(rest) == 0
+}
+
+// ephemeral is for ECDHE-PMS.
+func (v *violations) ephemeral(r *ski.Request) {
+	v.unless(!r.Protocol.Is13(), "TLS 1.3 has no PreMasterSecret", sectionPMS, "'method' is ECDHE-PMS")
+	if len(r.State) == 0 {
+		_, ok := curves[r.Group]
+		v.unless(ok, "'group' is one of those served", sectionPMS, "it is %d", r.Group)
+		v.unless(len(r.Input) == 2*ski.RandomLen, "'input' of the first exchange is ClientRandom and ServerRandom", sectionPMS,
+			"it has %d bytes", len(r.Input))
+		return
+	}
+	group, private := openState(r.State)
+	if private == nil {
+		v.add("'state' is brought back as it was given", sectionPMS, fmt.Sprintf("it has %d bytes and is not one of this key server", len(r.State)))
+		return
+	}
+	_, err := private.Curve().NewPublicKey(r.Input)
+	v.unless(err == nil, "'input' of the second exchange is the client's point, without its length", sectionPMS,
+		"its %d bytes are no point of %s: the client's, or the edge server's mistake", len(r.Input), group)
 }
 
 // key checks that the request fits its key.
@@ -142,7 +212,11 @@ func (v *violations) key(e *Edge, r *ski.Request) {
 			"it has %d bytes, the modulus %d", len(r.Input), rsaKey.Size())
 		return
 	}
+	v.unless(isRSA || r.KeyExchange() != ski.MethodDHE, "method DHE is for RSA keys", processing, "the key is a %T", pub)
 	const rule = "'scheme' fits the key"
+	if len(r.State) > 0 {
+		return // what the first exchange has said counts
+	}
 	_, isEd := pub.(ed25519.PublicKey)
 	v.unless(!isEd || r.Scheme == tls.Ed25519, rule, processing, "an Ed25519 key is asked for 0x%04x", uint16(r.Scheme))
 	if r.Scheme == 0 {

@@ -3,11 +3,13 @@ package skitest
 import (
 	"context"
 	"crypto"
+	"crypto/ecdh"
 	"crypto/md5"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
@@ -92,19 +94,19 @@ func (s *KeyServer) ServeSKI(_ context.Context, _ ski.Peer, req *ski.Request) *s
 	case req.KeyExchange() == ski.MethodECDHE && len(req.Input) < 2*ski.RandomLen:
 		return ski.Failed(ski.MalformedRequest)
 	}
-	output, err := operate(key, req)
+	resp, err := operate(key, req)
 	if errors.Is(err, errNotServed) {
 		return ski.Failed(ski.MalformedRequest)
 	}
 	if err != nil {
 		return ski.Failed(ski.UnspecifiedError)
 	}
-	return &ski.Response{Output: output}
+	return resp
 }
 
 var errNotServed = errors.New("skitest: the key has no such operation")
 
-func operate(key crypto.Signer, req *ski.Request) ([]byte, error) {
+func operate(key crypto.Signer, req *ski.Request) (*ski.Response, error) {
 	switch req.KeyExchange() {
 	case ski.MethodRSA:
 		decrypter, ok := key.(crypto.Decrypter)
@@ -112,17 +114,79 @@ func operate(key crypto.Signer, req *ski.Request) ([]byte, error) {
 			return nil, errNotServed
 		}
 		//lint:ignore SA1019 it is what static RSA is made of
-		return decrypter.Decrypt(rand.Reader, req.Input, &rsa.PKCS1v15DecryptOptions{SessionKeyLen: ski.PreMasterSecretLen})
-	case ski.MethodECDHE, ski.MethodDHE:
-	default:
-		return nil, errNotServed
+		secret, err := decrypter.Decrypt(rand.Reader, req.Input, &rsa.PKCS1v15DecryptOptions{SessionKeyLen: ski.PreMasterSecretLen})
+		return &ski.Response{Output: secret}, err
+	case ski.MethodECDHEPMS:
+		if len(req.State) > 0 {
+			return agree(req)
+		}
+		return signEphemeral(key, req)
 	}
+	signature, err := sign(key, req, req.Input)
+	return &ski.Response{Output: signature}, err
+}
+
+func sign(key crypto.Signer, req *ski.Request, input []byte) ([]byte, error) {
 	opts := signerOpts(req, key.Public())
 	if opts.HashFunc() == crypto.MD5SHA1 { // RFC 4346, Section 7.4.3
-		m, h := md5.Sum(req.Input), sha1.Sum(req.Input)
+		m, h := md5.Sum(input), sha1.Sum(input)
 		return key.Sign(rand.Reader, append(m[:], h[:]...), opts)
 	}
-	return crypto.SignMessage(key, rand.Reader, req.Input, opts)
+	return crypto.SignMessage(key, rand.Reader, input, opts)
+}
+
+// signEphemeral is the first exchange of ECDHE-PMS. The state is the group and
+// the private key as it is: nothing is kept, and nothing protected.
+func signEphemeral(key crypto.Signer, req *ski.Request) (*ski.Response, error) {
+	curve, ok := curves[req.Group]
+	if !ok {
+		return nil, errNotServed
+	}
+	private, err := curve.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	params := serverECDHParams(nil, req.Group, private.PublicKey().Bytes())
+	signature, err := sign(key, req, slices.Concat(req.Input, params))
+	return &ski.Response{
+		Output: signature, Params: params,
+		State: append([]byte{byte(req.Group >> 8), byte(req.Group)}, private.Bytes()...),
+	}, err
+}
+
+// agree is the second exchange.
+func agree(req *ski.Request) (*ski.Response, error) {
+	_, private := openState(req.State)
+	if private == nil {
+		return nil, errNotServed
+	}
+	public, err := private.Curve().NewPublicKey(req.Input)
+	if err != nil {
+		return nil, errNotServed
+	}
+	secret, err := private.ECDH(public)
+	if err != nil {
+		return nil, errNotServed
+	}
+	return &ski.Response{Output: secret}, nil
+}
+
+// openState returns the group and the private key of a KeyServer's state, or
+// nil for what is none.
+func openState(state []byte) (tls.CurveID, *ecdh.PrivateKey) {
+	if len(state) < 2 {
+		return 0, nil
+	}
+	group := tls.CurveID(binary.BigEndian.Uint16(state))
+	curve, ok := curves[group]
+	if !ok {
+		return 0, nil
+	}
+	private, err := curve.NewPrivateKey(state[2:])
+	if err != nil {
+		return 0, nil
+	}
+	return group, private
 }
 
 // signerOpts returns what a request for a signature asks for: see ski.Request.

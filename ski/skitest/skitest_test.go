@@ -1,6 +1,7 @@
 package skitest_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -69,7 +70,7 @@ func outcomes(t *testing.T, cfg skitest.Config) map[string]skitest.Result {
 func TestEachCaseHasANameAndASection(t *testing.T) {
 	seen := map[string]bool{}
 	for _, c := range skitest.Cases() {
-		assert.Regexp(t, regexp.MustCompile(`^[a-z]+\d*/[a-z0-9_-]+$`), c.Name)
+		assert.Regexp(t, regexp.MustCompile(`^[a-z]+(-[a-z]+)?\d*/[a-z0-9_-]+$`), c.Name)
 		assert.False(t, seen[c.Name], "two cases are %s", c.Name)
 		seen[c.Name] = true
 		assert.Regexp(t, regexp.MustCompile(`^(draft, Section|RFC \d+, Section|docs/protocol\.md, section) \d`), c.Section, c.Name)
@@ -82,22 +83,29 @@ func TestEachCaseHasANameAndASection(t *testing.T) {
 func TestTheSuiteTellsWhatAKeyServerDoesNotCheck(t *testing.T) {
 	results := outcomes(t, skitest.Config{Exchanger: skitest.InMemory(skitest.NewKeyServer(keys()...), ski.Peer{}), Keys: publics()})
 	for name, want := range map[string]skitest.Outcome{
-		"cbor/ecdhe/ecdsa-sha-256":       skitest.Pass,
-		"json/ecdhe/rsa-sha-512":         skitest.Pass,
-		"cbor/tls13/ed25519":             skitest.Pass,
-		"cbor/rsa/premaster":             skitest.Pass,
-		"json/attributes/spki-missing":   skitest.Pass,
-		"cbor/order/spki-not-found":      skitest.Pass,
-		"cbor/ecdhe/point-off-curve":     skitest.Fail,
-		"json/tls13/client":              skitest.Fail,
-		"cbor/ecdhe/bare-digest":         skitest.Pass, // too short for two randoms
-		"cbor/rsa/padding":               skitest.Fail, // a random secret each time
-		"cbor/order/denied":              skitest.Skip,
-		"cbor/rsa/padding-error":         skitest.Skip,
-		"cbor/binding/success":           skitest.Skip,
-		"cbor/channel/anonymous":         skitest.Skip,
-		"json/encoding/json-base64-url":  skitest.Pass,
-		"cbor/encoding/cbor-huge-length": skitest.Pass,
+		"cbor/ecdhe/ecdsa-sha-256":               skitest.Pass,
+		"json/ecdhe/rsa-sha-512":                 skitest.Pass,
+		"cbor/dhe/ffdhe2048":                     skitest.Pass,
+		"cbor/dhe/prime-unknown":                 skitest.Fail,
+		"json/dhe/public-one":                    skitest.Fail,
+		"cbor/ecdhe-pms/p521":                    skitest.Pass,
+		"cbor/ecdhe-pms/state-used":              skitest.Fail, // it keeps nothing
+		"cbor/ecdhe-pms/state-expired":           skitest.Skip,
+		"cbor/ecdhe-pms/state-of-other-protocol": skitest.Fail,
+		"cbor/tls13/ed25519":                     skitest.Pass,
+		"cbor/rsa/premaster":                     skitest.Pass,
+		"json/attributes/spki-missing":           skitest.Pass,
+		"cbor/order/spki-not-found":              skitest.Pass,
+		"cbor/ecdhe/point-off-curve":             skitest.Fail,
+		"json/tls13/client":                      skitest.Fail,
+		"cbor/ecdhe/bare-digest":                 skitest.Pass, // too short for two randoms
+		"cbor/rsa/padding":                       skitest.Fail, // a random secret each time
+		"cbor/order/denied":                      skitest.Skip,
+		"cbor/rsa/padding-error":                 skitest.Skip,
+		"cbor/binding/success":                   skitest.Skip,
+		"cbor/channel/anonymous":                 skitest.Skip,
+		"json/encoding/json-base64-url":          skitest.Pass,
+		"cbor/encoding/cbor-huge-length":         skitest.Pass,
 	} {
 		assert.Equal(t, want, results[name].Outcome, "%s: %s", name, results[name].Reason)
 	}
@@ -187,6 +195,10 @@ func TestAClientGetsOverFaults(t *testing.T) {
 func TestEdgeViolations(t *testing.T) {
 	pub := publics()
 	tls13 := &ski.Request{Protocol: ski.TLS13, SPKI: keyID(pub[0]), Scheme: tls.ECDSAWithP256AndSHA256, Input: skitest.CertificateVerifyInput(32)}
+	dhe := &ski.Request{Protocol: ski.TLS12, SPKI: keyID(pub[1]), Method: ski.MethodDHE, Hash: ski.SHA256, Input: skitest.DHEInput(skitest.FFDHE2048)}
+	pms := &ski.Request{Protocol: ski.TLS12, SPKI: keyID(pub[0]), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Group: tls.X25519, Input: skitest.Randoms()}
+	state := skitest.NewKeyServer(keys()...).ServeSKI(t.Context(), ski.Peer{}, pms).State
+	second := &ski.Request{Protocol: ski.TLS12, SPKI: keyID(pub[0]), Method: ski.MethodECDHEPMS, State: state, Input: bytes.Repeat([]byte{9}, 32)}
 	changed := func(r *ski.Request, change func(*ski.Request)) []byte {
 		c := *r
 		c.Input = append([]byte(nil), r.Input...)
@@ -217,6 +229,22 @@ func TestEdgeViolations(t *testing.T) {
 		{"scheme of another curve", changed(tls13, func(r *ski.Request) { r.Scheme = tls.ECDSAWithP384AndSHA384 }), false, "'scheme' fits the key"},
 		{"context string", changed(tls13, func(r *ski.Request) { r.Input[73] ^= 1 }), false, "CertificateVerify"},
 		{"RSA of an ECDSA key", changed(request(), func(r *ski.Request) { r.Method = ski.MethodRSA }), false, "for RSA keys"},
+		{"DHE", changed(dhe, func(*ski.Request) {}), true, ""},
+		{"DHE cut", changed(dhe, func(r *ski.Request) { r.Input = r.Input[:len(r.Input)-1] }), false, "ServerDHParams"},
+		{"DHE without parameters", changed(dhe, func(r *ski.Request) { r.Input = r.Input[:2] }), false, "ServerDHParams"},
+		{"DHE prime", changed(dhe, func(r *ski.Request) { clear(r.Input[66:100]) }), false, "2048 bits or more"},
+		{"DHE public key", changed(dhe, func(r *ski.Request) { clear(r.Input[len(r.Input)-256:]) }), false, "ephemeral key is valid"},
+		{"DHE of an ECDSA key", changed(dhe, func(r *ski.Request) { r.SPKI = keyID(pub[0]) }), false, "for RSA keys"},
+		{"DHE in TLS 1.3", changed(dhe, func(r *ski.Request) { r.Protocol, r.Scheme = ski.TLS13, tls.PSSWithSHA256 }), false, "no ServerDHParams"},
+		{"ECDHE-PMS", changed(pms, func(*ski.Request) {}), false, ""},
+		{"ECDHE-PMS in the draft", changed(pms, func(*ski.Request) {}), true, "no extension"},
+		{"ECDHE-PMS group", changed(pms, func(r *ski.Request) { r.Group = 256 }), false, "'group' is one of those"},
+		{"ECDHE-PMS randoms", changed(pms, func(r *ski.Request) { r.Input = r.Input[1:] }), false, "first exchange"},
+		{"ECDHE-PMS in TLS 1.3", changed(pms, func(r *ski.Request) { r.Protocol, r.Scheme = ski.TLS13, tls.ECDSAWithP256AndSHA256 }), false, "no PreMasterSecret"},
+		{"second exchange", changed(second, func(*ski.Request) {}), false, ""},
+		{"second exchange in the draft", changed(second, func(*ski.Request) {}), true, "no extension"},
+		{"state", changed(second, func(r *ski.Request) { r.State = append([]byte{9}, r.State...) }), false, "brought back as it was given"},
+		{"point", changed(second, func(r *ski.Request) { r.Input = append([]byte{32}, r.Input...) }), false, "without its length"},
 		{"RSA input", changed(request(), func(r *ski.Request) { r.Method, r.SPKI = ski.MethodRSA, keyID(pub[1]) }), false, "EncryptedPreMasterSecret"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

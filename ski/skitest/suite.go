@@ -30,7 +30,8 @@ type Case struct {
 	// Formats are those that the case exists in. nil means both.
 	Formats []ski.Format
 
-	run func(t *trial) error
+	run   func(t *trial) error
+	waits time.Duration // what it takes beside the key server's answers
 }
 
 // Need is something that a case cannot do without.
@@ -51,6 +52,7 @@ const (
 	NeedRandom    Need = "rsa_failure: random"
 	NeedErrorRSA  Need = "rsa_failure: error"
 	NeedStaticRSA Need = "the method RSA granted"
+	NeedPatience  Need = "patience: more than half a minute"
 )
 
 // Config is what the cases know of the key server.
@@ -71,6 +73,8 @@ type Config struct {
 	RSAFailureError bool
 	// NoStaticRSA says that no key may be used with the method RSA.
 	NoStaticRSA bool
+	// Patience says that cases which wait for something to expire are run.
+	Patience bool
 	// Stranger reaches the key server with a certificate that its authorities
 	// have not issued, Anonymous with none. nil means that neither can be done.
 	Stranger, Anonymous Exchanger
@@ -80,7 +84,7 @@ type Config struct {
 	// "extensions", or a format ("json"). A name may begin with a format:
 	// "json/attributes/spki-missing".
 	Skip []string
-	// Timeout bounds a case. 0 means 10 s.
+	// Timeout bounds a case, beside what it waits by itself. 0 means 10 s.
 	Timeout time.Duration
 }
 
@@ -140,7 +144,7 @@ func (cfg *Config) run(ctx context.Context, c *Case, f ski.Format) (Outcome, str
 	if timeout == 0 {
 		timeout = 10 * time.Second
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout+c.waits)
 	defer cancel()
 	if err := c.run(&trial{ctx: ctx, cfg: cfg, format: f}); err != nil {
 		return Fail, err.Error()
@@ -226,6 +230,8 @@ func (cfg *Config) has(need Need) bool {
 		return !cfg.RSAFailureError
 	case NeedErrorRSA:
 		return cfg.RSAFailureError
+	case NeedPatience:
+		return cfg.Patience
 	}
 	return false
 }

@@ -7,7 +7,9 @@ with the one that made them: Debian's python3-cbor2 and python3-cryptography.
 codec-*.json: the message decodes to what the file says, or is malformed. What
 it decodes to is also held against the CDDL in PROTOCOL.md.
 input-*.json: both encodings of request and response say the same, and the
-response is right: the signature verifies, the PreMasterSecret decrypts.
+response is right: the signature verifies, the PreMasterSecret decrypts, and that
+of the second exchange of ECDHE-PMS is what the client gets with the params of the
+first.
 """
 
 import base64
@@ -22,7 +24,7 @@ import sys
 import cbor2
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 
 LIMIT, PAIRS, DEPTH = 4096, 32, 2
 
@@ -346,7 +348,10 @@ def check_input(cddl, folder, v):
     assert v["class"] == "output"
     key, file = keys[request["spki"].hex()]
     assert v["key"] == "input-keys/" + file
-    operate(key, request, response)
+    if "first" in v:
+        agree(folder, v, request, response)
+    else:
+        operate(key, request, response)
 
 
 def request_of(cddl, form, data):
@@ -363,8 +368,10 @@ def operate(key, request, response):
         assert key.decrypt(data, padding.PKCS1v15()) == output, "the PreMasterSecret is another"
         return
     if method == "ECDHE-PMS":
-        assert "params" in response, "only the first exchange of ECDHE-PMS can be checked"
+        assert request["group"] == group_of(response["params"]), "params are of another group"
         data += response["params"]
+    if method == "DHE":
+        dh_params(data[64:])
     public, scheme = key.public_key(), request.get("scheme", 0)
     digest = HASHES[SCHEMES.get(scheme) or request.get("hash", "SHA-256")]
     try:
@@ -379,6 +386,48 @@ def operate(key, request, response):
             public.verify(output, data, padding.PKCS1v15(), digest)
     except InvalidSignature:
         raise AssertionError("the signature is wrong") from None
+
+
+def group_of(params):
+    """Returns the group of ServerECDHParams (RFC 8422, Section 5.4)."""
+    assert params[0] == 3 and params[3] == len(params) - 4, "params are no ServerECDHParams"
+    return int.from_bytes(params[1:3], "big")
+
+
+def dh_params(data):
+    """Checks ServerDHParams (RFC 5246, Section 7.4.3) as far as they go."""
+    numbers = []
+    for _ in range(3):
+        size = int.from_bytes(data[:2], "big")
+        assert len(data) >= 2 + size, "the input ends before dh_Ys does"
+        numbers.append(int.from_bytes(data[2:2 + size], "big"))
+        data = data[2 + size:]
+    p, g, ys = numbers
+    assert not data and g == 2 and 1 < ys < p - 1, "dh_Ys is no public key"
+    assert p.bit_length() >= 2048 and pow(2, p - 1, p) == 1 and pow(2, (p - 1) // 2, p) == 1, "dh_p is no safe prime"
+
+
+# RFC 8422, Section 5.1.1
+CURVES = {23: ec.SECP256R1(), 24: ec.SECP384R1(), 25: ec.SECP521R1()}
+
+
+def agree(folder, v, request, response):
+    """Checks the second exchange of ECDHE-PMS from the client's side."""
+    with open(os.path.join(folder, v["first"]), encoding="utf-8") as f:
+        first = json.load(f)
+    assert request["state"].hex() == first["want"]["state"], "the state is not that of the first exchange"
+    params = bytes.fromhex(first["want"]["params"])
+    group, scalar = group_of(params), bytes.fromhex(v["client"])
+    if group == 29:
+        client = x25519.X25519PrivateKey.from_private_bytes(scalar)
+        public = client.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        secret = client.exchange(x25519.X25519PublicKey.from_public_bytes(params[4:]))
+    else:
+        client = ec.derive_private_key(int.from_bytes(scalar, "big"), CURVES[group])
+        public = client.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+        secret = client.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(CURVES[group], params[4:]))
+    assert request["input"] == public, "the input is not the client's point"
+    assert response["output"] == secret, "the PreMasterSecret is another"
 
 
 def main():

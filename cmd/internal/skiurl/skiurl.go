@@ -37,6 +37,12 @@ type Config struct {
 	// ServerName is the name or address the key server's certificate must
 	// have. Default: the URL's host.
 	ServerName string
+	// Format is the encoding of requests and answers. Default: CBOR.
+	Format ski.Format
+	// MaxInFlight bounds the requests in flight. Default: the binding's.
+	MaxInFlight int
+	// Java says that the URL, https://, is that of the key server in Java.
+	Java *skihttp.JavaKeyServer
 	// Logger is the binding's. Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -50,14 +56,19 @@ func NewClient(rawURL string, cfg Config) (Client, error) {
 	if cfg.PSK != nil && u.Scheme != "coaps" {
 		return nil, fmt.Errorf("%s: only coaps:// has pre-shared keys", rawURL)
 	}
+	if cfg.Java != nil && u.Scheme != "https" {
+		return nil, fmt.Errorf("%s: the key server in Java is at https://", rawURL)
+	}
 	switch u.Scheme {
 	case "coaps", "coaps+tcp":
 		return skicoap.NewClient(rawURL, skicoap.ClientConfig{
-			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName, Logger: cfg.Logger,
+			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName,
+			Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, Logger: cfg.Logger,
 		})
 	case "https":
 		return skihttp.NewClient(rawURL, skihttp.ClientConfig{
-			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName, Logger: cfg.Logger,
+			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName,
+			Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, Java: cfg.Java, Logger: cfg.Logger,
 		})
 	}
 	return nil, fmt.Errorf("%s: the scheme is coaps, coaps+tcp or https", rawURL)

@@ -1,0 +1,113 @@
+package cmd_test
+
+import (
+	"crypto/rsa"
+	"crypto/sha1"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
+)
+
+// The edge server and skictl request, with a stand-in for the key server in
+// Java whose operator has named the keys in one way or the other.
+func TestTheKeyServerInJavaServesTheCommands(t *testing.T) {
+	shared := newConformanceSetup(t)
+	require.NoError(t, os.Mkdir(shared.path("site"), 0o755))
+	pair, err := tls.LoadX509KeyPair(shared.path("rsa.crt"), shared.path("keys/rsa.pem"))
+	require.NoError(t, err)
+	for names, name := range map[string]string{
+		"sha256": ski.CertificateKeyID(pair.Leaf).String(),
+		"sha1":   fmt.Sprintf("%X", sha1.Sum(pair.Leaf.Raw)),
+	} {
+		t.Run(names, func(t *testing.T) {
+			c := &conformanceSetup{t, shared.dir}
+			java := skitest.NewJavaKeyServer(map[string]*rsa.PrivateKey{name: pair.PrivateKey.(*rsa.PrivateKey)})
+			url := c.serveHTTPS(java)
+
+			input := append(make([]byte, 64), 3, 0, 23, 65)
+			request := func(args ...string) (string, string, int) {
+				return run(t, "", filepath.Join(bin, "skictl"), append(append([]string{"request", "--endpoint", url, "--java", names,
+					"--protocol", "TLS 1.2", "--spki", "@" + c.path("rsa.crt"), "--input", fmt.Sprintf("%x%0130x", input, 1)}, c.channel("edge")...), args...)...)
+			}
+			out, all, status := request("--diag")
+			require.Zero(t, status, all)
+			assert.Contains(t, out, `"output":"`)
+			assert.Contains(t, all, `request: {"protocol":"TLS 1.2","spki":"`+name+`","method":"ECDHE","hash":"SHA1","input":"`)
+			_, all, status = request("--scheme", "0x0804")
+			assert.Equal(t, 1, status)
+			assert.Contains(t, all, "'scheme' is an extension that the key server does not know")
+			_, all, status = request("--input", "00")
+			assert.Equal(t, 1, status)
+			assert.Contains(t, all, "not of the curve P-256")
+
+			for _, engine := range []string{"standard", "split"} {
+				config := "java-" + names + "-" + engine + ".yaml"
+				c.write(config, `
+listen: ["127.0.0.1:0"]
+keyserver: {url: "`+url+`", certificate: edge.pem, key: edge.key, ca: pki/ca.pem, java_names: `+names+`}
+sites:
+  - {names: [rsa.test], certificates: [rsa.crt], static: site, static_rsa: true, engine: `+engine+`}
+`)
+				_, addr := c.start("msg=listening addr=", "ski-edgeserver", "-config", c.path(config))
+				for _, cipher := range []string{"ECDHE-RSA-AES128-GCM-SHA256", "AES128-GCM-SHA256"} {
+					_, all, status = run(t, "", "openssl", "s_client", "-connect", addr, "-servername", "rsa.test", "-CAfile", c.path("rsa.crt"),
+						"-verify_return_error", "-brief", "-tls1_2", "-cipher", cipher)
+					assert.Zero(t, status, "%s: %s", engine, all)
+					assert.Contains(t, all, "Ciphersuite: "+cipher)
+					assert.Equal(t, name, java.Last()["spki"])
+				}
+			}
+		})
+	}
+	for _, tc := range []struct{ scheme, names, site, want string }{
+		{"https", "md5", "rsa", "keyserver.java_names: 'md5' is not sha256 or sha1"},
+		{"https", "sha1", "ecdsa", "sites[0].certificates[0]: the key server in Java has RSA keys alone"},
+		{"coaps", "sha1", "rsa", "keyserver.url: coaps://127.0.0.1:1: the key server in Java is at https://"},
+	} {
+		shared.write("java-wrong.yaml", fmt.Sprintf(`
+keyserver: {url: "%s://127.0.0.1:1", certificate: edge.pem, key: edge.key, ca: pki/ca.pem, java_names: %s}
+sites: [{names: [%s.test], certificates: [%[3]s.crt], static: site}]
+`, tc.scheme, tc.names, tc.site))
+		_, all, status := run(t, "", filepath.Join(bin, "ski-edgeserver"), "-check", "-config", shared.path("java-wrong.yaml"))
+		assert.Equal(t, 1, status)
+		assert.Contains(t, all, tc.want)
+	}
+}
+
+// serveHTTPS serves a handler with the key server's certificate.
+func (c *conformanceSetup) serveHTTPS(h http.Handler) (url string) {
+	c.t.Helper()
+	identity, err := tls.LoadX509KeyPair(c.path("ks.pem"), c.path("ks.key"))
+	require.NoError(c.t, err)
+	ca, err := os.ReadFile(c.path("pki/ca.pem"))
+	require.NoError(c.t, err)
+	block, _ := pem.Decode(ca)
+	authority, err := x509.ParseCertificate(block.Bytes)
+	require.NoError(c.t, err)
+	pool := x509.NewCertPool()
+	pool.AddCert(authority)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(c.t, err)
+	server := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
+	go func() {
+		_ = server.Serve(tls.NewListener(l, &tls.Config{
+			Certificates: []tls.Certificate{identity}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
+		}))
+	}()
+	c.t.Cleanup(func() { _ = server.Close() })
+	return "https://" + l.Addr().String()
+}
