@@ -292,22 +292,43 @@ func TestCheckShowsWhatTheEmbeddedKeyServerGrants(t *testing.T) {
 	assert.Regexp(t, `(?m)^warning    .*ec\.test\.pem: the embedded key server does not have its private key`, all)
 }
 
+// The files that docs/embedded.md shows are what -check says there.
+func TestTheFilesOfTheEmbeddedDocumentAreValid(t *testing.T) {
+	e := newEmbedded(t)
+	document, err := os.ReadFile("../docs/embedded.md")
+	require.NoError(t, err)
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(document, -1)
+	require.Len(t, blocks, 3)
+	require.NoError(t, os.Mkdir(e.at("htdocs"), 0o755))
+	for i, name := range []string{"edge.yaml", "keyserver.yaml", "policy.yaml"} {
+		e.write(name, strings.NewReplacer("www.example.com", "ec.test", "www.pem", "ec.test.pem").Replace(string(blocks[i][1])))
+	}
+	all, status := e.check("ski-edgeserver-embedded")
+	assert.Zero(t, status, all)
+	assert.NotContains(t, all, "warning")
+	assert.Regexp(t, `(?m)^edge-1  ec\.test +ECDSA P-256  ECDHE    TLS 1\.2, TLS 1\.3, DTLS 1\.2, DTLS 1\.3  any +ec\.test +any +always  -$`, all)
+}
+
 func TestMistakesOfAnEmbeddedKeyServer(t *testing.T) {
 	e := newEmbedded(t)
 	all, status := e.check("ski-edgeserver")
 	assert.Equal(t, 1, status)
 	assert.Contains(t, all, "edge.yaml:2:12: keyserver: this ski-edgeserver was built without an embedded key server: use ski-edgeserver-embedded")
 
-	good := map[string]string{
-		"keyserver.yaml": strings.Replace(embeddedKeyServerYAML, "URI", e.uri(""), 1),
-		"policy.yaml":    embeddedPolicyYAML,
+	good := map[string]string{}
+	for _, name := range []string{"keyserver.yaml", "policy.yaml", "ec.test.pem", "ca.key"} {
+		data, err := os.ReadFile(e.at(name))
+		require.NoError(t, err)
+		good[name] = string(data)
 	}
+	key := good["ca.key"] // any will do
 	for name, tc := range map[string]struct{ file, old, new, want string }{
 		"a network":   {"keyserver.yaml", "policy: policy.yaml", "policy: policy.yaml\nlisten: \":5684\"", `keyserver.yaml:3:9: an embedded key server has no "listen": nobody reaches it over a network`},
 		"a stranger":  {"policy.yaml", "tlsski:embedded", "spiffe://example.net/edge-1", `policy.yaml: it knows no edge with uri: ["tlsski:embedded"]`},
 		"no token":    {"keyserver.yaml", "token=site-keys", "token=other", `no token fits: the module has "site-keys"`},
 		"no PIN":      {"keyserver.yaml", e.at("pin"), e.at("none"), "none: no such file or directory"},
 		"extractable": {"keyserver.yaml", "policy: policy.yaml", "policy: policy.yaml\nkeys: keys", "can be copied: leave 'keys' out"},
+		"a site key":  {"ec.test.pem", "-----BEGIN", key + "-----BEGIN", "ec.test.pem contains a private key: an edge server must not have it"},
 		"no log":      {"keyserver.yaml", "file: audit.log", "file: none/audit.log", "none: no such file or directory"},
 	} {
 		t.Run(name, func(t *testing.T) {

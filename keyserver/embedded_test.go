@@ -83,6 +83,18 @@ func TestEmbeddedPeer(t *testing.T) {
 	require.Empty(t, line.Address)
 	require.Equal(t, []string{"here"}, edgesOf(s.policy.Load().RightsOf(peer)))
 
+	// The state of ECDHE-PMS is bound to it by its name in the policy, and to no
+	// peer of a channel that has the same.
+	first := firstRequest(keys, secp256r1)
+	resp := s.ServeSKI(t.Context(), peer, first)
+	require.NoError(t, resp.Err())
+	point, secret := client(t, resp.Params)
+	second := secondRequest(first, resp.State, point)
+	other := peer
+	other.SPKI[0] = 1
+	require.Equal(t, ski.MalformedRequest, s.ServeSKI(t.Context(), other, second).Error)
+	require.Equal(t, secret, s.ServeSKI(t.Context(), peer, second).Output)
+
 	// A network is one that nothing comes from.
 	s.SetPolicy(policy("  - {edges: [here], keys: [\"*\"], methods: [ECDHE], networks: [\"0.0.0.0/0\", \"::/0\"]}\n"))
 	require.Equal(t, ski.RequestDenied, s.ServeSKI(t.Context(), peer, freshRequest(keys)).Error)

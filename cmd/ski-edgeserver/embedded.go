@@ -92,6 +92,9 @@ func (e *embedded) newServer(check bool) (err error) {
 		MaxInFlight:   int(e.cfg.MaxInFlight),
 		Logger:        e.log,
 	}
+	if check { // The summary has what there is to say.
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
 	if options.RSAFailureSecret, err = e.cfg.RSAFailureSecret(); err != nil {
 		return err
 	}
