@@ -1,4 +1,4 @@
-# make build   the three commands, in bin/
+# make build   the three commands, in bin/, and ski-edgeserver-embedded
 # make demo    real TLS handshakes through a key server, in one minute
 # make test    every test; installs what the tests need on Debian, as root
 # make check   gofmt, go vet, staticcheck
@@ -15,6 +15,7 @@ all: build
 
 build:
 	$(GO) build -trimpath -o bin/ ./cmd/...
+	$(GO) build -trimpath -tags embedded -o bin/ski-edgeserver-embedded ./cmd/ski-edgeserver
 
 demo: build
 	bin/skictl demo
@@ -49,7 +50,9 @@ check:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt-ed: $$unformatted"; exit 1; fi
 	$(GO) mod tidy -diff
 	$(GO) vet ./...
+	$(GO) vet -tags embedded ./cmd/ski-edgeserver
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags embedded ./cmd/ski-edgeserver
 
 fuzz:
 	@set -e; for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -3,6 +3,7 @@ package cmd_test
 import (
 	"go/parser"
 	"go/token"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -43,6 +44,27 @@ func TestEachPackageImportsOnlyWhatItMay(t *testing.T) {
 			assert.True(t, isAllowed(pkg, dep, allowed), "%s must not import %s", pkg, dep)
 		}
 	}
+}
+
+// An edge server that asks over a network has nothing in it that private keys
+// need: no key server, no PKCS #11, no C.
+func TestTheEdgeServerHasAKeyServerInItOnlyWhenBuiltSo(t *testing.T) {
+	needed := []string{module + "keyserver", module + "hsm", module + "cmd/internal/keyparts", "github.com/miekg/pkcs11"}
+	deps := func(flags ...string) []string {
+		args := append([]string{"list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{if .CgoFiles}} C{{end}}{{end}}"}, flags...)
+		cmd := exec.Command("go", append(args, module+"cmd/ski-edgeserver")...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+		out, err := cmd.Output()
+		require.NoError(t, err)
+		return strings.Fields(string(out))
+	}
+	without, with := deps(), deps("-tags", "embedded")
+	for _, pkg := range needed {
+		assert.NotContains(t, without, pkg)
+		assert.Contains(t, with, pkg)
+	}
+	assert.NotContains(t, without, "C")
+	assert.Contains(t, with, "C")
 }
 
 // The rest of the key server does not depend on who counts.

@@ -46,14 +46,19 @@ func TestMain(m *testing.M) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		panic(err)
 	}
-	build := exec.Command("go", "build", "-o", bin+"/", "./ski-keyserver", "./ski-edgeserver", "./skictl")
-	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	code := 1
-	if err := build.Run(); err == nil {
+	if build("-o", bin+"/", "./ski-keyserver", "./ski-edgeserver", "./skictl") == nil &&
+		build("-tags", "embedded", "-o", filepath.Join(bin, "ski-edgeserver-embedded"), "./ski-edgeserver") == nil {
 		code = m.Run()
 	}
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+func build(args ...string) error {
+	cmd := exec.Command("go", append([]string{"build"}, args...)...)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	return cmd.Run()
 }
 
 // devSetup is a running `skictl dev`.

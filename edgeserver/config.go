@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -22,6 +23,9 @@ type Config struct {
 	// only at its Timeout, DraftOnly and JavaNames; the rest is for whoever makes the
 	// ski.Transport.
 	KeyServer KeyServer `yaml:"keyserver"`
+	// Embedded is the configuration file of the key server in the same process,
+	// where KeyServer.Embedded says that there is one.
+	Embedded string `yaml:"embedded"`
 	// Sites are the web sites served. At least one.
 	Sites []Site `yaml:"sites"`
 	// ShutdownTimeout is how long requests in flight may take to finish once
@@ -40,8 +44,12 @@ type Config struct {
 	source *source
 }
 
-// KeyServer says how to reach the key server, and as whom.
+// KeyServer says how to reach the key server, and as whom. In a file it can
+// also be the one word "embedded".
 type KeyServer struct {
+	// Embedded is for a key server in the process of the edge server. Nothing
+	// else is set then, but Timeout by a program.
+	Embedded bool `yaml:"-"`
 	// URL is the key server's, coaps://HOST[:PORT]/PATH or https://... .
 	URL string `yaml:"url"`
 	// URLs are those of several key servers that hold the same keys, the
@@ -78,9 +86,31 @@ type KeyServer struct {
 	JavaNames string `yaml:"java_names"`
 }
 
-// Endpoints returns URL or URLs, whichever is there.
+// UnmarshalYAML takes the word or the fields.
+func (k *KeyServer) UnmarshalYAML(node ast.Node) error {
+	switch n := node.(type) {
+	case *ast.MappingNode, *ast.MappingValueNode:
+		type fields KeyServer
+		return yaml.NodeToValue(node, (*fields)(k), yaml.Strict())
+	case *ast.StringNode:
+		if k.Embedded = n.Value == embedded; k.Embedded {
+			return nil
+		}
+	}
+	return &yaml.SyntaxError{
+		Message: "keyserver: it is neither a map with the url of a key server nor the word " + embedded,
+		Token:   node.GetToken(),
+	}
+}
+
+const embedded = "embedded"
+
+// Endpoints returns URL or URLs, whichever is there, or the word for neither.
 func (k KeyServer) Endpoints() []string {
-	if k.URL != "" {
+	switch {
+	case k.Embedded:
+		return []string{embedded}
+	case k.URL != "":
 		return []string{k.URL}
 	}
 	return k.URLs
@@ -208,6 +238,7 @@ func (c *Config) resolve(dir string) {
 	abs(&c.KeyServer.CA)
 	abs(&c.KeyServer.PSK)
 	abs(&c.KeyLog)
+	abs(&c.Embedded)
 	for i := range c.Sites {
 		abs(&c.Sites[i].Static)
 		for j := range c.Sites[i].Certificates {

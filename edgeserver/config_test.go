@@ -49,6 +49,14 @@ func TestLoadDefaults(t *testing.T) {
 	assert.Equal(t, []string{filepath.Join(dir, "a.pem")}, cfg.Sites[0].Certificates)
 }
 
+func TestLoadEmbedded(t *testing.T) {
+	cfg, file, err := load(t, "keyserver: embedded\nembedded: ks/keyserver.yaml\n"+siteYAML)
+	require.NoError(t, err)
+	assert.Equal(t, KeyServer{Embedded: true, Timeout: 5 * time.Second}, cfg.KeyServer)
+	assert.Equal(t, []string{"embedded"}, cfg.KeyServer.Endpoints())
+	assert.Equal(t, filepath.Join(filepath.Dir(file), "ks/keyserver.yaml"), cfg.Embedded)
+}
+
 func TestLoadAll(t *testing.T) {
 	cfg, _, err := load(t, `listen: ["127.0.0.1:0", "[::1]:0"]
 keyserver:
@@ -115,6 +123,12 @@ func TestLoadErrors(t *testing.T) {
 		"wrong in urls":    {strings.Replace(keyserverYAML, "url: coaps://127.0.0.1:5684/ski", "urls: [coaps://a.test, b.test]", 1) + siteYAML, ":2:26: keyserver.urls[1]: 'b.test' is not a URL"},
 		"no ca":            {strings.Replace(keyserverYAML, "  ca: ca.pem\n", "", 1) + siteYAML, ":2:3: keyserver.ca: is missing"},
 		"wrong url":        {strings.Replace(keyserverYAML, "coaps://", "", 1) + siteYAML, ":2:8: keyserver.url: '127.0.0.1:5684/ski' is not a URL"},
+		"another word":     {"keyserver: embeded\n" + siteYAML, ":1:12: keyserver: it is neither a map with the url of a key server nor the word embedded"},
+		"a list of them":   {"keyserver: [embedded]\n" + siteYAML, ":1:12: keyserver: it is neither a map"},
+		"nothing there":    {"keyserver:\n" + siteYAML, ":1:11: keyserver.url: is missing"},
+		"embedded alone":   {"keyserver: embedded\n" + siteYAML, ":1:1: embedded: is missing: it is the embedded key server's configuration file"},
+		"embedded beside":  {keyserverYAML + siteYAML + "embedded: ks.yaml\n", ":10:11: embedded: has no place beside the key server of keyserver"},
+		"unknown field":    {keyserverYAML + "  tiemout: 5s\n" + siteYAML, `:6:3: unknown field "tiemout"`},
 		"no sites":         {keyserverYAML, ":1:1: sites: there must be at least one site"},
 		"no name":          {site(certs, proxy), ":7:5: sites[0].names: a site that is not the default needs a name"},
 		"name twice":       {site("names: [a.test, A.test.]", certs, proxy), ":7:21: sites[0].names[1]: 'A.test.' is already the name at sites[0].names[0]"},

@@ -125,6 +125,12 @@ func (c *Config) validateEngine(field string, s *Site) error {
 func (c *Config) validateKeyServer() error {
 	k := &c.KeyServer
 	switch {
+	case k.Embedded && c.Embedded == "":
+		return c.errorf("embedded", "is missing: it is the embedded key server's configuration file, keyserver.yaml say")
+	case k.Embedded:
+		return nil
+	case c.Embedded != "":
+		return c.errorf("embedded", "has no place beside the key server of keyserver: that would have to be the word embedded")
 	case k.URL == "" && len(k.URLs) == 0:
 		return c.errorf("keyserver.url", "is missing")
 	case k.URL != "" && len(k.URLs) > 0:

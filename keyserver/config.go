@@ -128,7 +128,11 @@ func (d *Duration) UnmarshalYAML(node ast.Node) error {
 
 // LoadConfig reads and checks a configuration file, but none of the files it
 // names. The error names file, line and column.
-func LoadConfig(file string) (*Config, error) {
+func LoadConfig(file string) (*Config, error) { return readConfig(file, (*Config).checkNetwork) }
+
+// readConfig is LoadConfig with the part of the checks that is for a key server
+// of one kind.
+func readConfig(file string, checkKind func(*Config, *document) error) (*Config, error) {
 	data, err := readTrustedFile(file)
 	if err != nil {
 		return nil, err
@@ -151,6 +155,9 @@ func LoadConfig(file string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkKind(c, doc); err != nil {
+		return nil, err
+	}
 	if err := c.check(doc); err != nil {
 		return nil, err
 	}
@@ -158,26 +165,18 @@ func LoadConfig(file string) (*Config, error) {
 	return c, nil
 }
 
-func (c *Config) check(doc *document) error {
-	if err := doc.checkWhole("$.rsa_workers", "$.max_in_flight", "$.hsm.max_sessions"); err != nil {
-		return err
-	}
+// checkNetwork checks what a key server needs that edges reach over a network.
+func (c *Config) checkNetwork(doc *document) error {
 	for _, required := range []struct{ name, value string }{
 		{"certificate", c.Certificate},
 		{"key", c.Key},
 		{"client_ca", c.ClientCA},
-		{"policy", c.Policy},
 	} {
 		if required.value == "" {
 			return doc.errorAt("$."+required.name, "%q is missing", required.name)
 		}
 	}
-	if err := c.HSM.check(doc, c.Keys); err != nil {
-		return err
-	}
 	switch {
-	case c.Keys == "" && len(c.HSM.Keys) == 0:
-		return doc.errorAt("$", "both \"keys\" and \"hsm\" are missing: there is nothing to serve")
 	case !isListenAddress(c.Listen):
 		return doc.errorAt("$.listen", "%q is not HOST:PORT", c.Listen)
 	case c.CoAPSTCP != "" && !isListenAddress(c.CoAPSTCP):
@@ -188,12 +187,29 @@ func (c *Config) check(doc *document) error {
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
 	case c.PSKWithoutForwardSecrecy && c.PSK == "":
 		return doc.errorAt("$.psk_without_forward_secrecy", "there is no 'psk'")
-	case c.Audit.File == "":
-		return doc.errorAt("$.audit.file", `the file is empty: "-" is standard output`)
 	case c.Metrics != "" && !isListenAddress(c.Metrics):
 		return doc.errorAt("$.metrics", "%q is not HOST:PORT", c.Metrics)
 	case c.Metrics != "" && !isLoopback(c.Metrics) && !c.MetricsPublic:
 		return doc.errorAt("$.metrics", "%q is not a loopback address: edges and keys are named there, say metrics_public: true to serve it all the same", c.Metrics)
+	}
+	return nil
+}
+
+func (c *Config) check(doc *document) error {
+	if err := doc.checkWhole("$.rsa_workers", "$.max_in_flight", "$.hsm.max_sessions"); err != nil {
+		return err
+	}
+	if c.Policy == "" {
+		return doc.errorAt("$.policy", "\"policy\" is missing")
+	}
+	if err := c.HSM.check(doc, c.Keys); err != nil {
+		return err
+	}
+	switch {
+	case c.Keys == "" && len(c.HSM.Keys) == 0:
+		return doc.errorAt("$", "both \"keys\" and \"hsm\" are missing: there is nothing to serve")
+	case c.Audit.File == "":
+		return doc.errorAt("$.audit.file", `the file is empty: "-" is standard output`)
 	case c.Audit.File == "-" && c.Audit.MaxSizeMiB > 0:
 		return doc.errorAt("$.audit.max_size_mib", "standard output has no size")
 	case c.Audit.CheckpointRecords == 0:

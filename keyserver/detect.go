@@ -144,7 +144,7 @@ func (s *Server) alarm(d detector, rule detectorRule, request Record, name, reas
 	}
 	_ = s.record(context.Background(), rec) // It has been logged if it fails.
 	s.metrics.Alarmed(d.String())
-	s.log.Warn("alarm", "detector", d, "edge", request.Edge, "address", request.Address, "reason", reason)
+	s.log.Warn("alarm", "detector", d, "edge", request.Edge, "address", rec.line().Address, "reason", reason)
 	if rule.action == actionSuspend {
 		_, _ = s.Suspend(Suspension{Edge: name, By: "detector " + d.String(), Reason: reason}) // logs by itself
 	}

@@ -79,5 +79,8 @@ func (p *Policy) match(peer ski.Peer) []*edge {
 	return found
 }
 
+// Knows reports whether the peer is one of the policy's edges.
+func (p *Policy) Knows(peer ski.Peer) bool { return len(p.match(peer)) > 0 }
+
 // EdgeCount returns how many edges the policy knows.
 func (p *Policy) EdgeCount() int { return len(p.edges) }

@@ -30,9 +30,14 @@ type Right struct {
 
 // Rights returns all that the policy grants, by edge in the file's order and
 // by the key's name.
-func (p *Policy) Rights() []Right {
+func (p *Policy) Rights() []Right { return p.rightsOf(p.edges) }
+
+// RightsOf returns what the policy grants a peer, in the same order.
+func (p *Policy) RightsOf(peer ski.Peer) []Right { return p.rightsOf(p.match(peer)) }
+
+func (p *Policy) rightsOf(edges []*edge) []Right {
 	var rights []Right
-	for _, e := range p.edges {
+	for _, e := range edges {
 		for _, r := range e.rules {
 			ids := slices.SortedFunc(maps.Keys(r.keys), func(a, b ski.KeyID) int {
 				return strings.Compare(p.keys[a].name, p.keys[b].name)

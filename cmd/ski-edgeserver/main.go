@@ -53,6 +53,8 @@ the default, or what else could be there.
     # draft_only: false      # the key server knows no extensions of the draft
     # java_names: sha256     # it is the open source one in Java, at https://, which
                              # has RSA keys by SPKI fingerprint; sha1: certificate's
+  # keyserver: embedded      # instead: one in this process, see below
+  # embedded: keyserver.yaml # its configuration
   sites:
     - names: [www.example.com, "*.example.com"]
       certificates: [ecdsa.pem, rsa.pem]    # chains, without private keys
@@ -67,6 +69,22 @@ the default, or what else could be there.
   # shutdown_timeout: 10s    # for requests in flight
   # key_log: keys.txt      # the secrets of all connections, for debugging only
   # log: {level: info, format: text}    # debug, warn, error; json
+
+With 'keyserver: embedded' the private keys are used by this process itself, best
+on a PKCS #11 token. That needs a program built with -tags embedded, as
+ski-edgeserver-embedded is. keyserver.yaml is then what ski-keyserver -h shows of
+
+  hsm: {keys: [{uri: "pkcs11:token=T?module-path=/usr/lib/m.so&pin-source=file:pin"}]}
+  policy: policy.yaml
+  # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, rsa_workers,
+  # max_in_flight
+
+and its policy knows this edge server as one with
+
+  edges: [{name: edge-1, uri: ["tlsski:embedded"]}]
+
+-check shows what it grants. On SIGHUP the audit log is opened anew if the file was
+moved away, and the policy is read again, as it is when it changes.
 
 On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A
 second signal ends it at once.
@@ -106,7 +124,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, err)
 	}
 	log := cfg.Log.Logger(stderr)
-	srv, clients, err := newServer(cfg, log)
+	var own ownKeyServer
+	if cfg.KeyServer.Embedded {
+		if own, err = openEmbedded(cfg, *check, log); err != nil {
+			return fail(stderr, err)
+		}
+		defer own.close()
+	}
+	srv, clients, err := newServer(cfg, own, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
@@ -114,6 +139,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if *check {
 		defer srv.Close()
 		summary(stdout, *file, cfg, srv.Sites())
+		if own != nil {
+			own.summary(stdout, srv.Sites())
+		}
 		return 0
 	}
 	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(cfg.KeyServer.Endpoints(), ","), "sites", len(cfg.Sites))
@@ -140,8 +168,13 @@ func (all keyServers) Close() {
 	}
 }
 
-// newServer makes the edge server and its clients of the key servers.
-func newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, keyServers, error) {
+// newServer makes the edge server and its clients of the key servers, of which
+// it needs none where it has its own.
+func newServer(cfg edgeserver.Config, own ownKeyServer, log *slog.Logger) (*edgeserver.Server, keyServers, error) {
+	if own != nil {
+		srv, err := edgeserver.New(cfg, own, log)
+		return srv, nil, err
+	}
 	cc := skiurl.Config{ServerName: cfg.KeyServer.ServerName, Logger: log}
 	var err error
 	if cfg.KeyServer.PSK != "" {

@@ -2,19 +2,15 @@ package main
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/keyserver"
-	"github.com/tlsski/tlsski/ski"
 )
 
 // tryOut finds what only putting the parts together shows: it makes the
@@ -61,9 +57,7 @@ func (p *parts) summary(out io.Writer, file string) error {
 	if p.psks != nil {
 		row("psk", fmt.Sprintf("%s, %d keys", p.cfg.PSK, p.psks.Len()))
 	}
-	for _, t := range p.keys.Tokens() {
-		row("token", fmt.Sprintf("%s, serial %s, %d sessions, %s", t.Token, t.Serial, t.Sessions, t.Module))
-	}
+	p.keys.Describe(row)
 	row("audit", p.cfg.Audit.File)
 	for _, one := range p.suspensions.All() {
 		row("suspended", fmt.Sprintf("%s, %s", one.Edge, one))
@@ -74,67 +68,7 @@ func (p *parts) summary(out io.Writer, file string) error {
 	table.Flush()
 
 	fmt.Fprintln(w)
-	row("EDGE", "KEY", "TYPE", "METHODS", "PROTOCOLS", "ALGORITHMS", "SERVER NAMES", "NETWORKS", "VALID", "LEGACY")
-	rights := p.policy.Rights()
-	for _, r := range rights {
-		_, pub, _ := p.keys.Store.Lookup(r.Key)
-		row(r.Edge, r.KeyName, keyType(pub), list(r.Methods, ""), list(r.Protocols, ""), algorithms(r),
-			list(r.ServerNames, "any"), list(texts(r.Networks), "any"), validity(r), list(r.Legacy, "-"))
-	}
-	table.Flush()
-	if len(rights) == 0 {
-		fmt.Fprintln(w, "the policy grants nothing")
-	}
+	keyparts.PrintRights(w, p.policy.Rights(), p.keys.Store)
 	_, err := out.Write(w.Bytes())
 	return err
-}
-
-func list[T ~string](values []T, none string) string {
-	if len(values) == 0 {
-		return none
-	}
-	texts := make([]string, len(values))
-	for i, v := range values {
-		texts[i] = string(v)
-	}
-	return strings.Join(texts, ", ")
-}
-
-func texts[T fmt.Stringer](values []T) []string {
-	all := make([]string, len(values))
-	for i, v := range values {
-		all[i] = v.String()
-	}
-	return all
-}
-
-func algorithms(r keyserver.Right) string {
-	if slices.Equal(r.Methods, []ski.Method{ski.MethodRSA}) {
-		return "-" // Nothing is signed.
-	}
-	return list(r.Algorithms, "any")
-}
-
-func validity(r keyserver.Right) string {
-	from, until := "", ""
-	if !r.NotBefore.IsZero() {
-		from = "from " + r.NotBefore.Format(time.RFC3339)
-	}
-	if !r.NotAfter.IsZero() {
-		until = "until " + r.NotAfter.Format(time.RFC3339)
-	}
-	if from == "" && until == "" {
-		return "always"
-	}
-	return strings.TrimSpace(from + " " + until)
-}
-
-func keyType(pub crypto.PublicKey) string {
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		return "ECDSA " + pub.Params().Name
-	case *rsa.PublicKey:
-		return fmt.Sprintf("RSA %d", pub.N.BitLen())
-	}
-	return "Ed25519"
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tlsski/tlsski/cmd/internal/memory"
 	"github.com/tlsski/tlsski/keyserver"
 )
 
@@ -27,7 +28,7 @@ type sandbox struct {
 func enterSandbox(cfg *keyserver.Config) *sandbox {
 	s := &sandbox{cfg: cfg}
 	if cfg.Sandbox != keyserver.SandboxOff {
-		s.note(closeMemory())
+		s.note(memory.Close())
 	}
 	return s
 }

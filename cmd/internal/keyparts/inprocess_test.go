@@ -1,0 +1,89 @@
+package keyparts
+
+import (
+	"bytes"
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// held is a Handler that has each request until it is told to answer it.
+type held struct {
+	come   chan *ski.Request
+	answer chan *ski.Response
+}
+
+func newHeld() held { return held{make(chan *ski.Request), make(chan *ski.Response)} }
+
+func (h held) ServeSKI(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
+	h.come <- req
+	return <-h.answer
+}
+
+func TestACallerIsNotKeptBeyondItsContext(t *testing.T) {
+	h := newHeld()
+	p := NewInProcess(h, ski.Peer{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	req := &ski.Request{Input: []byte{1, 2, 3}}
+	go func() {
+		_, err := p.RoundTrip(ctx, req)
+		ended <- err
+	}()
+	asked := <-h.come
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	clear(req.Input)
+	require.Equal(t, []byte{1, 2, 3}, asked.Input, "the handler still has its request")
+
+	// It counts until the handler has done with it.
+	_, err := p.RoundTrip(t.Context(), req)
+	require.ErrorIs(t, err, errOverload)
+
+	closed := make(chan error)
+	go func() { closed <- p.Close(t.Context()) }()
+	require.Eventually(t, func() bool {
+		_, err := p.RoundTrip(t.Context(), req)
+		failed := (*ski.TransportError)(nil)
+		require.ErrorAs(t, err, &failed)
+		return failed.Permanent
+	}, 10*time.Second, time.Millisecond)
+	select {
+	case <-closed:
+		require.Fail(t, "closed while the handler has a request")
+	default:
+	}
+	output := []byte("a secret that nobody gets")
+	h.answer <- &ski.Response{Output: output}
+	require.NoError(t, <-closed)
+	require.Equal(t, make([]byte, len(output)), output, "it is cleared")
+}
+
+func TestAnAnswerComesThrough(t *testing.T) {
+	h := newHeld()
+	p := NewInProcess(h, ski.Peer{}, 1)
+	go func() {
+		<-h.come
+		h.answer <- &ski.Response{Output: []byte("output")}
+	}()
+	resp, err := p.RoundTrip(t.Context(), new(ski.Request))
+	require.NoError(t, err)
+	require.True(t, bytes.Equal([]byte("output"), resp.Output))
+	require.NoError(t, p.Close(t.Context()))
+}
+
+func TestCloseDoesNotWaitForEver(t *testing.T) {
+	h := newHeld()
+	p := NewInProcess(h, ski.Peer{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { _, _ = p.RoundTrip(ctx, new(ski.Request)) }()
+	<-h.come
+	cancel()
+	require.ErrorIs(t, p.Close(ctx), context.Canceled)
+	h.answer <- nil
+	<-p.ended
+}

@@ -1,0 +1,209 @@
+//go:build embedded
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/tlsski/tlsski/cmd/internal/keyparts"
+	"github.com/tlsski/tlsski/cmd/internal/memory"
+	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
+)
+
+// embedded is the key server of this process, whole: keys, policy, limits,
+// detectors and audit log are as those of ski-keyserver.
+type embedded struct {
+	*keyparts.InProcess
+	file   string
+	cfg    *keyserver.Config
+	keys   *keyparts.Keys
+	policy *keyserver.Policy
+	audit  *keyserver.AuditLog
+	server *keyserver.Server
+	log    *slog.Logger
+
+	unwatch  context.CancelFunc
+	watching sync.WaitGroup
+}
+
+// endTimeout bounds how long the requests of handshakes that have ended may keep
+// the process.
+const endTimeout = time.Second
+
+// openEmbedded opens what cfg.Embedded names, logs in to the tokens, and watches
+// the policy. For a check it makes no audit log and watches nothing. On
+// success, close must be called.
+func openEmbedded(cfg edgeserver.Config, check bool, log *slog.Logger) (_ ownKeyServer, err error) {
+	e := &embedded{file: cfg.Embedded, log: log.With("keyserver", "embedded"), unwatch: func() {}}
+	if e.cfg, err = keyserver.LoadEmbeddedConfig(e.file); err != nil {
+		return nil, err
+	}
+	// Before the first key and the PIN are read.
+	if inForce, err := memory.Close(); err != nil {
+		e.log.Warn("the memory is open to other processes", "error", err)
+	} else if !check {
+		e.log.Info("sandbox", "in_force", inForce)
+	}
+	if e.keys, err = keyparts.OpenKeys(e.cfg, e.log); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			e.closeKeys()
+		}
+	}()
+	if err = e.newServer(check); err != nil {
+		return nil, err
+	}
+	if !check {
+		for _, warning := range e.warnings() {
+			e.log.Warn("unsafe choice", "what", warning)
+		}
+		e.watch()
+	}
+	return e, nil
+}
+
+// newServer makes the server of the keys.
+func (e *embedded) newServer(check bool) (err error) {
+	if e.policy, err = keyserver.LoadPolicy(e.cfg.Policy, e.keys.Store); err != nil {
+		return err
+	}
+	if !e.policy.Knows(keyserver.EmbeddedPeer()) {
+		return fmt.Errorf("%s: it knows no edge with uri: [%q], so that the embedded key server would deny everything",
+			e.cfg.Policy, keyserver.EmbeddedURI)
+	}
+	options := keyserver.Options{
+		Keys:          e.keys.Store,
+		Policy:        e.policy,
+		AuditRequired: e.cfg.Audit.Required,
+		RSAFailure:    e.cfg.RSAFailure,
+		RSAWorkers:    int(e.cfg.RSAWorkers),
+		MaxInFlight:   int(e.cfg.MaxInFlight),
+		Logger:        e.log,
+	}
+	if check { // The summary has what there is to say.
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	if options.RSAFailureSecret, err = e.cfg.RSAFailureSecret(); err != nil {
+		return err
+	}
+	if options.StateKey, err = e.cfg.StateKey(); err != nil {
+		return err
+	}
+	if e.audit, err = e.openAudit(check); err != nil {
+		return err
+	}
+	options.Audit = e.audit
+	if e.server, err = keyserver.New(options); err != nil {
+		_ = e.audit.Close()
+		return err
+	}
+	// Beyond its own limit the server answers, and audits, that it is overloaded.
+	e.InProcess = keyparts.NewInProcess(e.server, keyserver.EmbeddedPeer(), 2*options.MaxInFlight)
+	return nil
+}
+
+func (e *embedded) openAudit(check bool) (*keyserver.AuditLog, error) {
+	o, err := keyparts.LoadAudit(e.cfg, e.keys.Store)
+	if err != nil {
+		return nil, err
+	}
+	if check {
+		return keyserver.NewAuditLog(io.Discard), keyserver.CheckAuditLog(e.cfg.Audit.File)
+	}
+	// A reader of standard output that has gone is an error of the write, not
+	// the end of the process.
+	signal.Ignore(syscall.SIGPIPE)
+	o.Logger = e.log
+	return keyserver.OpenAuditLog(o)
+}
+
+// watch reads the policy again when its file changes; on SIGHUP too, after the
+// audit log was opened anew where its file was moved away.
+func (e *embedded) watch() {
+	ctx, cancel := context.WithCancel(context.Background())
+	e.unwatch = cancel
+	policy := keyserver.NewPolicyReloader(e.cfg.Policy, e.server)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	e.watching.Go(func() {
+		if err := policy.Watch(ctx); err != nil {
+			e.log.Warn("the policy is read again with SIGHUP alone", "error", err)
+		}
+	})
+	e.watching.Go(func() {
+		defer signal.Stop(hangups)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+				if err := e.audit.Reopen(); err != nil {
+					e.log.Error("reload", "error", err)
+				}
+				_ = policy.Reload() // which logs by itself
+			}
+		}
+	})
+}
+
+// close waits for what is under way, then ends the audit log, and then logs out
+// of the tokens.
+func (e *embedded) close() {
+	e.unwatch()
+	e.watching.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	if err := e.Close(ctx); err != nil {
+		e.log.Error("requests of the embedded key server have not ended", "error", err)
+	}
+	keyparts.CloseAudit(e.server, e.audit, e.log)
+	e.closeKeys()
+}
+
+func (e *embedded) closeKeys() {
+	if err := e.keys.Close(); err != nil {
+		e.log.Error("the tokens were not closed", "error", err)
+	}
+}
+
+// warnings returns what the operator should know of.
+func (e *embedded) warnings() []string {
+	warnings := append(e.cfg.Warnings(), e.keys.Warnings()...)
+	warnings = append(warnings, e.policy.Warnings(time.Now())...)
+	if e.cfg.Keys != "" {
+		warnings = append(warnings, "keys: these private keys are in files and in the memory of the edge server, for whoever takes it over: "+
+			"put them on a token, or on a key server of its own")
+	}
+	return warnings
+}
+
+func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
+	row := func(cells ...string) { fmt.Fprintf(w, "%-9s  %s\n", cells[0], cells[1]) }
+	row("embedded", e.file)
+	e.keys.Describe(row)
+	row("audit", e.cfg.Audit.File)
+	for _, warning := range e.warnings() {
+		row("warning", warning)
+	}
+	for _, site := range sites {
+		for i, leaf := range site.Leaves {
+			if _, _, ok := e.keys.Store.Lookup(ski.CertificateKeyID(leaf)); !ok {
+				row("warning", site.Certificates[i]+": the embedded key server does not have its private key: handshakes will fail")
+			}
+		}
+	}
+	fmt.Fprintln(w)
+	keyparts.PrintRights(w, e.policy.RightsOf(keyserver.EmbeddedPeer()), e.keys.Store)
+}

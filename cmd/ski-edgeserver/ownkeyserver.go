@@ -1,0 +1,19 @@
+package main
+
+import (
+	"io"
+
+	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/ski"
+)
+
+// ownKeyServer is a key server in this process. Only a program built with the
+// tag 'embedded' can have one: nothing else of this package may import what a
+// key server needs.
+type ownKeyServer interface {
+	ski.Transport
+	// summary prints what -check has found of it.
+	summary(w io.Writer, sites []edgeserver.SiteInfo)
+	// close ends it, when the handshakes have ended.
+	close()
+}
