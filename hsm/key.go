@@ -65,6 +65,16 @@ func (s *session) find(k *privateKey) (*foundKey, error) {
 			return nil, &lostError{errors.New("the token has logged us out")}
 		}
 	}
+	if len(handles) == 0 {
+		// That all keys are gone is the token's fault and not the key's: SoftHSM
+		// forgets them when its folder is away for a moment, until it is started
+		// again.
+		if others, err := s.findAll((&privateKey{}).template()...); err != nil {
+			return nil, err
+		} else if len(others) == 0 {
+			return nil, &lostError{fmt.Errorf("%w, nor is any other", errKeyGone)}
+		}
+	}
 	if len(handles) != 1 {
 		return nil, fmt.Errorf("%w (%d found)", errKeyGone, len(handles))
 	}
