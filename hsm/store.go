@@ -328,11 +328,7 @@ func (s *Store) DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, cipher
 	ciphertext = bytes.Clone(ciphertext) // The call may outlast this one.
 	var raw []byte
 	err := k.token.do(ctx, func(s *session) (err error) {
-		raw, err = k.decryptRaw(s, ciphertext)
-		if gone := ctx.Err(); gone != nil && err == nil { // Nobody waits for it.
-			clear(raw)
-			return gone // The zeros must not be taken for the plaintext.
-		}
+		raw, err = k.decryptInTime(ctx, s, ciphertext)
 		return err
 	})
 	if err != nil {
