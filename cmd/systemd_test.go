@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -36,5 +37,29 @@ func TestTheSystemdUnits(t *testing.T) {
 	}
 	keyServer, err := os.ReadFile("../docs/systemd/ski-keyserver.service")
 	require.NoError(t, err)
+	require.Contains(t, string(keyServer), "\nRestartPreventExitStatus=3\n", "each start is an attempt with a token's PIN")
 	require.Contains(t, string(keyServer), "\nExecReload=/bin/kill -HUP $MAINPID\n")
+}
+
+// The drop-in for tokens, as it stands and with all that is commented out in it.
+func TestTheSystemdDropInForTokens(t *testing.T) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	unit, err := os.ReadFile("../docs/systemd/ski-keyserver.service")
+	require.NoError(t, err)
+	dropIn, err := os.ReadFile("../docs/systemd/ski-keyserver.service.d/hsm.conf")
+	require.NoError(t, err)
+	verify := func(dropIn string) string {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "ski-keyserver.service")
+		require.NoError(t, os.Mkdir(file+".d", 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(strings.ReplaceAll(string(unit), "ExecStart=/usr/local/bin/ski-keyserver", "ExecStart="+self)), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(file+".d", "hsm.conf"), []byte(dropIn), 0o644))
+		out, err := exec.Command("systemd-analyze", "verify", "--man=no", file).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	require.Empty(t, verify(string(dropIn)))
+	require.Empty(t, verify(regexp.MustCompile(`(?m)^#([A-Z][A-Za-z]+=)`).ReplaceAllString(string(dropIn), "$1")))
+	require.Contains(t, verify(string(dropIn)+"NoSuchThing=1\n"), "NoSuchThing", "it is read")
 }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -99,23 +101,29 @@ type Stats struct {
 	// Module, Token and Serial say which.
 	Module, Token, Serial string
 	// Sessions is how many there can be, Open how many there are, Busy how many
-	// are in a call to the token, and Stuck how many are in one that nobody
-	// waits for any more. Waiting is how many requests wait for a session.
+	// are in a call to the token, and Stuck how many of the busy ones are in one
+	// that nobody waits for any more. Waiting is how many requests wait for a
+	// session.
 	Sessions, Open, Busy, Stuck, Waiting int
 	// Err is why the token cannot be used at present, or nil.
 	Err error
 }
 
+// ErrPIN is in the error of a token that does not take the PIN. Each further
+// attempt, by another start too, brings a token closer to locking itself.
+var ErrPIN = errors.New("does not take the PIN")
+
 // errNoKey is for a caller that has not asked Lookup.
 var errNoKey = errors.New("the key store has no such key")
 
 // checkName keeps the name of a key apart from the other two ways in which a
-// policy speaks of keys.
+// policy speaks of keys, and what no policy, log or metric can show out of them:
+// a CKA_LABEL is what whoever made the key has put there.
 func checkName(name string) error {
 	switch _, err := ski.ParseKeyID(name); {
 	case err == nil:
 		return fmt.Errorf("the name %q looks like a fingerprint: choose another", name)
-	case name == "", strings.Contains(name, "*"):
+	case name == "", strings.Contains(name, "*"), !utf8.ValidString(name), strings.ContainsFunc(name, unicode.IsControl):
 		return fmt.Errorf("a key cannot have the name %q: choose another", name)
 	}
 	return nil

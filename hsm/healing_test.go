@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/rsa"
 	"fmt"
 	"log/slog"
@@ -219,7 +220,7 @@ func TestAWrongPINIsNeverTriedAgain(t *testing.T) {
 	f.set(&fault{calls: []string{"Login"}, err: pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)})
 	require.NoError(t, f.real[0].CloseAllSessions(token.slot(t, f)))
 	for range 50 {
-		require.ErrorContains(t, signs(t, store, key.ID), "does not take the PIN")
+		require.ErrorIs(t, signs(t, store, key.ID), ErrPIN)
 	}
 	assert.Equal(t, 2, f.counted("Login"))
 	f.set() // It stays so, also where the PIN is right again.
@@ -357,6 +358,44 @@ func TestAStoreClosesWhileACallHangs(t *testing.T) {
 	close(hang)
 	tok.workers.Wait()
 	require.NoError(t, mod.release(t.Context())) // for the tests that follow
+}
+
+// A scrape of the metrics, or a request, may come after the end.
+func TestAClosedStoreCanBeAsked(t *testing.T) {
+	token := newSoftHSM(t, "site-keys")[0]
+	key := token.generate(t, "ec", "ec-p256", Template{Sign: true})
+	store := openStore(t, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 2})
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 1000 {
+				assert.Len(t, store.Stats(), 1)
+			}
+		})
+		all.Go(func() { assert.NoError(t, store.Close()) })
+	}
+	all.Wait()
+	assert.Zero(t, store.Stats()[0].Open)
+	assert.ErrorIs(t, signs(t, store, key.ID), errClosed)
+}
+
+// What is decrypted when nobody waits for it any more is cleared. It must not
+// come out as a plaintext of zeros where the caller is still there to see it.
+func TestALateDecryptionIsAnError(t *testing.T) {
+	token := newSoftHSM(t, "site-keys")[0]
+	key := token.generate(t, "rsa", "rsa-2048", Template{Decrypt: true})
+	store := openStore(t, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 1})
+	//lint:ignore SA1019 It is what TLS clients do.
+	ciphertext, err := rsa.EncryptPKCS1v15(rand.Reader, key.Public.(*rsa.PublicKey), random(ski.PreMasterSecretLen))
+	require.NoError(t, err)
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = store.tokens[0].do(t.Context(), func(s *session) error {
+		raw, err := store.keys[key.ID].decryptInTime(late, s, ciphertext)
+		assert.Empty(t, raw)
+		return err
+	})
+	assert.ErrorIs(t, err, context.Canceled)
 }
 
 // A wrong RSA signature would give the key away; it does not leave the store.

@@ -4,6 +4,7 @@ package hsm
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -63,6 +64,16 @@ func (s *session) find(k *privateKey) (*foundKey, error) {
 		// Who is logged out does not see private keys.
 		if loggedIn, err := s.loggedIn(); err != nil || !loggedIn {
 			return nil, &lostError{errors.New("the token has logged us out")}
+		}
+	}
+	if len(handles) == 0 {
+		// That all keys are gone is the token's fault and not the key's: SoftHSM
+		// forgets them when its folder is away for a moment, until it is started
+		// again.
+		if others, err := s.findAll((&privateKey{}).template()...); err != nil {
+			return nil, err
+		} else if len(others) == 0 {
+			return nil, &lostError{fmt.Errorf("%w, nor is any other", errKeyGone)}
 		}
 	}
 	if len(handles) != 1 {
@@ -241,6 +252,18 @@ func (k *privateKey) decryptRaw(s *session, ciphertext []byte) ([]byte, error) {
 		return nil, fmt.Errorf("C_Decrypt: %w", err)
 	}
 	return raw, nil
+}
+
+// decryptInTime is decryptRaw for somebody who waits as long as ctx allows. What
+// comes later is cleared, and an error: the caller may still be there, and must
+// not take the zeros for a plaintext.
+func (k *privateKey) decryptInTime(ctx context.Context, s *session, ciphertext []byte) ([]byte, error) {
+	raw, err := k.decryptRaw(s, ciphertext)
+	if err == nil && ctx.Err() != nil {
+		clear(raw)
+		return nil, ctx.Err()
+	}
+	return raw, err
 }
 
 var errMisfit = errors.New("its public half does not fit: the token's public key or certificate with the same id, or the PEM file, is of another key")

@@ -43,7 +43,7 @@ func newTarget(cfg *Config, key Key) (*target, error) {
 	t := &target{key: key, uri: uri}
 	switch {
 	case uri.ModulePath == "":
-		return nil, fmt.Errorf("%s: it has no module-path: say which PKCS #11 module to load", uri)
+		return nil, fmt.Errorf("%s: it has no module-path: say after a \"?\" which PKCS #11 module to load", redact(key.URI))
 	case uri.Type != "" && uri.Type != "private":
 		return nil, fmt.Errorf("%s: it names no private key: type is private, or not there", uri)
 	case key.Name != "" && !t.one():
@@ -68,8 +68,8 @@ func redact(uri string) string {
 	if len(path) > 200 {
 		path = path[:200] + "..."
 	}
-	if strings.Contains(path, "pin-value") { // on the wrong side
-		return "pkcs11:..."
+	if i := strings.Index(strings.ToLower(path), "pin"); i >= 0 { // on the wrong side, however it is misspelt
+		path = path[:i] + "..."
 	}
 	if ok {
 		path += "?..."

@@ -59,10 +59,16 @@ func loadModule(file string) (module, error) {
 // module (PKCS #11, "C_Initialize"), however many stores there are.
 type sharedModule struct {
 	module
-	file  string       // the real path
-	users int          // guarded by modules
-	ours  atomic.Bool  // C_Finalize is for who has called C_Initialize
-	up    atomic.Int32 // sessions there are, with all its tokens
+	file  string // the real path
+	users int    // guarded by modules
+
+	// starting is held while the module is loaded or ended, which may hang. It
+	// guards module and loaded.
+	starting sync.Mutex
+	loaded   bool
+
+	ours atomic.Bool  // C_Finalize is for who has called C_Initialize
+	up   atomic.Int32 // sessions there are, with all its tokens
 
 	// A call holds calls for reading. It is held for writing while the module
 	// is not initialized, and only tried for: a call may hang.
@@ -88,22 +94,39 @@ func acquireModule(file string, load loader) (*sharedModule, error) {
 		return nil, errors.New("it is not a regular file")
 	}
 	modules.Lock()
-	defer modules.Unlock()
-	if m := modules.byFile[file]; m != nil {
-		m.users++
+	m := modules.byFile[file]
+	if m == nil {
+		m = &sharedModule{file: file}
+		modules.byFile[file] = m
+	}
+	m.users++
+	modules.Unlock()
+
+	m.starting.Lock()
+	defer m.starting.Unlock()
+	if m.loaded {
 		return m, nil
 	}
-	raw, err := load(file)
-	if err != nil {
+	if err := m.start(load); err != nil {
+		m.last()
+		m.tidy()
 		return nil, err
 	}
-	m := &sharedModule{module: raw, file: file, users: 1}
+	m.loaded = true
+	return m, nil
+}
+
+func (m *sharedModule) start(load loader) error {
+	raw, err := load(m.file)
+	if err != nil {
+		return err
+	}
+	m.module = raw
 	if err := m.initialize(); err != nil {
 		raw.Destroy()
-		return nil, fmt.Errorf("C_Initialize: %w", err)
+		return fmt.Errorf("C_Initialize: %w", err)
 	}
-	modules.byFile[file] = m
-	return m, nil
+	return nil
 }
 
 func (m *sharedModule) initialize() error {
@@ -147,20 +170,45 @@ func (m *sharedModule) release(ctx context.Context) error {
 			return fmt.Errorf("%s: a call to the module does not return: it stays loaded", m.file)
 		}
 	}
+	return within(ctx, m.end)
+}
+
+// end ends the module for good, unless somebody has come meanwhile. The caller
+// has locked calls, which it unlocks.
+func (m *sharedModule) end() error {
 	defer m.calls.Unlock()
-	modules.Lock()
-	defer modules.Unlock()
-	if m.users--; m.users > 0 { // Somebody has come meanwhile.
+	m.starting.Lock()
+	defer m.starting.Unlock()
+	if !m.last() {
 		return nil
 	}
-	delete(modules.byFile, m.file)
-	if m.ours.Load() {
+	// Who comes now finds it in the map, waits for starting, and loads it anew.
+	m.loaded = false
+	defer m.tidy()
+	if m.ours.Swap(false) {
 		if err := m.Finalize(); err != nil {
 			return fmt.Errorf("%s: C_Finalize: %w", m.file, err)
 		}
 	}
 	m.Destroy()
 	return nil
+}
+
+// last takes one from the users, and reports whether nobody is left.
+func (m *sharedModule) last() bool {
+	modules.Lock()
+	defer modules.Unlock()
+	m.users--
+	return m.users == 0
+}
+
+// tidy forgets a module that has ended and that nobody waits for.
+func (m *sharedModule) tidy() {
+	modules.Lock()
+	defer modules.Unlock()
+	if m.users == 0 {
+		delete(modules.byFile, m.file)
+	}
 }
 
 // leave takes one from the users, unless it is the last.

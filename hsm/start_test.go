@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -174,6 +175,8 @@ func TestMistakesAtTheStart(t *testing.T) {
 		"nothing":          {Config{}, "no PKCS #11 URI is given", 0},
 		"no URI":           {one("softhsm"), `does not begin with "pkcs11:"`, 0},
 		"PIN in the path":  {one("pkcs11:token=a;pin-value=" + userPIN), "belongs after", 0},
+		"PIN, misspelt":    {one("pkcs11:token=a;PIN_Value=" + userPIN), "is not known", 0},
+		"PIN after a &":    {one("pkcs11:token=a&pin-value=" + userPIN), "it has no module-path", 0},
 		"bad PIN":          {one("pkcs11:token=a?pin-value=" + userPIN + "%zz"), "hexadecimal", 0},
 		"no module":        {one("pkcs11:token=a"), "it has no module-path", 0},
 		"missing module":   {one("pkcs11:token=a?module-path=/none.so"), "the module cannot be loaded: lstat /none.so: no such file", 0},
@@ -198,6 +201,8 @@ func TestMistakesAtTheStart(t *testing.T) {
 		"name for all":     {Config{Keys: []Key{{URI: token.uri(""), Name: "x"}}}, "cannot all be called", 0},
 		"bad name":         {Config{Keys: []Key{{URI: token.uri(";object=good"), Name: "*"}}}, `a key cannot have the name "*"`, 1},
 		"bad label":        {one(broken.uri(";id=%08")), `a key cannot have the name "www.*": choose another`, 1},
+		"control in name":  {Config{Keys: []Key{{URI: token.uri(";object=good"), Name: "a\nb"}}}, `a key cannot have the name "a\nb"`, 1},
+		"Latin-1 name":     {Config{Keys: []Key{{URI: token.uri(";object=good"), Name: "K\xf6ln"}}}, `a key cannot have the name "K\xf6ln"`, 1},
 		"fingerprint":      {Config{Keys: []Key{{URI: token.uri(";object=good"), Name: strings.Repeat("0", 64)}}}, "looks like a fingerprint", 1},
 		"one id":           {one(broken.uri(";object=one")), `the key "one" (id 01): 2 private keys of the token have this id`, 1},
 		"one label":        {one(broken.uri(";object=label")), "the URI fits 2 private keys", 1},
@@ -371,6 +376,43 @@ func TestAStartThatHangsEnds(t *testing.T) {
 		<-closed
 		cancel()
 	}
+}
+
+// A module that hangs while it is loaded keeps neither the modules beside it
+// from being closed nor others from being loaded.
+func TestAModuleThatDoesNotStartHoldsUpNobodyElse(t *testing.T) {
+	token := newSoftHSM(t, "site-keys")[0]
+	token.generate(t, "ec", "ec-p256", Template{Sign: true})
+	other := filepath.Join(t.TempDir(), "other.so")
+	require.NoError(t, os.WriteFile(other, nil, 0o600))
+	hang, hung := make(chan struct{}), make(chan struct{})
+	load := func(file string) (module, error) {
+		if file != other {
+			return loadModule(file)
+		}
+		defer close(hung)
+		<-hang
+		return nil, errors.New("no module")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := open(ctx, Config{Keys: []Key{
+			{URI: token.uri("")}, {URI: "pkcs11:token=a?module-path=" + other},
+		}}, load, false)
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorContains(t, err, other)
+		openStore(t, Config{Keys: []Key{{URI: token.uri("")}}})
+	case <-time.After(patience):
+		t.Error("the start does not end")
+	}
+	close(hang)
+	<-hung
 }
 
 func TestListShowsAlsoWhatCannotBeUsed(t *testing.T) {

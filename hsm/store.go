@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"sync"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -29,6 +30,9 @@ type Store struct {
 	keys     map[ski.KeyID]*privateKey
 	all      []*privateKey // in the order of the configuration
 	warnings []string
+
+	closing sync.Once
+	closed  error
 }
 
 // Open logs in to the tokens and finds the keys. The error is one line, and
@@ -178,8 +182,14 @@ func (s *Store) warn(format string, args ...any) {
 
 // Close ends the sessions and the modules. It waits a few seconds for calls
 // that are under way; a module that one is stuck in stays loaded, which the
-// error says.
+// error says. A second call returns what the first has. Afterwards all methods
+// can still be called, since a scrape of metrics may outlast the server.
 func (s *Store) Close() error {
+	s.closing.Do(func() { s.closed = s.close() })
+	return s.closed
+}
+
+func (s *Store) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	var errs []error
@@ -189,7 +199,6 @@ func (s *Store) Close() error {
 	for _, m := range s.modules {
 		errs = append(errs, m.release(ctx))
 	}
-	s.tokens, s.modules = nil, nil
 	return errors.Join(errs...)
 }
 
@@ -319,10 +328,7 @@ func (s *Store) DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, cipher
 	ciphertext = bytes.Clone(ciphertext) // The call may outlast this one.
 	var raw []byte
 	err := k.token.do(ctx, func(s *session) (err error) {
-		raw, err = k.decryptRaw(s, ciphertext)
-		if ctx.Err() != nil { // Nobody waits for it.
-			clear(raw)
-		}
+		raw, err = k.decryptInTime(ctx, s, ciphertext)
 		return err
 	})
 	if err != nil {

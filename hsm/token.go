@@ -488,7 +488,7 @@ func (t *token) works(inUse bool) {
 func (t *token) refuse(err error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.refused = fmt.Errorf("%s does not take the PIN (%w): it is not tried again before a restart, since tokens lock themselves: correct the PIN", t, err)
+	t.refused = fmt.Errorf("%s %w (%w): it is not tried again before a restart, since tokens lock themselves: correct the PIN", t, ErrPIN, err)
 	t.log.Error("an HSM does not take the PIN, which is not tried again before a restart", "token", t.label, "serial", t.serial, "error", err)
 	return t.refused
 }

@@ -235,9 +235,7 @@ func (u *URI) setQuery(name, value string) error {
 	case "pin-value":
 		u.pinValue = &value
 	default:
-		if len(name) < 64 && !strings.Contains(name, "=") {
-			return fmt.Errorf("the attribute %s is not known", name)
-		}
+		return fmt.Errorf("the attribute %s is not known", name)
 	}
 	return nil
 }

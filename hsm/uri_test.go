@@ -89,6 +89,7 @@ func TestWrongURIsAreRefused(t *testing.T) {
 		"pkcs11:?pin-value=a&pin-value=b":             "twice",
 		"pkcs11:?token=a":                             "token is not known",
 		"pkcs11:?x-vendor=a":                          "x-vendor is not known",
+		"pkcs11:?" + strings.Repeat("a", 64) + "=1":   "is not known",
 		"pkcs11:?":                                    "",
 		"pkcs11:token=" + strings.Repeat("a", maxURI): "bytes",
 	} {

@@ -1,6 +1,10 @@
 package keyserver
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // TokenState is the state of a token with keys.
 type TokenState struct {
@@ -8,8 +12,8 @@ type TokenState struct {
 	// serial number.
 	Module, Token, Serial string
 	// Sessions is how many there can be, Open how many there are, Busy how many
-	// of them are in a call, and Stuck how many are in one that nobody waits for
-	// any more. Waiting is how many operations wait for one.
+	// of them are in a call, and Stuck how many of the busy ones are in one that
+	// nobody waits for any more. Waiting is how many operations wait for one.
 	Sessions, Open, Busy, Stuck, Waiting int
 	// Err is why the token cannot be used now, or nil.
 	Err error
@@ -25,7 +29,7 @@ func TokenMetrics(states func() []TokenState) prometheus.Collector {
 		states:   states,
 		up:       desc("up", "1 if the token can be used, 0 if not."),
 		limit:    desc("sessions_limit", "Sessions that there can be with the token."),
-		sessions: desc("sessions", "Sessions with the token: idle, busy in a call, or stuck in one that nobody waits for.", "state"),
+		sessions: desc("sessions", "Sessions with the token: idle, busy in a call that somebody waits for, or stuck in one that nobody does.", "state"),
 		waiting:  desc("waiting", "Operations that wait for a session with the token."),
 	}
 }
@@ -45,6 +49,11 @@ func (m *tokenMetrics) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (m *tokenMetrics) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range m.states() {
+		// What a token is called may be no UTF-8, which would be the end of the
+		// process here.
+		for _, name := range []*string{&s.Module, &s.Token, &s.Serial} {
+			*name = strings.ToValidUTF8(*name, "\uFFFD")
+		}
 		gauge := func(d *prometheus.Desc, v int, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{s.Module, s.Token, s.Serial}, labels...)...)
 		}
@@ -54,8 +63,8 @@ func (m *tokenMetrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(m.up, up)
 		gauge(m.limit, s.Sessions)
-		gauge(m.sessions, s.Open-s.Busy-s.Stuck, "idle")
-		gauge(m.sessions, s.Busy, "busy")
+		gauge(m.sessions, max(0, s.Open-s.Busy), "idle")
+		gauge(m.sessions, max(0, s.Busy-s.Stuck), "busy")
 		gauge(m.sessions, s.Stuck, "stuck")
 		gauge(m.waiting, s.Waiting)
 	}

@@ -17,10 +17,10 @@ func TestMetricsOfTokens(t *testing.T) {
 		}
 	})
 	require.NoError(t, testutil.CollectAndCompare(m, strings.NewReader(`
-# HELP ski_keyserver_token_sessions Sessions with the token: idle, busy in a call, or stuck in one that nobody waits for.
+# HELP ski_keyserver_token_sessions Sessions with the token: idle, busy in a call that somebody waits for, or stuck in one that nobody does.
 # TYPE ski_keyserver_token_sessions gauge
-ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="busy",token="sites"} 2
-ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="idle",token="sites"} 2
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="busy",token="sites"} 1
+ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="idle",token="sites"} 3
 ski_keyserver_token_sessions{module="/lib/hsm.so",serial="1",state="stuck",token="sites"} 1
 ski_keyserver_token_sessions{module="/lib/hsm.so",serial="2",state="busy",token="old"} 0
 ski_keyserver_token_sessions{module="/lib/hsm.so",serial="2",state="idle",token="old"} 0
@@ -38,4 +38,14 @@ ski_keyserver_token_up{module="/lib/hsm.so",serial="2",token="old"} 0
 ski_keyserver_token_waiting{module="/lib/hsm.so",serial="1",token="sites"} 3
 ski_keyserver_token_waiting{module="/lib/hsm.so",serial="2",token="old"} 0
 `)))
+}
+
+// A label is 32 bytes of whatever the token was initialized with.
+func TestMetricsOfATokenWithAnUnreadableLabel(t *testing.T) {
+	m := TokenMetrics(func() []TokenState { return []TokenState{{Module: "m", Token: "K\xf6ln", Serial: "\xff"}} })
+	require.NoError(t, testutil.CollectAndCompare(m, strings.NewReader(`
+# HELP ski_keyserver_token_up 1 if the token can be used, 0 if not.
+# TYPE ski_keyserver_token_up gauge
+ski_keyserver_token_up{module="m",serial="�",token="K�ln"} 1
+`), "ski_keyserver_token_up"))
 }

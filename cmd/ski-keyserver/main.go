@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/tlsski/tlsski/hsm"
 	"github.com/tlsski/tlsski/keyserver"
 )
 
@@ -109,7 +110,9 @@ A policy. What no rule grants is denied.
   #   rsa-failures: {action: alarm, threshold: 20, share: 0.1, window: 1m}
   #   addresses: {action: alarm, threshold: 3, window: 1m}
 
-The exit status is 0 if all is well, 1 if not, and 2 for wrong usage.
+The exit status is 0 if all is well, 1 if not, 2 for wrong usage, and 3 if a
+token does not take its PIN: correct it first, since each start is an attempt
+and tokens lock themselves.
 
 On SIGHUP it opens the audit log anew if the file was moved away, and reads the
 policy and the pre-shared keys again. It also does the latter when a file changes. A policy with a
@@ -123,7 +126,7 @@ func main() {
 }
 
 // run is main with its surroundings as arguments. It returns the exit status:
-// 0, 1 for a failure, 2 for wrong usage.
+// 0, 1 for a failure, 2 for wrong usage, 3 for a wrong PIN.
 func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("ski-keyserver", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -175,8 +178,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return serve(p, box, log, stderr)
 }
 
+// wrongPIN is the exit status that keeps systemd from starting it again
+// (RestartPreventExitStatus): each start would be an attempt, and tokens lock
+// themselves after a few.
+const wrongPIN = 3
+
 func fail(stderr io.Writer, err error) int {
 	fmt.Fprintf(stderr, "ski-keyserver: %v\n", err)
+	if errors.Is(err, hsm.ErrPIN) {
+		return wrongPIN
+	}
 	return 1
 }
 
