@@ -341,3 +341,18 @@ func TestMistakesOfAnEmbeddedKeyServer(t *testing.T) {
 		})
 	}
 }
+
+// Each start is an attempt, and tokens lock themselves: systemd is told not to
+// try again by the exit status.
+func TestAWrongPINOfAnEmbeddedKeyServerHasAnExitStatusOfItsOwn(t *testing.T) {
+	e := newEmbedded(t)
+	e.write("wrong.pin", "99999999")
+	require.NoError(t, os.Chmod(e.at("wrong.pin"), 0o600))
+	config, err := os.ReadFile(e.at("keyserver.yaml"))
+	require.NoError(t, err)
+	e.write("keyserver.yaml", strings.Replace(string(config), e.at("pin"), e.at("wrong.pin"), 1))
+	all, status := e.check("ski-edgeserver-embedded")
+	assert.Equal(t, 3, status, all)
+	assert.Contains(t, all, "does not take the PIN")
+	assert.NotContains(t, all, "99999999")
+}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/cmd/internal/memory"
 	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/hsm"
 	"github.com/tlsski/tlsski/keyserver"
 	"github.com/tlsski/tlsski/ski"
 )
@@ -54,7 +56,9 @@ func openEmbedded(cfg edgeserver.Config, check bool, log *slog.Logger) (_ ownKey
 	} else if !check {
 		e.log.Info("sandbox", "in_force", inForce)
 	}
-	if e.keys, err = keyparts.OpenKeys(e.cfg, e.log); err != nil {
+	if e.keys, err = keyparts.OpenKeys(e.cfg, e.log); errors.Is(err, hsm.ErrPIN) {
+		return nil, pinError{err}
+	} else if err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -207,3 +211,12 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	fmt.Fprintln(w)
 	keyparts.PrintRights(w, e.policy.RightsOf(keyserver.EmbeddedPeer()), e.keys.Store)
 }
+
+// pinError is a token's refusal of its PIN. It has the exit status that
+// ski-keyserver has then, and after which systemd is not to try again.
+type pinError struct{ error }
+
+func (e pinError) Unwrap() error { return e.error }
+
+// ExitStatus is that of the program.
+func (pinError) ExitStatus() int { return 3 }

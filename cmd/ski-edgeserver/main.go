@@ -155,6 +155,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 func fail(stderr io.Writer, err error) int {
 	fmt.Fprintf(stderr, "ski-edgeserver: %v\n", err)
+	status := interface{ ExitStatus() int }(nil)
+	if errors.As(err, &status) {
+		return status.ExitStatus()
+	}
 	return 1
 }
 
