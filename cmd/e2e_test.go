@@ -274,6 +274,10 @@ func TestDemoShowsEveryHandshakeAndFindsNoKeyAtTheEdge(t *testing.T) {
 		"TLS 1.2 TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 split.ecdsa.localhost ECDHE-PMS",
 		"TLS 1.2 TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 split.rsa.localhost ECDHE-PMS",
 		"TLS 1.2 TLS_RSA_WITH_AES_128_GCM_SHA256 split.rsa.localhost RSA",
+		"TLS 1.2 TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 split.ecdsa.localhost ECDHE-PMS",
+		"TLS 1.2 TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 split.rsa.localhost ECDHE-PMS",
+		"TLS 1.2 TLS_RSA_WITH_AES_128_GCM_SHA256 split.rsa.localhost RSA",
+		"the same in the key logs of both ends yes, 14 of 14",
 		"TLS 1.3 TLS_AES_128_GCM_SHA256 ecdsa.localhost ECDHE",
 		"TLS 1.3 TLS_AES_128_GCM_SHA256 rsa.localhost ECDHE",
 	} {
