@@ -101,14 +101,14 @@ func (s *Site) has(p ski.Protocol) bool {
 }
 
 // splitConfig returns what the split engine is to do for the site.
-func (s *site) splitConfig(draftOnly bool, keys *keyLog) *split.Config {
+func (s *site) splitConfig(keys *keyLog) *split.Config {
 	tickets := new(ticketKeys)
 	cfg := &split.Config{
 		StaticRSA:          s.StaticRSA,
 		NextProtos:         []string{"h2", "http/1.1"},
 		LegacyMasterSecret: s.LegacyMasterSecret,
 		KeyServerEphemeral: s.Method == string(ski.MethodECDHEPMS),
-		TLS13:              s.has(ski.TLS13) && !draftOnly,
+		TLS13:              s.has(ski.TLS13) && !s.draft,
 		TicketKeys:         tickets.current,
 		KeyLog:             keys.masterSecret(),
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"net/url"
 
 	"github.com/tlsski/tlsski/ski"
@@ -21,6 +22,8 @@ type Client interface {
 	// Exchange carries an encoded request, however wrong, and returns the
 	// encoded answer.
 	Exchange(ctx context.Context, f ski.Format, body []byte) ([]byte, error)
+	// Endpoint returns the key server's URL, with the address if one is set.
+	Endpoint() string
 	// Close ends the sessions and everything that waits for an answer.
 	Close() error
 }
@@ -37,6 +40,8 @@ type Config struct {
 	// ServerName is the name or address the key server's certificate must
 	// have. Default: the URL's host.
 	ServerName string
+	// Address is where the URL's host is asked. Default: what a look-up says.
+	Address netip.Addr
 	// Logger is the binding's. Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -53,11 +58,13 @@ func NewClient(rawURL string, cfg Config) (Client, error) {
 	switch u.Scheme {
 	case "coaps", "coaps+tcp":
 		return skicoap.NewClient(rawURL, skicoap.ClientConfig{
-			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName, Logger: cfg.Logger,
+			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName,
+			Address: cfg.Address, Logger: cfg.Logger,
 		})
 	case "https":
 		return skihttp.NewClient(rawURL, skihttp.ClientConfig{
-			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName, Logger: cfg.Logger,
+			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName,
+			Address: cfg.Address, Logger: cfg.Logger,
 		})
 	}
 	return nil, fmt.Errorf("%s: the scheme is coaps, coaps+tcp or https", rawURL)
