@@ -39,7 +39,7 @@ type fleet struct {
 // startFleet makes one of what skictl dev leaves behind. lines go into the edge's
 // keyserver.
 func startFleet(t *testing.T, lines string) *fleet {
-	f := &fleet{devSetup: startDev(t), roots: x509.NewCertPool()}
+	f := &fleet{devSetup: startDev(t), edgeLog: "edge/fleet.log", roots: x509.NewCertPool()}
 	ca, err := os.ReadFile(f.endpoints.CA)
 	require.NoError(t, err)
 	f.roots.AppendCertsFromPEM(ca)
@@ -55,7 +55,6 @@ func startFleet(t *testing.T, lines string) *fleet {
 	file := filepath.Join(f.dir, "edge/fleet.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
 	f.edge = exec.Command(filepath.Join(bin, "ski-edgeserver"), "-config", file)
-	f.edgeLog = "edge/fleet.log"
 	log, err := os.Create(filepath.Join(f.dir, f.edgeLog))
 	require.NoError(t, err)
 	defer log.Close()
@@ -118,7 +117,7 @@ func (f *fleet) logged(text string, n int) {
 
 // visit fetches a page over a new connection.
 func (f *fleet) visit(c *tls.Config) (resumed bool, err error) {
-	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	c.RootCAs = f.roots
 	conn, err := (&tls.Dialer{Config: c}).DialContext(ctx, "tcp", f.edgeAt)
@@ -149,25 +148,7 @@ func TestOneOfTwoKeyServersKilledUnderLoadCostsNoHandshake(t *testing.T) {
 	for _, balance := range []string{"failover", "round-robin", "least-latency"} {
 		t.Run(balance, func(t *testing.T) {
 			f := startFleet(t, "  balance: "+balance+"\n  hedge: {max_extra: 0.05}\n")
-			var done atomic.Int64
-			ctx, stop := context.WithCancel(t.Context())
-			var load sync.WaitGroup
-			for _, kind := range append(everyKind(), everyKind()...) {
-				load.Go(func() {
-					for ctx.Err() == nil {
-						if _, err := f.visit(kind.Clone()); assert.NoError(t, err) {
-							done.Add(1)
-						}
-					}
-				})
-			}
-			defer load.Wait()
-			defer stop()
-			more := func(n int64) {
-				t.Helper()
-				want := done.Load() + n
-				require.Eventually(t, func() bool { return done.Load() >= want }, 60*time.Second, 10*time.Millisecond)
-			}
+			more := f.load()
 			more(100)
 			f.kill(0)
 			more(200)
@@ -178,6 +159,42 @@ func TestOneOfTwoKeyServersKilledUnderLoadCostsNoHandshake(t *testing.T) {
 			f.kill(1)
 			more(100)
 		})
+	}
+}
+
+// A key server that hangs, unlike one that is gone, leaves nobody to say that
+// nobody listens.
+func TestOneOfTwoKeyServersThatHangsUnderLoadCostsNoHandshake(t *testing.T) {
+	f := startFleet(t, "")
+	more := f.load()
+	more(50)
+	require.NoError(t, f.keyServers[0].Process.Signal(syscall.SIGSTOP))
+	more(100)
+	require.NoError(t, f.keyServers[0].Process.Signal(syscall.SIGCONT))
+	f.logged(`msg="the key server answers again" keyserver=coaps://`+f.addrs[0], 1)
+	more(50)
+}
+
+// load has clients of each kind do handshakes until the test ends, none of which
+// may fail. It returns what waits for n more.
+func (f *fleet) load() (more func(n int64)) {
+	var done atomic.Int64
+	ctx, stop := context.WithCancel(f.t.Context())
+	var load sync.WaitGroup
+	for _, kind := range append(everyKind(), everyKind()...) {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := f.visit(kind.Clone()); ctx.Err() == nil && assert.NoError(f.t, err, kind.ServerName) {
+					done.Add(1)
+				}
+			}
+		})
+	}
+	f.t.Cleanup(func() { stop(); load.Wait() })
+	return func(n int64) {
+		f.t.Helper()
+		want := done.Load() + n
+		require.Eventually(f.t, func() bool { return done.Load() >= want }, 60*time.Second, 10*time.Millisecond)
 	}
 }
 
