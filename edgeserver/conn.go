@@ -28,7 +28,9 @@ func (c *conn) Read(b []byte) (int, error) {
 		return c.Conn.Read(b)
 	}
 	n := copy(b, c.replay)
-	c.replay = c.replay[n:]
+	if c.replay = c.replay[n:]; len(c.replay) == 0 {
+		c.replay = nil // or its memory would stay as long as the connection
+	}
 	return n, nil
 }
 

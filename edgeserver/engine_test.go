@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -346,6 +348,21 @@ func TestKeyLog(t *testing.T) {
 	assert.ErrorContains(t, err, "key_log: "+open+" can be used by others")
 }
 
+// foreign is a file of another user.
+type foreign struct{ fs.FileInfo }
+
+func (foreign) Sys() any { return &syscall.Stat_t{Uid: uint32(os.Geteuid()) + 1} }
+
+// TestAKeyLogOfAnotherUserIsRefused: who has put it there could read it.
+func TestAKeyLogOfAnotherUserIsRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys.txt")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	info, err := os.Stat(file)
+	require.NoError(t, err)
+	require.NoError(t, checkKeyLog(file, info))
+	assert.ErrorContains(t, checkKeyLog(file, foreign{info}), "belongs to another user")
+}
+
 func TestSplitEngineShutdownFinishesRequests(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		entered, proceed := make(chan struct{}), make(chan struct{})
@@ -445,4 +462,28 @@ func TestListener(t *testing.T) {
 	e.Close()
 	_, err = l.Accept()
 	assert.Error(t, err)
+}
+
+// TestTheProtocolThatWasNegotiatedIsSpoken: a request in HTTP/1.1 on a
+// connection for HTTP/2 is no request of a site.
+func TestTheProtocolThatWasNegotiatedIsSpoken(t *testing.T) {
+	p := newPKI(t)
+	e := start(t, Config{Sites: []Site{
+		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: htdocs(t, "this is a"), Engine: EngineSplit},
+	}}, p.transport())
+	for protocol, status := range map[string]string{"h2": "HTTP/1.1 505 ", "http/1.1": "HTTP/1.1 200 ", "": "HTTP/1.1 200 "} {
+		client := &tls.Config{ServerName: "a.test"}
+		if protocol != "" {
+			client.NextProtos = []string{protocol}
+		}
+		c, err := e.dial(p, client)
+		require.NoError(t, err)
+		assert.Equal(t, protocol, c.ConnectionState().NegotiatedProtocol)
+		_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n")
+		require.NoError(t, err)
+		answer, err := io.ReadAll(c)
+		require.NoError(t, err)
+		assert.Equal(t, status, string(answer[:min(len(answer), len(status))]), protocol)
+		c.Close()
+	}
 }

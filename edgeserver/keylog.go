@@ -3,8 +3,10 @@ package edgeserver
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
+	"syscall"
 )
 
 // keyLog writes the secrets of connections in the format of NSS, which
@@ -21,14 +23,26 @@ func openKeyLog(name string) (*keyLog, error) {
 		return nil, err
 	}
 	info, err := file.Stat()
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		err = fmt.Errorf("%s can be used by others than its owner (mode %04o)", name, info.Mode().Perm())
+	if err == nil {
+		err = checkKeyLog(name, info)
 	}
 	if err != nil {
 		file.Close()
 		return nil, err
 	}
 	return &keyLog{file: file}, nil
+}
+
+// checkKeyLog refuses a file that someone else can read: by its mode, or since
+// it is theirs and was there before.
+func checkKeyLog(name string, info fs.FileInfo) error {
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("%s can be used by others than its owner (mode %04o)", name, mode)
+	}
+	if owner := int(info.Sys().(*syscall.Stat_t).Uid); owner != 0 && owner != os.Geteuid() {
+		return fmt.Errorf("%s belongs to another user (uid %d)", name, owner)
+	}
+	return nil
 }
 
 // Write writes one line, or several.

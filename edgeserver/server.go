@@ -192,6 +192,12 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.TLS == nil { // of an http2Conn
 		r.TLS = &c.state
 	}
+	// net/http sees to it for crypto/tls, but lets HTTP/1.1 pass on an http2Conn.
+	if r.ProtoMajor != 2 && c.state.NegotiatedProtocol == "h2" {
+		w.Header().Set("Connection", "close")
+		http.Error(w, "This connection is for HTTP/2.", http.StatusHTTPVersionNotSupported)
+		return
+	}
 	// A request without a Host, which is one of HTTP/1.0, names no other site.
 	if r.Host != "" && s.sites.findHost(r.Host) != c.site {
 		// RFC 9110, Section 15.5.20: the client takes another connection, whose

@@ -186,6 +186,8 @@ func TestAModuleThatForgotIsInitialized(t *testing.T) {
 	token := newSoftHSM(t, "site-keys")[0]
 	key := token.generate(t, "ec", "ec-p256", Template{Sign: true})
 	store, f := openFaulty(t, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 2})
+	// SoftHSM falls over where another call is in it.
+	eventually(t, "all sessions", func() bool { return store.Stats()[0].Open == 2 })
 	require.NoError(t, f.real[0].Finalize())
 	eventually(t, "healed", func() bool { return signs(t, store, key.ID) == nil })
 }

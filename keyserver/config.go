@@ -71,8 +71,8 @@ type Config struct {
 	// StateKeyFile holds Options.StateKey, in the same way. Default none: a
 	// random one, that no other key server has.
 	StateKeyFile string `yaml:"state_key_file"`
-	// RSAWorkers is how many RSA operations run at once. Default 0: one less
-	// than the processors, and at least 1.
+	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once.
+	// Default 0: one less than the processors, and at least 1.
 	RSAWorkers uint16 `yaml:"rsa_workers"`
 	// MaxInFlight is how many requests are worked on at once. Default 4096.
 	MaxInFlight uint32 `yaml:"max_in_flight"`

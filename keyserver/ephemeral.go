@@ -103,7 +103,11 @@ type ephemeralSigning struct {
 }
 
 func (o *ephemeralSigning) do(ctx context.Context, s *Server) (outcome, error) {
-	private, err := o.curve.GenerateKey(rand.Reader)
+	var private *ecdh.PrivateKey
+	err := inTurn(ctx, s.schedule.turnsOn(o.curve), func() (err error) {
+		private, err = o.curve.GenerateKey(rand.Reader)
+		return err
+	})
 	if err != nil {
 		return outcome{}, fmt.Errorf("making an ephemeral key: %w", err)
 	}
@@ -147,12 +151,18 @@ func parseAgreement(point []byte, first *firstExchange) (operation, error) {
 	return &agreement{first, public}, nil
 }
 
-// do lets a state be used once. A request that comes again because its answer
-// was lost is refused too: the edge has to begin anew.
-func (o *agreement) do(ctx context.Context, s *Server) (outcome, error) {
-	if err := ctx.Err(); err != nil {
-		return outcome{}, err
-	}
+// do lets a state be used once, and only when the operation has its turn. A
+// request that comes again because its answer was lost is refused too: the edge
+// has to begin anew.
+func (o *agreement) do(ctx context.Context, s *Server) (out outcome, err error) {
+	err = inTurn(ctx, s.schedule.turnsOn(o.first.private.Curve()), func() (err error) {
+		out, err = o.agree(ctx, s)
+		return err
+	})
+	return out, err
+}
+
+func (o *agreement) agree(ctx context.Context, s *Server) (outcome, error) {
 	now := time.Now()
 	switch {
 	case now.After(o.first.expires):

@@ -79,7 +79,7 @@ func NewMetrics(version string) *Metrics {
 			ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 		}),
 		inFlight:   desc("in_flight", "Requests that are worked on."),
-		rsaWaiting: desc("rsa_waiting", "RSA operations that wait for a processor."),
+		rsaWaiting: desc("rsa_waiting", "Operations with RSA, P-384 and P-521 that wait for a processor."),
 		sessions:   desc("sessions", "Live sessions of edge servers."),
 		detections: desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
 	}

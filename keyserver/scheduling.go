@@ -2,6 +2,9 @@ package keyserver
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rsa"
 	"runtime"
 	"sync"
@@ -28,15 +31,15 @@ const maxQueue = DefaultMaxInFlight / 4
 const patience = 2 * time.Second
 
 // scheduler bounds the work that is done at once. Operations have two classes
-// of cost. The cheap ones, on elliptic curves, take less time than it takes to
-// hand them over, and run where they are. RSA operations take thirty times as
-// long, and run on a bounded number of goroutines, so that they leave a
-// processor for the others; and a bounded number of them waits. What a device
-// does waits for that device alone.
+// of cost. The cheap ones, on P-256 and the curves of RFC 7748, take less time
+// than it takes to hand them over, and run where they are. RSA operations take
+// thirty times as long, those on P-384 and P-521 ten to forty times: a bounded
+// number of them runs, so that they leave a processor for the others, and a
+// bounded number waits. What a device does waits for that device alone.
 type scheduler struct {
 	maxInFlight int64
 	inFlight    atomic.Int64
-	rsa         *turns
+	rsa         *turns   // and of the slow curves
 	devices     sync.Map // of *turns, by place
 	patience    time.Duration
 }
@@ -88,12 +91,25 @@ func withEdge(ctx context.Context, name string) context.Context {
 	return context.WithValue(ctx, edgeKey{}, name)
 }
 
-// private runs an operation with a private key. The RSA ones, and all that a
-// device does, wait for their turn, which they have by edge (withEdge). Where
-// ctx ends before that, the operation is not done, and the error is that of
-// ctx; where too many wait, or for too long, it is errOverloaded.
+// private runs an operation with a private key. The slow ones, and all that a
+// device does, wait for their turn. The error is that of inTurn.
 func (s *scheduler) private(ctx context.Context, k key, operation func(context.Context) error) error {
-	if t := s.turnsFor(k); t != nil {
+	return inTurn(ctx, s.turnsFor(k), func() error {
+		if k.device == nil {
+			return operation(ctx)
+		}
+		limited, cancel := context.WithTimeout(ctx, s.patience)
+		defer cancel()
+		return operation(limited)
+	})
+}
+
+// inTurn runs an operation when it has its turn, which it has by edge
+// (withEdge), or at once where t is nil. Where ctx ends before that, the
+// operation is not done, and the error is that of ctx; where too many wait, or
+// for too long, it is errOverloaded.
+func inTurn(ctx context.Context, t *turns, operation func() error) error {
+	if t != nil {
 		edge, _ := ctx.Value(edgeKey{}).(string)
 		if err := t.begin(ctx, edge); err != nil {
 			return err
@@ -103,15 +119,10 @@ func (s *scheduler) private(ctx context.Context, k key, operation func(context.C
 	if err := ctx.Err(); err != nil { // A turn and the end of ctx can come together.
 		return err
 	}
-	if k.device == nil {
-		return operation(ctx)
-	}
-	limited, cancel := context.WithTimeout(ctx, s.patience)
-	defer cancel()
-	return operation(limited)
+	return operation()
 }
 
-// turnsFor returns nil for an operation that is done at once.
+// turnsFor returns nil for a key whose operations are done at once.
 func (s *scheduler) turnsFor(k key) *turns {
 	if k.device != nil {
 		t, ok := s.devices.Load(k.at)
@@ -120,8 +131,21 @@ func (s *scheduler) turnsFor(k key) *turns {
 		}
 		return t.(*turns)
 	}
-	if _, slow := k.public.(*rsa.PublicKey); slow {
+	switch pub := k.public.(type) {
+	case *rsa.PublicKey:
 		return s.rsa
+	case *ecdsa.PublicKey:
+		if pub.Curve != elliptic.P256() {
+			return s.rsa
+		}
 	}
 	return nil
+}
+
+// turnsOn is turnsFor for operations with ephemeral keys on a curve.
+func (s *scheduler) turnsOn(curve ecdh.Curve) *turns {
+	if curve == ecdh.P256() || curve == ecdh.X25519() {
+		return nil
+	}
+	return s.rsa
 }

@@ -39,7 +39,7 @@ type Options struct {
 	// which one may be asked for the second exchange after another was for the
 	// first. nil means a random one of this Server's own.
 	StateKey []byte
-	// RSAWorkers is how many RSA operations run at once. 0 means GOMAXPROCS-1,
+	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once. 0 means GOMAXPROCS-1,
 	// and at least 1.
 	RSAWorkers int
 	// MaxInFlight is how many requests are worked on at once. More are answered

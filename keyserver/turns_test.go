@@ -2,12 +2,16 @@ package keyserver
 
 import (
 	"context"
+	"crypto/tls"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
 )
 
 // queue has operations of edges ask for their turn one after the other, while
@@ -98,4 +102,66 @@ func TestTurnsOfThoseWhoHaveGone(t *testing.T) {
 	require.Equal(t, 1, tu.free)
 	require.Zero(t, tu.waits())
 	require.Empty(t, tu.queues)
+}
+
+// What an edge asks of P-384 and P-521 takes as long as RSA, and has its turns
+// with it: it cannot take the processors from the others.
+func TestSlowCurvesHaveTheirTurns(t *testing.T) {
+	keys := testKeys()
+	slow := func(name string) *ski.Request {
+		r := grantedRequest(keys)
+		r.SPKI = keys.id(name)
+		return r
+	}
+	pms := func(group tls.CurveID) *ski.Request {
+		return &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(p256), Hash: ski.SHA256, Method: ski.MethodECDHEPMS, Group: group, Input: randoms()}
+	}
+	granted := func(o *Options) {
+		p, err := ParsePolicy("policy.yaml", []byte(strings.ReplaceAll(testPolicy, "[ECDHE, RSA]", "[ECDHE, RSA, ECDHE-PMS]")), keys)
+		require.NoError(t, err)
+		p.detectors = detectorRules{}
+		o.Policy = p
+	}
+	s := newTestServer(t, keys, granted, func(o *Options) { o.RSAWorkers = 1 })
+	s.schedule.rsa.patience = time.Millisecond
+	require.NoError(t, s.schedule.rsa.begin(t.Context(), "another")) // the only worker is busy
+	for name, req := range map[string]*ski.Request{
+		"P-384 key": slow(p384), "P-521 key": slow(p521),
+		"P-384 group": pms(tls.CurveP384), "P-521 group": pms(tls.CurveP521),
+	} {
+		resp, rec := s.ask(edgePeer, req)
+		assert.Equal(t, ski.UnspecifiedError, resp.Error, name)
+		assert.Equal(t, "overloaded", rec.Reason, name)
+	}
+	for name, req := range map[string]*ski.Request{
+		"P-256 key": slow(p256), "P-256 group": pms(tls.CurveP256), "X25519 group": pms(tls.X25519),
+	} {
+		resp, _ := s.ask(edgePeer, req)
+		assert.Empty(t, resp.Error, name)
+	}
+}
+
+// A state is not used up by an exchange that does not get its turn.
+func TestAStateOutlastsAnExchangeWithoutATurn(t *testing.T) {
+	keys := testKeys()
+	p, err := ParsePolicy("policy.yaml", []byte(strings.ReplaceAll(testPolicy, "[ECDHE, RSA]", "[ECDHE, RSA, ECDHE-PMS]")), keys)
+	require.NoError(t, err)
+	p.detectors = detectorRules{}
+	s := newTestServer(t, keys, func(o *Options) { o.Policy, o.RSAWorkers = p, 1 })
+	s.schedule.rsa.patience = time.Millisecond
+	first, _ := s.ask(edgePeer, &ski.Request{
+		Protocol: ski.TLS12, SPKI: keys.id(p256), Hash: ski.SHA256, Method: ski.MethodECDHEPMS, Group: tls.CurveP384, Input: randoms(),
+	})
+	require.Empty(t, first.Error)
+	second := &ski.Request{
+		Protocol: ski.TLS12, SPKI: keys.id(p256), Method: ski.MethodECDHEPMS, State: first.State, Input: basePoint(secp384r1),
+	}
+	require.NoError(t, s.schedule.rsa.begin(t.Context(), "another"))
+	resp, rec := s.ask(edgePeer, second)
+	require.Equal(t, ski.UnspecifiedError, resp.Error)
+	require.Equal(t, "overloaded", rec.Reason)
+	s.schedule.rsa.end()
+	resp, _ = s.ask(edgePeer, second)
+	require.Empty(t, resp.Error)
+	require.Len(t, resp.Output, 48)
 }

@@ -67,7 +67,7 @@ the default.
                              # default: derived from each private key
   # state_key_file:          # 32 bytes or more, the same on a whole fleet, seals
                              # what ECDHE-PMS leaves with edges; default: random
-  # rsa_workers: 0           # RSA operations at once; 0: processors less one
+  # rsa_workers: 0           # RSA, P-384, P-521 operations at once; 0: processors less one
   # max_in_flight: 4096
   # shutdown_timeout: 10s    # for requests in flight
   # sandbox: auto            # off, for debuggers: core dumps, and no Landlock

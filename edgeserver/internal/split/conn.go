@@ -185,15 +185,22 @@ func (c *Conn) sendAlert(level uint8, a Alert) error {
 }
 
 // abort tells the client why the connection ends, and returns err. Errors that
-// are not this side's, those of the connection above all, have no alert.
+// are not this side's, those of the connection above all, have no alert. After a
+// fatal alert, whoever sent it, nothing more is written (RFC 5246, Section 7.2).
 func (c *Conn) abort(err error) error {
 	var e *Error
-	if !errors.As(err, &e) {
+	if !errors.As(err, &e) && !errors.As(err, new(tls.AlertError)) {
 		return err
 	}
+	// Before the lock: a Write to a client that does not read holds it, and ends
+	// with that.
+	c.conn.SetWriteDeadline(time.Now().Add(closeTime))
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	c.conn.SetWriteDeadline(time.Now().Add(closeTime))
+	if e == nil {
+		c.writeClosed = true
+		return err
+	}
 	level := uint8(alertFatal)
 	if e.Alert == CloseNotify {
 		level = alertWarning

@@ -212,3 +212,76 @@ func TestNoSiteHasTheName(t *testing.T) {
 	err := tls.Client(theirs, goClient(0, tls.CurveP256)).Handshake()
 	require.ErrorContains(t, err, "unrecognized name")
 }
+
+// TestAFatalAlertOfTheClientEndsWriting (RFC 5246, Section 7.2).
+func TestAFatalAlertOfTheClientEndsWriting(t *testing.T) {
+	server, r := rogueAfterHandshake(t)
+	r.record(recordAlert, []byte{alertFatal, byte(InternalError)})
+	_, err := server.Read(make([]byte, 1))
+	require.ErrorAs(t, err, new(tls.AlertError))
+	_, err = server.Write([]byte("more"))
+	require.ErrorIs(t, err, net.ErrClosed)
+}
+
+// TestAClientThatDoesNotReadCannotKeepReadFromEnding: Write waits for such a
+// client for as long as it likes, Read does not wait for Write.
+func TestAClientThatDoesNotReadCannotKeepReadFromEnding(t *testing.T) {
+	for name, record := range map[string]func(*rogue){
+		"a fault":       func(r *rogue) { r.record(recordHandshake, frame(TypeFinished, make([]byte, 12))) },
+		"a fatal alert": func(r *rogue) { r.record(recordAlert, []byte{alertFatal, byte(InternalError)}) },
+	} {
+		server, r := rogueAfterHandshake(t)
+		writing, written := make(chan struct{}), make(chan error, 1)
+		go func() {
+			close(writing)
+			_, err := server.Write(make([]byte, 64<<20))
+			written <- err
+		}()
+		<-writing
+		require.Eventually(t, func() bool {
+			if server.writeMu.TryLock() {
+				server.writeMu.Unlock()
+				return false
+			}
+			return true
+		}, 10*time.Second, time.Millisecond, name)
+		read := make(chan error, 1)
+		record(r)
+		go func() {
+			_, err := server.Read(make([]byte, 1))
+			read <- err
+		}()
+		for _, ended := range []chan error{read, written} {
+			select {
+			case err := <-ended:
+				require.Error(t, err, name)
+			case <-time.After(30 * time.Second):
+				require.FailNow(t, "it does not end", name)
+			}
+		}
+	}
+}
+
+// rogueAfterHandshake returns both sides of a connection that has been made.
+func rogueAfterHandshake(t *testing.T) (*Conn, *rogue) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	made := make(chan *Conn, 1)
+	go func() {
+		raw, err := l.Accept()
+		if err != nil {
+			close(made)
+			return
+		}
+		c := Server(raw, fixed(ecdsaOnly()))
+		c.Handshake()
+		made <- c
+	}()
+	r := newRogue(t, l.Addr().String(), goodHello(gcm(), tls.X25519), tls.X25519)
+	require.NoError(t, r.handshake())
+	server := <-made
+	require.NotNil(t, server)
+	t.Cleanup(func() { server.Close() })
+	return server, r
+}

@@ -32,5 +32,5 @@
 // PreMasterSecret), RSA (the key server decrypts the PreMasterSecret).
 //
 // Every error that a client causes is an *Error with the alert that RFC 5246 or
-// the extension's own document asks for. The design is docs/design/0005.
+// the extension's own document asks for. The design is docs/design/0008.
 package split

@@ -183,6 +183,18 @@ func TestASessionWithoutExtendedMasterSecret(t *testing.T) {
 	}
 }
 
+// TestASessionDoesNotLoseItsExtendedMasterSecret (RFC 7627, Section 5.3), also
+// where clients without one are served.
+func TestASessionDoesNotLoseItsExtendedMasterSecret(t *testing.T) {
+	cfg := hostileConfig()
+	key := NewTicketKey()
+	cfg.TicketKeys, cfg.LegacyMasterSecret = func() []TicketKey { return []TicketKey{key} }, true
+	h := newHostile(t, cfg)
+	r := resuming(t, h)()
+	r.hello = r.hello.without(extExtendedMasterSecret)
+	h.refuses(r, HandshakeFailure, "the session had one")
+}
+
 // TestAResumptionIsNoWayAroundClientCertificates resumes at a server that has
 // the same ticket keys but wants more of clients.
 func TestAResumptionIsNoWayAroundClientCertificates(t *testing.T) {
