@@ -8,9 +8,6 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-
-	"github.com/tlsski/tlsski/ski"
 )
 
 // Config is what a Server is made from, and the shape of the configuration
@@ -26,6 +23,11 @@ type Config struct {
 	// Embedded is the configuration file of the key server in the same process,
 	// where KeyServer.Embedded says that there is one.
 	Embedded string `yaml:"embedded"`
+	// KeyServers are others, by the names that sites call them by: letters,
+	// digits, - and _. What they leave out of Certificate, Key, CA and PSK, and
+	// Timeout, Balance and Hedge, is as in KeyServer. There are none where that is
+	// Embedded.
+	KeyServers map[string]KeyServer `yaml:"keyservers"`
 	// Sites are the web sites served. At least one.
 	Sites []Site `yaml:"sites"`
 	// ShutdownTimeout is how long requests in flight may take to finish once
@@ -44,78 +46,6 @@ type Config struct {
 	source *source
 }
 
-// KeyServer says how to reach the key server, and as whom. In a file it can
-// also be the one word "embedded".
-type KeyServer struct {
-	// Embedded is for a key server in the process of the edge server. Nothing
-	// else is set then, but Timeout by a program.
-	Embedded bool `yaml:"-"`
-	// URL is the key server's, coaps://HOST[:PORT]/PATH or https://... .
-	URL string `yaml:"url"`
-	// URLs are those of several key servers that hold the same keys, the
-	// preferred first, instead of URL. Their schemes may differ.
-	URLs []string `yaml:"urls"`
-	// Certificate and Key are the PEM files of the edge's own identity on the
-	// SKI channel; they have nothing to do with the sites. Key must be readable
-	// by its owner alone.
-	Certificate string `yaml:"certificate"`
-	Key         string `yaml:"key"`
-	// CA is the PEM file of the authorities that sign key servers'
-	// certificates.
-	CA string `yaml:"ca"`
-	// PSK is a file with one line IDENTITY:HEX, the pre-shared key that the edge
-	// has on the SKI channel instead of Certificate, Key and CA. It must be
-	// readable by its owner alone.
-	PSK string `yaml:"psk"`
-	// ServerName is the name in the key server's certificate. Default: the
-	// URL's host.
-	ServerName string `yaml:"server_name"`
-	// Timeout bounds each question to the key server, with all retries. When
-	// it runs out, the TLS client gets an alert. Default: ski.DefaultTimeout,
-	// 5s.
-	Timeout time.Duration `yaml:"timeout"`
-	// DraftOnly is for a key server that knows only what
-	// draft-cairns-tls-session-key-interface-01 defines: the edge then speaks
-	// TLS 1.2 only and sends no extensions.
-	DraftOnly bool `yaml:"draft_only"`
-	// JavaNames is for the open source key server in Java, and says what its
-	// operator has named the keys there: sha256, the SPKI fingerprint, or sha1,
-	// the site certificate's, in upper case. The edge then is as with DraftOnly,
-	// offers the curve P-256 alone, and has RSA certificates; all URLs are
-	// https://. Default: another key server.
-	JavaNames string `yaml:"java_names"`
-}
-
-// UnmarshalYAML takes the word or the fields.
-func (k *KeyServer) UnmarshalYAML(node ast.Node) error {
-	switch n := node.(type) {
-	case *ast.MappingNode, *ast.MappingValueNode:
-		type fields KeyServer
-		return yaml.NodeToValue(node, (*fields)(k), yaml.Strict())
-	case *ast.StringNode:
-		if k.Embedded = n.Value == embedded; k.Embedded {
-			return nil
-		}
-	}
-	return &yaml.SyntaxError{
-		Message: "keyserver: it is neither a map with the url of a key server nor the word " + embedded,
-		Token:   node.GetToken(),
-	}
-}
-
-const embedded = "embedded"
-
-// Endpoints returns URL or URLs, whichever is there, or the word for neither.
-func (k KeyServer) Endpoints() []string {
-	switch {
-	case k.Embedded:
-		return []string{embedded}
-	case k.URL != "":
-		return []string{k.URL}
-	}
-	return k.URLs
-}
-
 // Site is one web site: the names it has, the certificates that prove them,
 // and where its content comes from.
 type Site struct {
@@ -128,6 +58,9 @@ type Site struct {
 	// supports. Each must cover all Names. A private key in one of the files
 	// is an error.
 	Certificates []string `yaml:"certificates"`
+	// KeyServer is the name in Config.KeyServers of where the private keys are.
+	// Default: those of Config.KeyServer.
+	KeyServer string `yaml:"keyserver"`
 	// StaticRSA offers clients that support nothing better the cipher suites
 	// TLS_RSA_WITH_AES_128_GCM_SHA256 and TLS_RSA_WITH_AES_256_GCM_SHA384.
 	// They have no forward secrecy.
@@ -175,12 +108,7 @@ func (c Config) withDefaults() Config {
 	if len(c.Listen) == 0 {
 		c.Listen = []string{":8443"}
 	}
-	if c.KeyServer.JavaNames != "" {
-		c.KeyServer.DraftOnly = true
-	}
-	if c.KeyServer.Timeout == 0 {
-		c.KeyServer.Timeout = ski.DefaultTimeout
-	}
+	c.KeyServer, c.KeyServers = c.keyServersWithDefaults()
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 10 * time.Second
 	}
@@ -207,7 +135,11 @@ func Load(file string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	if err := src.checkDurations("keyserver.timeout", "shutdown_timeout"); err != nil {
+	durations := []string{"keyserver.timeout", "shutdown_timeout"}
+	for _, name := range src.keys("keyservers") {
+		durations = append(durations, keyServerField(name)+".timeout")
+	}
+	if err := src.checkDurations(durations...); err != nil {
 		return Config{}, err
 	}
 	var c Config
@@ -217,7 +149,7 @@ func Load(file string) (Config, error) {
 	c.source = src
 	c.resolve(filepath.Dir(file))
 	c = c.withDefaults()
-	if err := c.validateKeyServer(); err != nil {
+	if err := c.validateAddresses(); err != nil {
 		return Config{}, err
 	}
 	if err := c.validate(); err != nil {
@@ -233,10 +165,17 @@ func (c *Config) resolve(dir string) {
 			*path = filepath.Join(dir, *path)
 		}
 	}
-	abs(&c.KeyServer.Certificate)
-	abs(&c.KeyServer.Key)
-	abs(&c.KeyServer.CA)
-	abs(&c.KeyServer.PSK)
+	files := func(k *KeyServer) {
+		abs(&k.Certificate)
+		abs(&k.Key)
+		abs(&k.CA)
+		abs(&k.PSK)
+	}
+	files(&c.KeyServer)
+	for name, k := range c.KeyServers {
+		files(&k)
+		c.KeyServers[name] = k
+	}
 	abs(&c.KeyLog)
 	abs(&c.Embedded)
 	for i := range c.Sites {

@@ -101,18 +101,18 @@ func (s *Site) has(p ski.Protocol) bool {
 }
 
 // splitConfig returns what the split engine is to do for the site.
-func (s *site) splitConfig(server *KeyServer, keys *keyLog) *split.Config {
+func (s *site) splitConfig(keys *keyLog) *split.Config {
 	tickets := new(ticketKeys)
 	cfg := &split.Config{
 		StaticRSA:          s.StaticRSA,
 		NextProtos:         []string{"h2", "http/1.1"},
 		LegacyMasterSecret: s.LegacyMasterSecret,
 		KeyServerEphemeral: s.Method == string(ski.MethodECDHEPMS),
-		TLS13:              s.has(ski.TLS13) && !server.DraftOnly,
+		TLS13:              s.has(ski.TLS13) && !s.draft,
 		TicketKeys:         tickets.current,
 		KeyLog:             keys.masterSecret(),
 	}
-	if server.JavaNames != "" {
+	if s.java {
 		cfg.Groups = []tls.CurveID{tls.CurveP256}
 	}
 	for _, chain := range s.chains {

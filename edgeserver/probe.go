@@ -66,13 +66,13 @@ func (s *Server) probe(ctx context.Context, site *site, file string, key ski.Key
 	if site.Method == string(ski.MethodECDHEPMS) {
 		req.Method, req.Group = ski.MethodECDHEPMS, tls.CurveP256
 	}
-	if !s.cfg.KeyServer.DraftOnly && len(site.Names) > 0 && site.Names[0][0] != '*' {
+	if !site.draft && len(site.Names) > 0 && site.Names[0][0] != '*' {
 		req.ServerName = site.Names[0]
 	}
-	if s.cfg.KeyServer.JavaNames != "" {
+	if site.java {
 		req.Input = javaProbe()
 	}
-	resp, err := s.asking.RoundTrip(ctx, req)
+	resp, err := site.asking.RoundTrip(ctx, req)
 	if err == nil && resp.Error != ski.MalformedRequest {
 		err = resp.Err()
 	}

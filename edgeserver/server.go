@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -24,7 +25,6 @@ type Server struct {
 	cfg     Config
 	log     *slog.Logger
 	sites   *sites
-	asking  asking
 	engines engines
 	keys    *keyLog
 	http    *http.Server
@@ -35,12 +35,22 @@ type Server struct {
 }
 
 // New returns the Server for cfg. The operations of the sites' private keys are
-// done over t. It opens the files that cfg names, and neither listens nor asks
+// done over t, those of all sites. It opens the files that cfg names, and neither listens nor asks
 // the key server yet. A nil log means slog.Default().
 //
 // An error is about a field of cfg; it names the field, and its position where
 // cfg comes from Load.
 func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
+	return newServer(cfg, func(string) ski.Transport { return t }, log)
+}
+
+// NewWithKeyServers is New with a Transport for each of the key servers that
+// sites name, the empty name included (Config.UsedKeyServers).
+func NewWithKeyServers(cfg Config, transports map[string]ski.Transport, log *slog.Logger) (*Server, error) {
+	return newServer(cfg, func(name string) ski.Transport { return transports[name] }, log)
+}
+
+func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.Logger) (*Server, error) {
 	if log == nil {
 		log = slog.Default()
 	}
@@ -48,19 +58,19 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{
-		cfg:     cfg,
-		log:     log,
-		asking:  asking{t, cfg.KeyServer.Timeout},
-		timeout: cfg.KeyServer.Timeout + clientTime,
-	}
-	for _, site := range cfg.Sites {
-		if site.Method == string(ski.MethodECDHEPMS) { // It asks twice.
-			s.timeout = 2*cfg.KeyServer.Timeout + clientTime
+	s := &Server{cfg: cfg, log: log}
+	for i, site := range cfg.Sites {
+		if transport(site.KeyServer) == nil {
+			return nil, cfg.errorf(fmt.Sprintf("sites[%d].keyserver", i), "there is no Transport for it")
 		}
+		timeout := cfg.keyServer(site.KeyServer).Timeout
+		if site.Method == string(ski.MethodECDHEPMS) { // It asks twice.
+			timeout *= 2
+		}
+		s.timeout = max(s.timeout, timeout+clientTime)
 	}
 	var err error
-	if s.sites, err = newSites(&cfg, s.asking, log); err != nil {
+	if s.sites, err = newSites(&cfg, transport, log); err != nil {
 		return nil, err
 	}
 	if cfg.KeyLog != "" {
@@ -70,7 +80,7 @@ func New(cfg Config, t ski.Transport, log *slog.Logger) (*Server, error) {
 		}
 		log.Warn("key_log writes down the secrets of every connection: who reads the file reads them all", "file", cfg.KeyLog)
 	}
-	s.engines = newEngines(s.sites, newTLSConfig(s.sites, &cfg.KeyServer, s.keys))
+	s.engines = newEngines(s.sites, newTLSConfig(s.sites, s.keys))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.serveHTTP),

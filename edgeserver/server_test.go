@@ -48,9 +48,13 @@ type edge struct {
 }
 
 func start(t *testing.T, cfg Config, transport ski.Transport) *edge {
+	return startWith(t, cfg, map[string]ski.Transport{"": transport})
+}
+
+func startWith(t *testing.T, cfg Config, transports map[string]ski.Transport) *edge {
 	e := &edge{log: new(logBuffer)}
 	var err error
-	e.Server, err = New(cfg, transport, slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	e.Server, err = NewWithKeyServers(cfg, transports, slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	require.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

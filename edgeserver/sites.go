@@ -20,6 +20,9 @@ import (
 type site struct {
 	Site
 	label   string // in the log
+	asking  asking // for what needs its private keys
+	draft   bool   // the key server knows no extensions of the draft
+	java    bool   // it is the one in Java
 	chains  []*ski.Certificate
 	handler http.Handler
 	content io.Closer // what handler has open
@@ -36,12 +39,12 @@ type sites struct {
 	fallback *site            // the default site, or nil
 }
 
-// newSites opens everything that the sites of cfg consist of. t is what their
-// keys are asked over.
-func newSites(cfg *Config, t ski.Transport, log *slog.Logger) (*sites, error) {
+// newSites opens everything that the sites of cfg consist of. transport returns
+// what the keys at a key server are asked over.
+func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.Logger) (*sites, error) {
 	table := &sites{byName: map[string]*site{}}
 	for i := range cfg.Sites {
-		s, err := newSite(cfg, i, t, log)
+		s, err := newSite(cfg, i, transport(cfg.Sites[i].KeyServer), log)
 		if err != nil {
 			table.close()
 			return nil, err
@@ -58,7 +61,9 @@ func newSites(cfg *Config, t ski.Transport, log *slog.Logger) (*sites, error) {
 }
 
 func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, error) {
-	s := &site{Site: cfg.Sites[i], label: "default"}
+	keyServer := cfg.keyServer(cfg.Sites[i].KeyServer)
+	s := &site{Site: cfg.Sites[i], label: "default", asking: asking{t, keyServer.Timeout},
+		draft: keyServer.DraftOnly, java: keyServer.JavaNames != ""}
 	if len(s.Names) > 0 {
 		s.label = s.Names[0]
 	}
@@ -67,7 +72,7 @@ func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, erro
 	hasRSA := false
 	for j, file := range s.Certificates {
 		field := fmt.Sprintf("sites[%d].certificates[%d]", i, j)
-		chain, err := loadChain(t, file, s.Names)
+		chain, err := loadChain(s.asking, file, s.Names)
 		if err != nil {
 			return nil, cfg.errorAt(field, err)
 		}
@@ -75,12 +80,12 @@ func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, erro
 			log.Warn("the certificate is not valid now", "file", file,
 				"not_before", chain.Leaf.NotBefore, "not_after", chain.Leaf.NotAfter)
 		}
-		if cfg.KeyServer.DraftOnly {
+		if s.draft {
 			chain = chain.DraftOnly()
 		}
 		if _, ok := chain.Leaf.PublicKey.(*rsa.PublicKey); ok {
 			hasRSA = true
-		} else if cfg.KeyServer.JavaNames != "" {
+		} else if s.java {
 			return nil, cfg.errorAt(field, errors.New("the key server in Java has RSA keys alone"))
 		}
 		s.chains = append(s.chains, chain)

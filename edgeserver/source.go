@@ -74,6 +74,16 @@ func (s *source) find(field string) ast.Node {
 	return node
 }
 
+// keys returns the keys of a field that is a map.
+func (s *source) keys(field string) (keys []string) {
+	if m, ok := s.find(field).(ast.MapNode); ok {
+		for i := m.MapRange(); i.Next(); {
+			keys = append(keys, i.Key().GetToken().Value)
+		}
+	}
+	return keys
+}
+
 // position returns FILE:LINE:COLUMN of a field, or of the nearest one around it
 // where the file does not have it.
 func (s *source) position(field string) string {

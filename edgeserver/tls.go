@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"crypto/tls"
 	"log/slog"
+	"slices"
 
 	"github.com/tlsski/tlsski/edgeserver/internal/split"
 	"github.com/tlsski/tlsski/ski"
@@ -29,23 +30,23 @@ var (
 
 // newTLSConfig returns the configuration that a connection begins with. Once
 // the ClientHello is there, that of its site takes over.
-func newTLSConfig(table *sites, server *KeyServer, keys *keyLog) *tls.Config {
+func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 	base := &tls.Config{
 		KeyLogWriter: keys.writer(),
 		MinVersion:   tls.VersionTLS12,
 		CipherSuites: forwardSecret,
 		NextProtos:   []string{"h2", "http/1.1"},
 	}
-	if server.DraftOnly {
+	if !slices.ContainsFunc(table.all, func(s *site) bool { return !s.draft }) {
 		base.MaxVersion = tls.VersionTLS12
 	}
-	if server.JavaNames != "" {
+	if !slices.ContainsFunc(table.all, func(s *site) bool { return !s.java }) {
 		base.CurvePreferences = []tls.CurveID{tls.CurveP256}
 	}
 	for _, s := range table.all {
 		s.config, s.staticRSA = s.tlsConfigs(base)
 		if s.Engine == EngineSplit {
-			s.split = s.splitConfig(server, keys)
+			s.split = s.splitConfig(keys)
 		}
 	}
 
@@ -79,10 +80,13 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	config.GetCertificate = s.certificate
 	config.WrapSession = tickets.EncryptTicket
 	config.UnwrapSession = tickets.DecryptTicket
+	if s.java {
+		config.CurvePreferences = []tls.CurveID{tls.CurveP256}
+	}
 	if !s.has(ski.TLS12) || s.Engine == EngineSplit {
 		config.MinVersion = tls.VersionTLS13
 	}
-	if !s.has(ski.TLS13) {
+	if s.draft || !s.has(ski.TLS13) {
 		config.MaxVersion = tls.VersionTLS12
 	}
 	if !s.StaticRSA || config.MinVersion == tls.VersionTLS13 {

@@ -21,11 +21,11 @@ func (c *Config) validate() error {
 			return c.errorAt(fmt.Sprintf("listen[%d]", i), err)
 		}
 	}
-	if c.KeyServer.Timeout < 0 {
-		return c.errorf("keyserver.timeout", "is negative")
-	}
 	if len(c.Sites) == 0 {
 		return c.errorf("sites", "there must be at least one site")
+	}
+	if err := c.validateKeyServers(); err != nil {
+		return err
 	}
 	owner := map[string]string{} // which field has the name
 	defaultSite := ""
@@ -102,7 +102,7 @@ func (c *Config) validateEngine(field string, s *Site) error {
 		return c.errorf(field+".method", "'%s' is not %s or %s", method, ski.MethodECDHE, ski.MethodECDHEPMS)
 	case s.Engine != EngineSplit:
 		return c.errorf(field+".method", "%s is for engine: %s", method, EngineSplit)
-	case c.KeyServer.DraftOnly:
+	case c.keyServer(s.KeyServer).DraftOnly:
 		return c.errorf(field+".method", "a key server that is draft_only has no %s", method)
 	}
 	for i, version := range s.Versions {
@@ -112,54 +112,12 @@ func (c *Config) validateEngine(field string, s *Site) error {
 			return c.errorf(at, "'%s' is not '%s' or '%s'", version, ski.TLS12, ski.TLS13)
 		case slices.Contains(s.Versions[:i], version):
 			return c.errorf(at, "'%s' is there already", version)
-		case p == ski.TLS13 && c.KeyServer.DraftOnly:
+		case p == ski.TLS13 && c.keyServer(s.KeyServer).DraftOnly:
 			return c.errorf(at, "a key server that is draft_only has no %s", p)
 		}
 	}
 	if s.Engine == EngineSplit && !s.has(ski.TLS12) {
 		return c.errorf(field+".versions", "engine: %s is for %s", EngineSplit, ski.TLS12)
-	}
-	return nil
-}
-
-func (c *Config) validateKeyServer() error {
-	k := &c.KeyServer
-	switch {
-	case k.Embedded && c.Embedded == "":
-		return c.errorf("embedded", "is missing: it is the embedded key server's configuration file, keyserver.yaml say")
-	case k.Embedded:
-		return nil
-	case c.Embedded != "":
-		return c.errorf("embedded", "has no place beside the key server of keyserver: that would have to be the word embedded")
-	case k.URL == "" && len(k.URLs) == 0:
-		return c.errorf("keyserver.url", "is missing")
-	case k.URL != "" && len(k.URLs) > 0:
-		return c.errorf("keyserver.urls", "there is either url or urls, not both")
-	}
-	for _, f := range []struct{ field, value string }{
-		{"keyserver.certificate", k.Certificate},
-		{"keyserver.key", k.Key},
-		{"keyserver.ca", k.CA},
-	} {
-		switch {
-		case k.PSK == "" && f.value == "":
-			return c.errorf(f.field, "is missing")
-		case k.PSK != "" && f.value != "":
-			return c.errorf(f.field, "has no place beside psk")
-		}
-	}
-	if names := k.JavaNames; names != "" && names != "sha256" && names != "sha1" {
-		return c.errorf("keyserver.java_names", "'%s' is not sha256 or sha1", names)
-	}
-	for i, endpoint := range k.Endpoints() {
-		u, err := url.Parse(endpoint)
-		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-			field := "keyserver.url"
-			if k.URL == "" {
-				field = fmt.Sprintf("keyserver.urls[%d]", i)
-			}
-			return c.errorf(field, "'%s' is not a URL such as coaps://ski.example.com:5684/ski", endpoint)
-		}
 	}
 	return nil
 }

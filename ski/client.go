@@ -1,10 +1,13 @@
 package ski
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,12 +19,39 @@ const DefaultTimeout = 5 * time.Second
 // holds the same keys. It gives every request a deadline, and asks again where
 // there was no answer, the next key server first: the operations can be done
 // twice without harm, or are refused the second time (Ephemeral).
+//
+// Which key server is asked first is said by Balance and by what their answers
+// are like. One that gives none is asked last from then on. Copies of requests,
+// the first after a second and then ever fewer, find out when it is back;
+// nobody waits for those.
 type Client struct {
 	// Transports are the key servers in order of preference. At least one.
+	// Where they change later: Replace.
 	Transports []Transport
 	// Timeout bounds a request with all its attempts. 0 means DefaultTimeout.
 	// A context that ends sooner bounds it more.
 	Timeout time.Duration
+	// Balance says which key server is asked first, of those that answer. The
+	// zero value means Failover.
+	Balance Balance
+	// MaxExtra is the share of requests, 0.05 for one in twenty, that may be
+	// hedged: sent to a second key server too when the first takes longer than
+	// for 95 of 100 answers. The first answer counts. 0 means none.
+	MaxExtra float64
+	// OnAttempt is called after each attempt and OnHealth when a key server
+	// stops or begins to answer, for metrics and logs. Many goroutines call
+	// them at once; they must return soon and must not call the Client.
+	OnAttempt func(Attempt)
+	OnHealth  func(Health)
+
+	members atomic.Pointer[[]*member]
+	mu      sync.Mutex // of changes of members, and of ctx
+	turn    atomic.Uint64
+	budget  budget
+
+	ctx     context.Context // of what RoundTrip leaves behind; ends with Close
+	cancel  context.CancelFunc
+	running sync.WaitGroup
 }
 
 // The pause after all Transports have failed. It doubles from the first value
@@ -33,36 +63,64 @@ const (
 )
 
 // RoundTrip asks the Transports in turn until one has an answer, the time is
-// up, or all have failed for good. An error answer is an answer.
+// up, or all have failed for good. An error answer is an answer, except
+// UnspecifiedError: it says that this key server is at fault (it is overloaded,
+// its audit log's disk is full), so each other is asked once.
 func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error) {
-	if len(c.Transports) == 0 {
+	if len(c.pool()) == 0 {
 		return nil, errors.New("ski: a Client needs a Transport")
 	}
-	timeout := c.Timeout
-	if timeout == 0 {
-		timeout = DefaultTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
+	c.budget.earn(c.MaxExtra)
+	if c.MaxExtra > 0 || len(c.pool()) > 1 {
+		req = req.clone() // What is left behind may still read it.
+	}
+	c.tryAgain(req)
 
-	var last error
+	var (
+		last      error
+		given     = map[*member]bool{} // who may have used req.State
+		uncertain *Response            // an UnspecifiedError
+		kind      = FirstAttempt
+	)
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		hopeless := true
-		for i, t := range c.Transports {
-			resp, ranOut, err := attempt(ctx, t, req, len(c.Transports)-i)
-			if err == nil {
-				return resp, nil
+		order := c.order(req)
+		for i, m := range order {
+			if given[m] {
+				continue
+			}
+			r := c.ask(ctx, req, order[i:], kind)
+			kind = FailoverAttempt
+			if r.err == nil && r.resp.Error == UnspecifiedError {
+				uncertain = r.resp
+				continue
+			}
+			// Who has another fleet's secret finds every state malformed, which
+			// is not the TLS client's fault.
+			if r.err == nil && !(last != nil && len(req.State) > 0 && r.resp.Error == MalformedRequest) {
+				return r.resp, nil
 			}
 			if ctx.Err() != nil {
-				return nil, timedOut(ctx, last, err)
+				return nil, timedOut(ctx, last, r.err)
 			}
-			last = err
+			if r.err == nil {
+				given[m] = true
+				continue
+			}
+			last = r.err
 			te := (*TransportError)(nil)
-			isTransport := errors.As(err, &te)
-			if !ranOut && !isTransport {
-				return nil, err // The request itself is at fault.
+			isTransport := errors.As(r.err, &te)
+			if !r.ranOut && !isTransport {
+				return nil, r.err // The request itself is at fault.
 			}
-			hopeless = hopeless && isTransport && te.Permanent
+			// A state opens once at each key server (docs/protocol.md, Section 5).
+			given[m] = len(req.State) > 0 && !(isTransport && te.Op == "dial")
+			hopeless = hopeless && (isTransport && te.Permanent || given[m])
+		}
+		if uncertain != nil {
+			return uncertain, nil
 		}
 		if hopeless {
 			return nil, last
@@ -77,24 +135,100 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 	}
 }
 
+func (c *Client) timeout() time.Duration {
+	if c.Timeout == 0 {
+		return DefaultTimeout
+	}
+	return c.Timeout
+}
+
+// result is what came of an attempt.
+type result struct {
+	from   *member
+	resp   *Response
+	ranOut bool // it took all the time it was given
+	err    error
+}
+
 // attempt asks one Transport. It may take its share of the time that is left
 // for it and those after it, so that one that is silent leaves some to the
-// others. ranOut reports whether it took all of that.
-func attempt(ctx context.Context, t Transport, req *Request, left int) (resp *Response, ranOut bool, err error) {
+// others.
+func (c *Client) attempt(ctx context.Context, m *member, req *Request, left int, kind AttemptKind) result {
 	if deadline, ok := ctx.Deadline(); ok && left > 1 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
 		defer cancel()
 	}
-	resp, err = t.RoundTrip(ctx, req)
-	return resp, ctx.Err() != nil, err
+	m.inFlight.Add(1)
+	start := time.Now()
+	resp, err := m.transport.RoundTrip(ctx, req)
+	took := time.Since(start)
+	m.inFlight.Add(-1)
+
+	a := Attempt{Endpoint: m.endpoint, Transport: m.transport, Kind: kind, Took: took, Err: err}
+	if err == nil {
+		a.Answer = resp.Error
+		if len(resp.State) > 0 {
+			resp.origin = m
+		}
+	}
+	m.note(&a, start, c.OnHealth)
+	if c.OnAttempt != nil {
+		c.OnAttempt(a)
+	}
+	return result{m, resp, ctx.Err() != nil, err}
 }
 
 // timedOut names what kept the request from being answered in time, if an
 // earlier attempt found that out.
 func timedOut(ctx context.Context, earlier, last error) error {
-	if earlier == nil {
+	switch {
+	case earlier != nil:
+		return fmt.Errorf("%w; before that: %w", ctx.Err(), earlier)
+	case last != nil:
 		return last
 	}
-	return fmt.Errorf("%w; before that: %w", ctx.Err(), earlier)
+	return ctx.Err()
+}
+
+// clone returns a copy that shares nothing with r that a caller may change.
+func (r *Request) clone() *Request {
+	c := *r
+	c.Input, c.State = bytes.Clone(r.Input), bytes.Clone(r.State)
+	return &c
+}
+
+// start runs f in a goroutine that Close waits for, with a context that ends
+// with Close, and after the Client's Timeout. After Close it returns false.
+func (c *Client) start(f func(ctx context.Context)) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lifetime().Err() != nil {
+		return false
+	}
+	c.running.Go(func() {
+		ctx, cancel := context.WithTimeout(c.ctx, c.timeout())
+		defer cancel()
+		f(ctx)
+	})
+	return true
+}
+
+func (c *Client) lifetime() context.Context {
+	if c.ctx == nil {
+		c.ctx, c.cancel = context.WithCancel(context.Background())
+	}
+	return c.ctx
+}
+
+// Close ends what RoundTrip has left behind, copies of requests that nobody
+// waits for. It does not close the Transports. Without it they end by
+// themselves, within Timeout.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.lifetime()
+	c.cancel()
+	c.mu.Unlock()
+	c.running.Wait()
+	return nil
 }

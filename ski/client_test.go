@@ -56,7 +56,7 @@ func TestClientAnswer(t *testing.T) {
 
 // An error of the key server is an answer: the next one would give the same.
 func TestClientErrorAnswer(t *testing.T) {
-	for _, e := range []ski.Error{ski.RequestDenied, ski.SPKINotFound, ski.MalformedRequest, ski.UnspecifiedError} {
+	for _, e := range []ski.Error{ski.RequestDenied, ski.SPKINotFound, ski.MalformedRequest} {
 		first, second := &fakeServer{f: func(context.Context, int) (*ski.Response, error) { return ski.Failed(e), nil }}, alive()
 		c := &ski.Client{Transports: []ski.Transport{first, second}}
 		resp, err := c.RoundTrip(t.Context(), request())
@@ -64,6 +64,25 @@ func TestClientErrorAnswer(t *testing.T) {
 		assert.Equal(t, e, resp.Error)
 		assert.Equal(t, []int{1, 0}, []int{first.calls, second.calls})
 	}
+}
+
+// 'unspecified error' is about the key server, not the request: the next one may
+// do better. Each is asked once.
+func TestClientUnspecifiedError(t *testing.T) {
+	overloaded := func() *fakeServer {
+		return &fakeServer{f: func(context.Context, int) (*ski.Response, error) { return ski.Failed(ski.UnspecifiedError), nil }}
+	}
+	first, second := overloaded(), alive()
+	resp, err := (&ski.Client{Transports: []ski.Transport{first, second}}).RoundTrip(t.Context(), request())
+	require.NoError(t, err)
+	assert.Same(t, answer, resp)
+	assert.Equal(t, []int{1, 1}, []int{first.calls, second.calls})
+
+	first, second, third := overloaded(), dead(), overloaded()
+	resp, err = (&ski.Client{Transports: []ski.Transport{first, second, third}}).RoundTrip(t.Context(), request())
+	require.NoError(t, err)
+	assert.Equal(t, ski.UnspecifiedError, resp.Error)
+	assert.Equal(t, []int{1, 1, 1}, []int{first.calls, second.calls, third.calls})
 }
 
 func TestClientFailover(t *testing.T) {

@@ -15,7 +15,8 @@
 //
 // The Transport carries a Request to the key server and brings the Response
 // back. Package skicoap has the one of the draft's primary binding. A Client
-// around one or more Transports adds the deadline and the second attempt.
+// around one or more Transports adds the deadline and the second attempt, and
+// chooses among several key servers.
 //
 // Key.NewEphemeral is for TLS servers that derive their session keys themselves:
 // the key server then makes the ephemeral key too, and returns the

@@ -19,9 +19,10 @@ type Ephemeral struct {
 	Params    []byte
 	Signature []byte
 
-	key   *Key
-	group tls.CurveID
-	state []byte
+	key    *Key
+	group  tls.CurveID
+	state  []byte
+	origin *member // who gave state, where a Client asked
 }
 
 // NewEphemeral has the key server make an ephemeral key of a group (secp256r1,
@@ -53,7 +54,7 @@ func (k *Key) NewEphemeral(ctx context.Context, group tls.CurveID, randoms []byt
 	if err := k.checkSignature(resp.Output); err != nil {
 		return nil, err
 	}
-	return &Ephemeral{Params: resp.Params, Signature: resp.Output, key: k, group: group, state: resp.State}, nil
+	return &Ephemeral{Params: resp.Params, Signature: resp.Output, key: k, group: group, state: resp.State, origin: resp.origin}, nil
 }
 
 // PreMasterSecret has the key server do the key agreement with the client's
@@ -67,7 +68,7 @@ func (k *Key) NewEphemeral(ctx context.Context, group tls.CurveID, randoms []byt
 // as that of SignMessage.
 func (e *Ephemeral) PreMasterSecret(ctx context.Context, point []byte) ([]byte, error) {
 	req := e.key.ephemeralRequest(point)
-	req.State = e.state
+	req.State, req.origin = e.state, e.origin
 	resp, err := e.key.ask(ctx, req)
 	if err != nil {
 		return nil, err

@@ -226,6 +226,8 @@ type Request struct {
 	// makes this the second: Hash, Scheme and ServerName are then those of the
 	// first, whatever is said here. At most MaxStateLen bytes.
 	State []byte
+
+	origin *member // who gave State; nil where that is not known
 }
 
 // Validate checks that the fields hold values that exist; it says nothing of
@@ -309,6 +311,8 @@ type Response struct {
 	// binding's own terms: Max-Age (RFC 8516) or Retry-After (RFC 9110). It is
 	// carried in whole seconds. 0 means no such advice.
 	RetryAfter time.Duration
+
+	origin *member // who gave State, where a Client asked
 }
 
 // Validate checks that exactly one of Output and Error is set, that Error is

@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -17,10 +15,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/tlsski/tlsski/cmd/internal/skiurl"
 	"github.com/tlsski/tlsski/edgeserver"
-	"github.com/tlsski/tlsski/ski"
-	"github.com/tlsski/tlsski/ski/skihttp"
 )
 
 const usage = `Usage: ski-edgeserver -config FILE [-check]
@@ -43,7 +38,12 @@ the default, or what else could be there.
   keyserver:
     url: coaps://ski.example.com:5684/ski     # or coaps+tcp://, https://
     # urls:                  # instead of url: several that have the same keys, the
-                             # preferred first; the next is asked if one is silent
+                             # preferred first; a name with several addresses, too,
+                             # is a key server at each
+    # balance: failover      # which answers first: the preferred that answers, or
+                             # round-robin, or least-latency
+    # hedge: {max_extra: 0}  # the share of requests, 0.05 say, that may go to a second
+                             # key server while the first is slower than usual
     certificate: edge.pem    # who this edge server is to the key server
     key: edge.key            # readable by its owner only (chmod 600)
     ca: ca.pem               # who signs the key server's certificate
@@ -55,11 +55,16 @@ the default, or what else could be there.
                              # has RSA keys by SPKI fingerprint; sha1: certificate's
   # keyserver: embedded      # instead: one in this process, see below
   # embedded: keyserver.yaml # its configuration
+  # keyservers:              # others, for sites that name them; what they leave out
+                             # of the above but the URLs, server_name, draft_only and
+                             # java_names is as above
+    # berlin: {urls: ["coaps://a.example.net", "coaps://b.example.net"]}
   sites:
     - names: [www.example.com, "*.example.com"]
       certificates: [ecdsa.pem, rsa.pem]    # chains, without private keys
       proxy: http://127.0.0.1:8080
       # static: ./htdocs     # instead of proxy
+      # keyserver: berlin    # of keyservers; default: keyserver
       # static_rsa: false    # cipher suites without forward secrecy
       # engine: standard     # or split: session keys derived by the project's own TLS 1.2
       # versions: [TLS 1.2, TLS 1.3]    # with engine: split only TLS 1.2 unless said
@@ -131,11 +136,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		defer own.close()
 	}
-	srv, clients, err := newServer(cfg, own, log)
+	srv, keyServers, err := newServer(cfg, own, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer clients.Close()
+	defer keyServers.Close()
 	if *check {
 		defer srv.Close()
 		summary(stdout, *file, cfg, srv.Sites())
@@ -144,7 +149,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	}
-	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(cfg.KeyServer.Endpoints(), ","), "sites", len(cfg.Sites))
+	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(endpoints(cfg), ","), "sites", len(cfg.Sites))
+	keyServers.start()
 	if err := serve(srv, cfg, log); err != nil {
 		log.Error("the edge server has ended", "error", err)
 		return 1
@@ -160,93 +166,6 @@ func fail(stderr io.Writer, err error) int {
 		return status.ExitStatus()
 	}
 	return 1
-}
-
-// keyServers are the clients of the key servers, the preferred first.
-type keyServers []skiurl.Client
-
-// Close closes them all.
-func (all keyServers) Close() {
-	for _, client := range all {
-		_ = client.Close()
-	}
-}
-
-// newServer makes the edge server and its clients of the key servers, of which
-// it needs none where it has its own.
-func newServer(cfg edgeserver.Config, own ownKeyServer, log *slog.Logger) (*edgeserver.Server, keyServers, error) {
-	if own != nil {
-		srv, err := edgeserver.New(cfg, own, log)
-		return srv, nil, err
-	}
-	cc := skiurl.Config{ServerName: cfg.KeyServer.ServerName, Logger: log}
-	var err error
-	if cfg.KeyServer.PSK != "" {
-		cc.PSK, err = cfg.KeyServer.PreSharedKey()
-	} else {
-		cc.Certificate, cc.RootCAs, err = cfg.KeyServer.Credentials()
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	if cfg.KeyServer.JavaNames != "" {
-		cc.Java = new(skihttp.JavaKeyServer)
-	}
-	var clients keyServers
-	asked := &ski.Client{Timeout: cfg.KeyServer.Timeout}
-	for i, url := range cfg.KeyServer.Endpoints() {
-		client, err := skiurl.NewClient(url, cc)
-		if err != nil {
-			clients.Close()
-			field := "keyserver.url"
-			if cfg.KeyServer.URL == "" {
-				field = fmt.Sprintf("keyserver.urls[%d]", i)
-			}
-			return nil, nil, cfg.ErrorAt(field, err)
-		}
-		clients = append(clients, client)
-		asked.Transports = append(asked.Transports, client)
-	}
-	srv, err := edgeserver.New(cfg, asked, log)
-	if err == nil {
-		err = notASiteKey(cc.Certificate, srv.Sites())
-	}
-	if err == nil && cfg.KeyServer.JavaNames == "sha1" { // before anything is asked
-		cc.Java.KeyName = certificateNames(srv.Sites())
-	}
-	if err != nil {
-		clients.Close()
-		return nil, nil, err
-	}
-	return srv, clients, nil
-}
-
-// certificateNames names keys for the key server in Java by the sites'
-// certificates.
-func certificateNames(sites []edgeserver.SiteInfo) func(ski.KeyID) (string, error) {
-	var all []*x509.Certificate
-	for _, site := range sites {
-		all = append(all, site.Leaves...)
-	}
-	return skihttp.CertificateNames(all...)
-}
-
-// notASiteKey refuses an identity on the SKI channel whose key is also that of
-// a site: the edge server would then have what it must not have.
-func notASiteKey(identity tls.Certificate, sites []edgeserver.SiteInfo) error {
-	if identity.Leaf == nil {
-		return nil // It is a pre-shared key.
-	}
-	id := ski.CertificateKeyID(identity.Leaf)
-	for _, site := range sites {
-		for i, leaf := range site.Leaves {
-			if ski.CertificateKeyID(leaf) == id {
-				return fmt.Errorf("keyserver.key is the private key of the site certificate %s: "+
-					"an edge server must not have it, give the edge a key of its own", site.Certificates[i])
-			}
-		}
-	}
-	return nil
 }
 
 // serve runs the server until a signal ends it.

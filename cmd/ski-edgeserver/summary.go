@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,8 +20,15 @@ import (
 func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver.SiteInfo) {
 	fmt.Fprintf(w, "%s is valid\n", file)
 	fmt.Fprintf(w, "listen     %s\n", strings.Join(cfg.Listen, ", "))
-	for _, url := range cfg.KeyServer.Endpoints() {
-		fmt.Fprintf(w, "keyserver  %s\n", url)
+	used := cfg.UsedKeyServers()
+	for _, name := range slices.Sorted(maps.Keys(used)) {
+		k := used[name]
+		for _, url := range k.Endpoints() {
+			fmt.Fprintf(w, "keyserver  %s\n", strings.TrimPrefix(name+": "+url, ": "))
+		}
+		if hedged := k.Hedge.MaxExtra; len(k.Endpoints()) > 1 || hedged > 0 {
+			fmt.Fprintf(w, "           balance %s, hedge max_extra %g\n", k.Balance, hedged)
+		}
 	}
 	if cfg.KeyLog != "" {
 		fmt.Fprintf(w, "warning    key_log writes the secrets of every connection to %s\n", cfg.KeyLog)
@@ -37,6 +46,9 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 		for i, leaf := range site.Leaves {
 			fmt.Fprintf(w, "           %s: %s, spki %v, %s\n", site.Certificates[i], keyType(leaf),
 				ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
+		}
+		if site.KeyServer != "" {
+			fmt.Fprintf(w, "           keyserver %s\n", site.KeyServer)
 		}
 		if site.Engine == edgeserver.EngineSplit {
 			fmt.Fprintf(w, "           engine split, %s, method %s\n", strings.Join(versions(site.Site), ", "), cmp.Or(site.Method, "ECDHE"))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"sync"
@@ -33,6 +34,9 @@ type ClientConfig struct {
 	// ServerName is the name or address the key server's certificate must
 	// have. Default: the URL's host.
 	ServerName string
+	// Address is the IP address at which the URL's host is asked, one of several
+	// say. Default: what a look-up says whenever a session is made.
+	Address netip.Addr
 	// Format is the encoding of requests. Default: CBOR.
 	Format ski.Format
 	// MaxInFlight bounds the requests in flight; more wait. It is NSTART of
@@ -68,7 +72,7 @@ const (
 // one does.
 type Client struct {
 	cfg      ClientConfig
-	endpoint string // the URL
+	endpoint string // the URL, and the address if there is one
 	tcp      bool   // the scheme is coaps+tcp
 	addr     string
 	path     string
@@ -144,14 +148,18 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	defaults(&cfg.DialTimeout, 3*time.Second)
 	defaults(&cfg.DeadAfter, time.Second)
 	defaults(&cfg.Logger, slog.Default())
+	endpoint, host := rawURL, u.Hostname()
+	if cfg.Address.IsValid() {
+		endpoint, host = rawURL+" at "+cfg.Address.String(), cfg.Address.String()
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Client{
 		cfg:      cfg,
-		endpoint: rawURL,
+		endpoint: endpoint,
 		tcp:      u.Scheme == schemeTCP,
-		addr:     net.JoinHostPort(u.Hostname(), port),
+		addr:     net.JoinHostPort(host, port),
 		path:     path,
-		log:      cfg.Logger.With("keyserver", rawURL),
+		log:      cfg.Logger.With("keyserver", endpoint),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
 		ctx:      ctx,
 		cancel:   cancel,
@@ -175,6 +183,9 @@ func (cfg *ClientConfig) checkCredentials() error {
 	}
 	return nil
 }
+
+// Endpoint returns the key server's URL, with the Address if one is set.
+func (c *Client) Endpoint() string { return c.endpoint }
 
 // RoundTrip asks the key server. See ski.Transport for the errors.
 func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response, error) {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"sync"
 	"time"
@@ -30,6 +31,9 @@ type ClientConfig struct {
 	// ServerName is the name or address the key server's certificate must
 	// have. Default: the URL's host.
 	ServerName string
+	// Address is the IP address at which the URL's host is asked, one of several
+	// say. Default: what a look-up says whenever a connection is made.
+	Address netip.Addr
 	// Format is the encoding of requests and answers. Default: CBOR.
 	Format ski.Format
 	// Java is set for the key server that is written in Java. Format is then
@@ -68,7 +72,7 @@ const idleTimeout = 4 * time.Minute
 // as the attempt to make one does.
 type Client struct {
 	cfg       ClientConfig
-	endpoint  string // the URL as given
+	endpoint  string // the URL as given, and the address if there is one
 	url       string
 	log       *slog.Logger
 	tls       *tls.Config
@@ -126,11 +130,15 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	defaults(&cfg.DialTimeout, 3*time.Second)
 	defaults(&cfg.DeadAfter, 2*time.Second)
 	defaults(&cfg.Logger, slog.Default())
+	endpoint := rawURL
+	if cfg.Address.IsValid() {
+		endpoint += " at " + cfg.Address.String()
+	}
 	c := &Client{
 		cfg:      cfg,
-		endpoint: rawURL,
+		endpoint: endpoint,
 		url:      u.String(),
-		log:      cfg.Logger.With("keyserver", rawURL),
+		log:      cfg.Logger.With("keyserver", endpoint),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
 		conns:    make(map[net.Conn]struct{}),
 		pause:    firstRedial,
@@ -154,6 +162,9 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	}
 	return c, nil
 }
+
+// Endpoint returns the key server's URL, with the Address if one is set.
+func (c *Client) Endpoint() string { return c.endpoint }
 
 // RoundTrip asks the key server. See ski.Transport for the errors.
 func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response, error) {
@@ -304,6 +315,10 @@ func (c *Client) dial(_ context.Context, network, addr string) (net.Conn, error)
 func (c *Client) connect(network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.DialTimeout)
 	defer cancel()
+	if c.cfg.Address.IsValid() {
+		_, port, _ := net.SplitHostPort(addr)
+		addr = net.JoinHostPort(c.cfg.Address.String(), port)
+	}
 	var d net.Dialer
 	raw, err := d.DialContext(ctx, network, addr)
 	if err != nil {

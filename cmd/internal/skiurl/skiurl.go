@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"net/url"
 
 	"github.com/tlsski/tlsski/ski"
@@ -21,6 +22,8 @@ type Client interface {
 	// Exchange carries an encoded request, however wrong, and returns the
 	// encoded answer.
 	Exchange(ctx context.Context, f ski.Format, body []byte) ([]byte, error)
+	// Endpoint returns the key server's URL, with the address if one is set.
+	Endpoint() string
 	// Close ends the sessions and everything that waits for an answer.
 	Close() error
 }
@@ -43,6 +46,8 @@ type Config struct {
 	MaxInFlight int
 	// Java says that the URL, https://, is that of the key server in Java.
 	Java *skihttp.JavaKeyServer
+	// Address is where the URL's host is asked. Default: what a look-up says.
+	Address netip.Addr
 	// Logger is the binding's. Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -63,12 +68,12 @@ func NewClient(rawURL string, cfg Config) (Client, error) {
 	case "coaps", "coaps+tcp":
 		return skicoap.NewClient(rawURL, skicoap.ClientConfig{
 			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName,
-			Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, Logger: cfg.Logger,
+			Address: cfg.Address, Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, Logger: cfg.Logger,
 		})
 	case "https":
 		return skihttp.NewClient(rawURL, skihttp.ClientConfig{
 			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, ServerName: cfg.ServerName,
-			Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, Java: cfg.Java, Logger: cfg.Logger,
+			Address: cfg.Address, Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, Java: cfg.Java, Logger: cfg.Logger,
 		})
 	}
 	return nil, fmt.Errorf("%s: the scheme is coaps, coaps+tcp or https", rawURL)

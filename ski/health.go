@@ -1,0 +1,155 @@
+package ski
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// AttemptKind says why a Client asked a key server.
+type AttemptKind string
+
+const (
+	// FirstAttempt is the request itself.
+	FirstAttempt AttemptKind = "first"
+	// FailoverAttempt is the request again, after another attempt failed.
+	FailoverAttempt AttemptKind = "failover"
+	// HedgeAttempt is the request at a second key server while the first is
+	// slow (Client.MaxExtra).
+	HedgeAttempt AttemptKind = "hedge"
+	// TrialAttempt is a copy of a request for a key server that did not answer
+	// before. Nobody waits for it.
+	TrialAttempt AttemptKind = "trial"
+)
+
+// Attempt is one question to one key server.
+type Attempt struct {
+	// Endpoint is what the Transport says of itself with a method Endpoint() string,
+	// which those of skicoap and skihttp have; otherwise # and its place.
+	Endpoint  string
+	Transport Transport
+	Kind      AttemptKind
+	Took      time.Duration
+	// Err is why there is no answer; nil if there is one.
+	Err error
+	// Answer is the answer's error; empty for an output.
+	Answer Error
+}
+
+// Outcome names what came of the attempt, for the label of a metric: "output",
+// one of the four errors, "canceled" where the answer was not waited for,
+// "timeout", "unreachable" or "failed".
+func (a *Attempt) Outcome() string {
+	te := (*TransportError)(nil)
+	switch {
+	case a.Err == nil && a.Answer == "":
+		return "output"
+	case a.Err == nil:
+		return string(a.Answer)
+	case errors.Is(a.Err, context.Canceled):
+		return "canceled"
+	case errors.Is(a.Err, context.DeadlineExceeded):
+		return "timeout"
+	case errors.As(a.Err, &te):
+		return "unreachable"
+	}
+	return "failed"
+}
+
+// Health is a change of what a Client thinks of a key server.
+type Health struct {
+	Endpoint  string
+	Transport Transport
+	// Answers says whether it is asked before those that do not.
+	Answers bool
+	// Err is why not.
+	Err error
+	// Down is how long it did not answer, where it does now.
+	Down time.Duration
+}
+
+const (
+	// The pause before a key server that does not answer gets the copy of a
+	// request. It doubles from the first value to the second.
+	firstTrial = time.Second
+	lastTrial  = 10 * time.Second
+	// maxUnspecified is how many times in a row a key server may answer
+	// UnspecifiedError. Fewer may be the fault of one key.
+	maxUnspecified = 3
+)
+
+// health is what is known of a key server. What counts are the answers to real
+// requests: whether it has the keys and can use them, no other question tells.
+type health struct {
+	latency
+
+	state       sync.Mutex
+	down        bool
+	since       time.Time // of the last change
+	unspecified int       // answers in a row
+	trial       time.Time // when to send a copy
+	pause       time.Duration
+}
+
+// answers reports whether the key server gives answers, as far as known.
+func (h *health) answers() bool {
+	h.state.Lock()
+	defer h.state.Unlock()
+	return !h.down
+}
+
+// due reports whether it is time to send a copy, which is then the caller's to
+// do.
+func (h *health) due(now time.Time) bool {
+	h.state.Lock()
+	defer h.state.Unlock()
+	if !h.down || now.Before(h.trial) {
+		return false
+	}
+	h.pause = min(2*h.pause, lastTrial)
+	h.trial = now.Add(h.pause/2 + rand.N(h.pause/2)) // edges shall not come all at once
+	return true
+}
+
+// note takes in what came of an attempt that began at start.
+func (h *health) note(a *Attempt, start time.Time, changed func(Health)) {
+	te := (*TransportError)(nil)
+	switch {
+	case a.Err == nil && a.Answer != UnspecifiedError:
+		h.latency.answered(a.Took)
+	case errors.Is(a.Err, context.Canceled):
+		h.latency.abandoned(a.Took)
+		return // says nothing else
+	case a.Err != nil && !errors.As(a.Err, &te) && !errors.Is(a.Err, context.DeadlineExceeded):
+		return // The request was at fault.
+	}
+	h.state.Lock()
+	defer h.state.Unlock()
+	err := a.Err
+	if a.Err == nil && a.Answer == UnspecifiedError {
+		if h.unspecified++; h.unspecified < maxUnspecified {
+			return
+		}
+		err = UnspecifiedError
+	} else {
+		h.unspecified = 0
+	}
+	// What began before it was known to answer again is of the time before.
+	if h.down == (err != nil) || err != nil && start.Before(h.since) {
+		return
+	}
+	now := time.Now()
+	change := Health{Endpoint: a.Endpoint, Transport: a.Transport, Answers: err == nil, Err: err}
+	if h.down = err != nil; h.down {
+		h.pause = firstTrial
+		h.trial = now.Add(h.pause/2 + rand.N(h.pause/2))
+	} else {
+		change.Down = now.Sub(h.since)
+	}
+	h.since = now
+	if changed != nil {
+		changed(change)
+	}
+}
