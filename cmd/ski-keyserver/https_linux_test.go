@@ -71,6 +71,9 @@ func TestHTTPSBesideCoAP(t *testing.T) {
 	require.Contains(t, order(keyserver.AdminSuspend), `"closed":2`)
 	_, err = overHTTPS()
 	require.Error(t, err, "no session, and no answer")
+	// The client may have met the end of its old session: another has none.
+	_, err = newHTTPSClient(t, dir, https).RoundTrip(t.Context(), d.req)
+	require.Error(t, err, "no new session")
 	require.Contains(t, d.logged("handshake failed"), "suspended")
 	order(keyserver.AdminResume)
 	require.Eventually(t, func() bool { // after the client's pause
