@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,15 +81,15 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 
 	var (
 		last      error
-		given     = map[*member]bool{} // who may have used req.State
-		uncertain *Response            // an UnspecifiedError
+		given     []*member // who may have used req.State
+		uncertain *Response // an UnspecifiedError
 		kind      = FirstAttempt
 	)
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		hopeless := true
 		order := c.order(req)
 		for i, m := range order {
-			if given[m] {
+			if slices.Contains(given, m) {
 				continue
 			}
 			r := c.ask(ctx, req, order[i:], kind)
@@ -106,7 +107,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 				return nil, timedOut(ctx, last, r.err)
 			}
 			if r.err == nil {
-				given[m] = true
+				given = append(given, m)
 				continue
 			}
 			last = r.err
@@ -116,8 +117,11 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 				return nil, r.err // The request itself is at fault.
 			}
 			// A state opens once at each key server (docs/protocol.md, Section 5).
-			given[m] = len(req.State) > 0 && !(isTransport && te.Op == "dial")
-			hopeless = hopeless && (isTransport && te.Permanent || given[m])
+			used := len(req.State) > 0 && !(isTransport && te.Op == "dial")
+			if used {
+				given = append(given, m)
+			}
+			hopeless = hopeless && (isTransport && te.Permanent || used)
 		}
 		if uncertain != nil {
 			return uncertain, nil

@@ -105,13 +105,14 @@ func (c *Client) order(req *Request) []*member {
 			others = append(others, m)
 		}
 	}
-	switch c.Balance {
-	case RoundRobin:
+	switch {
+	case req.origin != nil: // It takes no turn.
+	case c.Balance == RoundRobin:
 		if n := uint64(len(healthy)); n > 1 {
 			turn := (c.turn.Add(1) - 1) % n
 			healthy = slices.Concat(healthy[turn:], healthy[:turn])
 		}
-	case LeastLatency:
+	case c.Balance == LeastLatency:
 		now, cost := time.Now(), map[*member]float64{}
 		for _, m := range healthy {
 			cost[m] = m.expected(now) * float64(m.inFlight.Load()+1)

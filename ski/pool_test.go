@@ -355,6 +355,23 @@ func TestAStateGoesToWhoGaveIt(t *testing.T) {
 	}
 }
 
+// A handshake with ECDHE-PMS is one turn, not two.
+func TestRoundRobinOfEphemeralKeys(t *testing.T) {
+	secret := func() (*ski.Response, error) { return &ski.Response{Output: make([]byte, 32)}, nil }
+	a, b := &stateful{name: "a", second: secret}, &stateful{name: "b", second: secret}
+	c := &ski.Client{Transports: []ski.Transport{a, b}, Balance: ski.RoundRobin}
+	key, err := ski.NewKey(c, privateKeys()["P-256"].Public())
+	require.NoError(t, err)
+	for range 10 {
+		e, err := key.NewEphemeral(t.Context(), tls.X25519, make([]byte, 64), crypto.SHA256)
+		require.NoError(t, err)
+		_, err = e.PreMasterSecret(t.Context(), make([]byte, 32))
+		require.NoError(t, err)
+	}
+	assert.Equal(t, []string{"a", "a", "a", "a", "a"}, a.asked)
+	assert.Equal(t, []string{"b", "b", "b", "b", "b"}, b.asked)
+}
+
 // dialFailsOnce fails before the key server has the state, and is then f.
 func dialFailsOnce(f func() (*ski.Response, error)) func() (*ski.Response, error) {
 	failed := false
