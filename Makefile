@@ -32,11 +32,11 @@ race: test-tools
 # The programs that the tests run against: nothing here stands in for them.
 TOOLS    := openssl curl script gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare
 PACKAGES := openssl curl bsdutils ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux
-HEADERS  := /usr/include/mbedtls/ssl.h /usr/include/wolfssl/ssl.h
+FILES    := /usr/include/mbedtls/ssl.h /usr/include/wolfssl/ssl.h /usr/lib/python3/dist-packages/cbor2 /usr/lib/python3/dist-packages/cryptography
 
 test-tools:
 	@missing=; for t in $(TOOLS); do PATH="$$PATH:/usr/sbin" command -v $$t >/dev/null || missing="$$missing $$t"; done; \
-	for h in $(HEADERS); do [ -e $$h ] || missing="$$missing $$h"; done; \
+	for h in $(FILES); do [ -e $$h ] || missing="$$missing $$h"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "the tests need:$$missing"; \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
