@@ -85,8 +85,9 @@ func TestBenchOnATerminalIsInterrupted(t *testing.T) {
 	d := startDev(t)
 	skictl := append([]string{filepath.Join(bin, "skictl"), "bench", "--endpoint", d.endpoints.KeyServer.CoAPS, "--site", d.endpoints.Sites[0].Cert,
 		"--duration", "60s", "--warm-up", "100ms"}, d.identity()...)
-	// script gives it a pseudo-terminal, on which what is typed has its effect.
-	terminal := exec.CommandContext(t.Context(), "script", "--quiet", "--return", "--flush", "--command", strings.Join(skictl, " "), "/dev/null")
+	// script gives it a pseudo-terminal, on which what is typed has its effect;
+	// exec, since a shell in between may answer Ctrl-C with a status of its own.
+	terminal := exec.CommandContext(t.Context(), "script", "--quiet", "--return", "--flush", "--command", "exec "+strings.Join(skictl, " "), "/dev/null")
 	terminal.Env = append(terminal.Environ(), "TERM=xterm")
 	keyboard, err := terminal.StdinPipe()
 	require.NoError(t, err)
