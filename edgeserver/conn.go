@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -13,6 +14,8 @@ import (
 // All of it is written during the handshake, by the goroutine that does it.
 type conn struct {
 	net.Conn
+	gen        *generation
+	ended      sync.Once
 	replay     []byte // what has been read already, and is to be read again
 	serverName string // in the ClientHello
 	site       *site  // the site it is bound to
@@ -20,6 +23,20 @@ type conn struct {
 	engine     string // that speaks TLS on it
 	asked      question
 	state      tls.ConnectionState // once the handshake is done
+}
+
+// newConn returns the conn for a TCP connection of the generation that is
+// current, whose it stays until it is closed.
+func newConn(raw net.Conn, g *generation) *conn {
+	g.acquire() // The caller is one of its users, so it is there.
+	return &conn{Conn: raw, gen: g}
+}
+
+// Close closes it.
+func (c *conn) Close() error {
+	err := c.Conn.Close()
+	c.ended.Do(c.gen.release)
+	return err
 }
 
 // Read reads.

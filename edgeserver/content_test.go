@@ -2,6 +2,7 @@ package edgeserver
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -121,7 +122,17 @@ func TestProxyUpgrade(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "ping", string(echo))
 
-	require.NoError(t, e.Shutdown(t.Context()))
+	// It goes on until the deadline, which cuts no request short.
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() { stopped <- e.Shutdown(ctx) }()
+	require.Eventually(t, e.Draining, 5*time.Second, time.Millisecond)
+	fmt.Fprint(c, "pong")
+	_, err = io.ReadFull(r, echo)
+	require.NoError(t, err)
+	assert.Equal(t, "pong", string(echo))
+	cancel()
+	assert.NoError(t, <-stopped)
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	_, err = r.ReadByte()
 	assert.ErrorIs(t, err, io.EOF)

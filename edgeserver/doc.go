@@ -23,5 +23,8 @@
 //	}
 //	return srv.ListenAndServe()
 //
+// Reload gives a running Server another Config: connections that there are go on
+// with what they began with.
+//
 // Load reads a Config from the YAML file that the ski-edgeserver command uses.
 package edgeserver

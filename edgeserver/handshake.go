@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,28 +18,17 @@ import (
 // connection whose key server does not answer would end without an alert.
 const clientTime = 10 * time.Second
 
-// handshaker is a net.Listener whose connections have their TLS handshake
-// behind them. http.Server would do the handshakes too, but tells neither which
-// failed nor why.
+// handshaker accepts TCP connections and does their TLS handshakes. http.Server
+// would do the handshakes too, but tells neither which failed nor why.
 type handshaker struct {
 	net.Listener
-	engines engines
-	timeout time.Duration // of a whole handshake
-	log     *slog.Logger
+	server *Server
+	ready  chan secureConn // for Accept; nil: they go to the http.Server of their generation
 
-	ctx    context.Context         // of all handshakes
-	cancel context.CancelCauseFunc // with why the listener has ended
-	wg     sync.WaitGroup
-	ready  chan secureConn
-}
-
-// newHandshaker returns the handshaker for l and starts it. Close ends it and
-// wait waits for that.
-func newHandshaker(ctx context.Context, l net.Listener, e engines, timeout time.Duration, log *slog.Logger) *handshaker {
-	h := &handshaker{Listener: l, engines: e, timeout: timeout, log: log, ready: make(chan secureConn)}
-	h.ctx, h.cancel = context.WithCancelCause(ctx)
-	h.wg.Go(h.listen)
-	return h
+	ctx     context.Context         // of all handshakes
+	cancel  context.CancelCauseFunc // with why the listener has ended
+	retired atomic.Bool             // it is meant to accept no more
+	wg      sync.WaitGroup          // the handshakes
 }
 
 // Accept returns the next connection whose handshake is done, a *tls.Conn or
@@ -58,11 +48,30 @@ func (h *handshaker) Close() error {
 	return h.Listener.Close()
 }
 
-// wait returns when nothing of h is running any more.
-func (h *handshaker) wait() { h.wg.Wait() }
+// retire closes the listener, but lets the handshakes go on.
+func (h *handshaker) retire() {
+	h.retired.Store(true)
+	h.Listener.Close()
+}
+
+// run accepts connections until the listener ends, and returns when nothing of
+// h is running any more. The error is nil where the end is meant.
+func (h *handshaker) run() error {
+	err := h.listen()
+	if h.retired.Load() || h.ctx.Err() != nil {
+		err = nil
+	}
+	if err != nil {
+		h.cancel(err)
+	}
+	h.Listener.Close()
+	h.wg.Wait()
+	h.cancel(net.ErrClosed)
+	return err
+}
 
 // listen accepts connections until the listener ends.
-func (h *handshaker) listen() {
+func (h *handshaker) listen() error {
 	const firstPause, lastPause = 5 * time.Millisecond, time.Second
 	pause := firstPause
 	for {
@@ -75,10 +84,9 @@ func (h *handshaker) listen() {
 		// What is temporary, above all having no file descriptor left, goes
 		// away when other connections end.
 		if temporary, ok := err.(interface{ Temporary() bool }); !ok || !temporary.Temporary() || h.ctx.Err() != nil {
-			h.cancel(err)
-			return
+			return err
 		}
-		h.log.Warn("accepting a connection failed", "error", err, "pause", pause)
+		h.server.log.Warn("accepting a connection failed", "error", err, "pause", pause)
 		select {
 		case <-time.After(pause):
 		case <-h.ctx.Done():
@@ -87,25 +95,27 @@ func (h *handshaker) listen() {
 	}
 }
 
-// serve does the handshake on raw and hands the connection to Accept.
+// serve does the handshake on raw and hands the connection over.
 func (h *handshaker) serve(raw net.Conn) {
-	c := &conn{Conn: raw}
+	g := h.server.acquire()
+	defer g.release()
+	c := newConn(raw, g)
 	done := false
 	defer func() {
 		// As with http.Server, a panic ends one connection and not the program:
 		// the key server may be in the same process.
 		if p := recover(); p != nil {
-			h.log.Error("panic in a handshake", "remote", raw.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
+			h.server.log.Error("panic in a handshake", "remote", raw.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
 		}
 		if !done {
-			raw.Close()
+			c.Close()
 		}
 	}()
 
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), h.timeout)
+	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), g.timeout)
 	defer cancel()
-	secure, err := h.engines.begin(ctx, c)
+	secure, err := g.engines.begin(ctx, c)
 	if err == nil {
 		err = secure.HandshakeContext(ctx)
 	}
@@ -115,6 +125,10 @@ func (h *handshaker) serve(raw net.Conn) {
 	h.report(c, time.Since(start), err)
 	if err != nil {
 		explainHTTPS(err)
+		return
+	}
+	if h.ready == nil {
+		done = g.deliver(h.ctx, secure)
 		return
 	}
 	select {
@@ -141,15 +155,15 @@ func (h *handshaker) report(c *conn, took time.Duration, err error) {
 	switch {
 	case err == nil:
 		attrs = append(attrs, negotiated(c.state)...)
-		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake", attrs...)
+		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake", attrs...)
 	case c.asked.err != nil && h.ctx.Err() == nil: // not because the server stops
 		attrs = append(attrs, slog.String("reason", reason(c.asked.err)), slog.Any("error", c.asked.err))
-		h.log.LogAttrs(h.ctx, slog.LevelWarn, "handshake failed: no answer of the key server to go on with", attrs...)
+		h.server.log.LogAttrs(h.ctx, slog.LevelWarn, "handshake failed: no answer of the key server to go on with", attrs...)
 	case c.unknown:
-		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake refused: no site has the server name", attrs...)
+		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake refused: no site has the server name", attrs...)
 	default:
 		attrs = append(attrs, slog.Any("error", err))
-		h.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)
+		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)
 	}
 }
 

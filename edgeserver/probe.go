@@ -21,7 +21,7 @@ type SiteInfo struct {
 // Sites returns what the Server serves, in the order of the Config.
 func (s *Server) Sites() []SiteInfo {
 	var infos []SiteInfo
-	for _, site := range s.sites.all {
+	for _, site := range s.current().sites.all {
 		info := SiteInfo{Site: site.Site}
 		for _, chain := range site.chains {
 			info.Leaves = append(info.Leaves, chain.Leaf)
@@ -35,8 +35,13 @@ func (s *Server) Sites() []SiteInfo {
 // for each that it would not use or that it cannot be asked for. It returns
 // when all answers are there, at the latest after KeyServer.Timeout.
 func (s *Server) Probe(ctx context.Context) {
+	g := s.current()
+	if !g.acquire() { // It has ended.
+		return
+	}
+	defer g.release()
 	var wg sync.WaitGroup
-	for _, site := range s.sites.all {
+	for _, site := range g.sites.all {
 		for i, chain := range site.chains {
 			wg.Go(func() { s.probe(ctx, site, site.Certificates[i], chain.Key.ID()) })
 		}

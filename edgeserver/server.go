@@ -3,10 +3,11 @@ package edgeserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -22,13 +23,22 @@ const (
 // Server serves the sites of a Config. Make it with New; end it with Shutdown
 // or Close. It is not used again after that.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	sites   *sites
-	engines engines
-	keys    *keyLog
-	http    *http.Server
-	timeout time.Duration // of a handshake
+	log      *slog.Logger
+	draining atomic.Bool
+	requests *refs // those under way, on upgraded connections too
+
+	reloading sync.Mutex // there is one Reload at a time
+	mu        sync.Mutex // of all below
+	now       *generation
+	living    map[*generation]struct{} // now, and those before it that have connections
+	listeners []*listener              // of ListenAndServe; nil without
+	accepting map[*handshaker]struct{}
+	stopped   bool           // it accepts no more
+	retiring  sync.WaitGroup // of generations
+	serving   sync.WaitGroup // on listeners
+
+	stopping chan struct{} // closed once stopped
+	failed   chan error    // why a listener has ended
 
 	ctx    context.Context // of everything it does
 	cancel context.CancelFunc
@@ -54,63 +64,50 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 	if log == nil {
 		log = slog.Default()
 	}
-	cfg = cfg.withDefaults()
-	if err := cfg.validate(); err != nil {
-		return nil, err
-	}
-	s := &Server{cfg: cfg, log: log}
-	for i, site := range cfg.Sites {
-		if transport(site.KeyServer) == nil {
-			return nil, cfg.errorf(fmt.Sprintf("sites[%d].keyserver", i), "there is no Transport for it")
-		}
-		timeout := cfg.keyServer(site.KeyServer).Timeout
-		if site.Method == string(ski.MethodECDHEPMS) { // It asks twice.
-			timeout *= 2
-		}
-		s.timeout = max(s.timeout, timeout+clientTime)
-	}
-	var err error
-	if s.sites, err = newSites(&cfg, transport, log); err != nil {
-		return nil, err
-	}
-	if cfg.KeyLog != "" {
-		if s.keys, err = openKeyLog(cfg.KeyLog); err != nil {
-			s.sites.close()
-			return nil, cfg.errorAt("key_log", err)
-		}
-		log.Warn("key_log writes down the secrets of every connection: who reads the file reads them all", "file", cfg.KeyLog)
-	}
-	s.engines = newEngines(s.sites, newTLSConfig(s.sites, s.keys))
+	s := &Server{log: log, requests: newRefs(), accepting: map[*handshaker]struct{}{},
+		stopping: make(chan struct{}), failed: make(chan error, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.http = &http.Server{
-		Handler:           http.HandlerFunc(s.serveHTTP),
-		ReadHeaderTimeout: headerTime,
-		IdleTimeout:       idleTime,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		BaseContext:       func(net.Listener) context.Context { return s.ctx },
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return withConn(ctx, c.(interface{ NetConn() net.Conn }).NetConn().(*conn))
-		},
-		Protocols: new(http.Protocols),
+	g, err := s.newGeneration(cfg, transport, nil)
+	if err != nil {
+		s.cancel()
+		return nil, err
 	}
-	s.http.Protocols.SetHTTP1(true)
-	s.http.Protocols.SetHTTP2(true)
-	s.http.Protocols.SetUnencryptedHTTP2(s.engines.anySplit) // for http2Conn, which is encrypted
+	s.now, s.living = g, map[*generation]struct{}{g: {}}
 	return s, nil
 }
 
 // Serve accepts TLS connections on l, which it closes, and returns nil after
 // Shutdown or Close. It can be called for any number of listeners.
 func (s *Server) Serve(l net.Listener) error {
-	s.log.Info("listening", "addr", l.Addr().String(), "url", s.url(l.Addr()))
-	h := newHandshaker(s.ctx, l, s.engines, s.timeout, s.log)
-	err := s.http.Serve(httpListener{h})
-	h.Close()
-	h.wait()
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	return s.run(s.accept(l, nil))
+}
+
+// accept returns the handshaker for l, which runs then. After Shutdown or Close
+// it is closed.
+func (s *Server) accept(l net.Listener, ready chan secureConn) *handshaker {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.acceptLocked(l, ready)
+}
+
+// acceptLocked is accept with s.mu held.
+func (s *Server) acceptLocked(l net.Listener, ready chan secureConn) *handshaker {
+	h := &handshaker{Listener: l, server: s, ready: ready}
+	h.ctx, h.cancel = context.WithCancelCause(s.ctx)
+	s.accepting[h] = struct{}{}
+	if s.stopped {
+		h.Close()
 	}
+	return h
+}
+
+// run lets h run until it ends.
+func (s *Server) run(h *handshaker) error {
+	s.log.Info("listening", "addr", h.Addr().String(), "url", s.url(h.Addr()))
+	err := h.run()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.accepting, h)
 	return err
 }
 
@@ -120,9 +117,24 @@ func (s *Server) Serve(l net.Listener) error {
 // CloseWrite and NetConn among them. Closing it closes l and the connections
 // whose handshake is not done; so do Shutdown and Close.
 func (s *Server) Listener(l net.Listener) net.Listener {
-	h := newHandshaker(s.ctx, l, s.engines, s.timeout, s.log)
-	context.AfterFunc(s.ctx, func() { h.Close() })
+	h := s.accept(l, make(chan secureConn))
+	go func() { _ = s.run(h) }() // Accept has the error.
 	return h
+}
+
+// current returns the generation of new connections.
+func (s *Server) current() *generation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+// acquire is current with the caller as a user, who releases it.
+func (s *Server) acquire() *generation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now.acquire()
+	return s.now
 }
 
 // url returns an address to try: that of the first site that has a whole name.
@@ -131,7 +143,7 @@ func (s *Server) url(addr net.Addr) string {
 	if err != nil {
 		return "https://" + addr.String()
 	}
-	for _, site := range s.sites.all {
+	for _, site := range s.current().sites.all {
 		for _, name := range site.Names {
 			if name[0] != '*' {
 				return "https://" + net.JoinHostPort(name, port)
@@ -141,54 +153,76 @@ func (s *Server) url(addr net.Addr) string {
 	return "https://" + net.JoinHostPort(host, port)
 }
 
-// ListenAndServe calls Serve for each address in Config.Listen. It returns nil
-// after Shutdown or Close; if one of the addresses fails, it closes the Server.
-func (s *Server) ListenAndServe() error {
-	var listeners []net.Listener
-	for _, addr := range s.cfg.Listen {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-			return err
-		}
-		listeners = append(listeners, l)
-	}
-	ended := make(chan error)
-	for _, l := range listeners {
-		go func() { ended <- s.Serve(l) }()
-	}
-	var first error
-	for range listeners {
-		if err := <-ended; err != nil && first == nil {
-			first = err
-			s.Close()
-		}
-	}
-	return first
-}
+// Draining reports whether Shutdown or Close has been called: there will be no
+// new connections, and whoever shares them out is to look elsewhere.
+func (s *Server) Draining() bool { return s.draining.Load() }
 
 // Shutdown stops listening, ends the handshakes that are not done, lets
-// requests finish until ctx ends, and then ends what is left, upgraded
-// connections included. It returns ctx's error if that cut a request short.
+// requests finish and upgraded connections end until ctx ends, and then ends
+// what is left. It returns ctx's error if that cut a request short, which an
+// upgraded connection is not.
+//
+// A client is told: with "Connection: close" in HTTP/1.1, GOAWAY in HTTP/2.
 func (s *Server) Shutdown(ctx context.Context) error {
-	err := s.http.Shutdown(ctx)
+	living := s.stop()
+	errs := make(chan error)
+	for _, g := range living {
+		go func() { errs <- g.http.Shutdown(ctx) }()
+	}
+	var err error
+	for range living {
+		err = errors.Join(err, <-errs)
+	}
+	s.requests.release()
+	select {
+	case <-s.requests.free:
+	case <-ctx.Done():
+	}
 	return errors.Join(err, s.Close())
+}
+
+// stop ends accepting, once, and returns the generations that there are.
+func (s *Server) stop() (living []*generation) {
+	s.draining.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.stopped = true
+		close(s.stopping)
+	}
+	for h := range s.accepting {
+		h.Close()
+	}
+	for g := range s.living {
+		living = append(living, g)
+	}
+	return living
 }
 
 // Close ends everything at once.
 func (s *Server) Close() error {
-	err := s.http.Close() // first: Serve has to know that this is meant
+	living := s.stop()
+	var err error
+	for _, g := range living {
+		err = errors.Join(err, g.http.Close())
+	}
 	s.cancel()
-	s.sites.close()
-	s.keys.Close()
+	s.retiring.Wait()
+	s.current().close()
 	return err
 }
 
 // serveHTTP hands a request to the connection's site.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connFrom(r.Context())
+	if !c.gen.acquire() { // The connection has ended meanwhile.
+		return
+	}
+	defer c.gen.release()
+	if !s.requests.acquire() {
+		return
+	}
+	defer s.requests.release()
 	if r.TLS == nil { // of an http2Conn
 		r.TLS = &c.state
 	}
@@ -198,8 +232,13 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "This connection is for HTTP/2.", http.StatusHTTPVersionNotSupported)
 		return
 	}
+	if c.gen.old.Load() && r.Header.Get("Upgrade") == "" {
+		// The client's next connection is of the new configuration. For HTTP/2
+		// net/http makes a GOAWAY of it.
+		w.Header().Set("Connection", "close")
+	}
 	// A request without a Host, which is one of HTTP/1.0, names no other site.
-	if r.Host != "" && s.sites.findHost(r.Host) != c.site {
+	if r.Host != "" && c.gen.sites.findHost(r.Host) != c.site {
 		// RFC 9110, Section 15.5.20: the client takes another connection, whose
 		// handshake is that of the right site.
 		s.log.Debug("misdirected request", "site", c.site.label, "host", r.Host, "remote", r.RemoteAddr)

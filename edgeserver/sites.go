@@ -26,6 +26,7 @@ type site struct {
 	chains  []*ski.Certificate
 	handler http.Handler
 	content io.Closer // what handler has open
+	tickets *tickets
 
 	config    *tls.Config   // for its connections
 	staticRSA *tls.Config   // for those of clients without forward secrecy; nil where not offered
@@ -63,7 +64,7 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, error) {
 	keyServer := cfg.keyServer(cfg.Sites[i].KeyServer)
 	s := &site{Site: cfg.Sites[i], label: "default", asking: asking{t, keyServer.Timeout},
-		draft: keyServer.DraftOnly, java: keyServer.JavaNames != ""}
+		draft: keyServer.DraftOnly, java: keyServer.JavaNames != "", tickets: new(tickets)}
 	if len(s.Names) > 0 {
 		s.label = s.Names[0]
 	}

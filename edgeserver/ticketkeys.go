@@ -1,11 +1,43 @@
 package edgeserver
 
 import (
+	"crypto/tls"
 	"sync"
 	"time"
 
 	"github.com/tlsski/tlsski/edgeserver/internal/split"
 )
+
+// tickets are the keys of one site's session tickets, which outlive a Reload.
+type tickets struct {
+	// standard is used for nothing but its ticket keys, which crypto/tls makes
+	// and rotates.
+	standard tls.Config
+	split    ticketKeys
+}
+
+// keepTickets has the sites take over the ticket keys of those in before that
+// are the same.
+func (t *sites) keepTickets(before *sites) {
+	kept := map[string]*tickets{}
+	for _, s := range before.all {
+		kept[s.ticketID()] = s.tickets
+	}
+	for _, s := range t.all {
+		if keys, ok := kept[s.ticketID()]; ok {
+			s.tickets = keys
+		}
+	}
+}
+
+// ticketID tells the sites of one Config apart, and says which site of another
+// Config is the same: the one that has the same first name.
+func (s *site) ticketID() string {
+	if len(s.Names) == 0 {
+		return ""
+	}
+	return canonicalName(s.Names[0])
+}
 
 // ticketKeyLife is how long a key makes session tickets. It opens them for
 // split.TicketLifetime more.

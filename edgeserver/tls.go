@@ -71,15 +71,12 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 // for clients that support only static RSA.
 func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	// All configurations that GetConfigForClient returns have the ticket keys
-	// of the configuration it was called on, unless their own are set. This
-	// one is never used but for its ticket keys, which crypto/tls makes and
-	// rotates: a ticket of one site is noise to all others.
-	tickets := new(tls.Config)
-
+	// of the configuration it was called on, unless their own are set: a ticket
+	// of one site is to be noise to all others.
 	config = base.Clone()
 	config.GetCertificate = s.certificate
-	config.WrapSession = tickets.EncryptTicket
-	config.UnwrapSession = tickets.DecryptTicket
+	config.WrapSession = s.tickets.standard.EncryptTicket
+	config.UnwrapSession = s.tickets.standard.DecryptTicket
 	if s.java {
 		config.CurvePreferences = []tls.CurveID{tls.CurveP256}
 	}

@@ -1,0 +1,141 @@
+package edgeserver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// generation is what a Server has made of one Config. It is not changed once
+// made: a Reload makes another. A connection keeps to the one that was current
+// when it was accepted, and the generation is there until the last of them has
+// ended.
+type generation struct {
+	cfg     Config
+	sites   *sites
+	engines engines
+	timeout time.Duration // of a handshake
+	keys    *keyLog
+	http    *http.Server
+	ready   *httpListener // connections for http
+
+	*refs             // the connections, what goes on on them, and the Server while this is current
+	old   atomic.Bool // another one is current
+	ended chan struct{}
+
+	starting, ending sync.Once
+}
+
+// newGeneration opens the files that cfg names. What a site of before, which may
+// be nil, has for those that come back to it goes over to the same site.
+func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Transport, before *generation) (*generation, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	g := &generation{cfg: cfg, ready: newHTTPListener(), refs: newRefs(), ended: make(chan struct{})}
+	for i, site := range cfg.Sites {
+		if transport(site.KeyServer) == nil {
+			return nil, cfg.errorf(fmt.Sprintf("sites[%d].keyserver", i), "there is no Transport for it")
+		}
+		timeout := cfg.keyServer(site.KeyServer).Timeout
+		if site.Method == string(ski.MethodECDHEPMS) { // It asks twice.
+			timeout *= 2
+		}
+		g.timeout = max(g.timeout, timeout+clientTime)
+	}
+	var err error
+	if g.sites, err = newSites(&cfg, transport, s.log); err != nil {
+		return nil, err
+	}
+	if cfg.KeyLog != "" {
+		if g.keys, err = openKeyLog(cfg.KeyLog); err != nil {
+			g.sites.close()
+			return nil, cfg.errorAt("key_log", err)
+		}
+		s.log.Warn("key_log writes down the secrets of every connection: who reads the file reads them all", "file", cfg.KeyLog)
+	}
+	if before != nil {
+		g.sites.keepTickets(before.sites)
+	}
+	g.engines = newEngines(g.sites, newTLSConfig(g.sites, g.keys))
+	g.http = s.newHTTP(g)
+	return g, nil
+}
+
+func (s *Server) newHTTP(g *generation) *http.Server {
+	h := &http.Server{
+		Handler:           http.HandlerFunc(s.serveHTTP),
+		ReadHeaderTimeout: headerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		BaseContext:       func(net.Listener) context.Context { return s.ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return withConn(ctx, c.(interface{ NetConn() net.Conn }).NetConn().(*conn))
+		},
+		Protocols: new(http.Protocols),
+	}
+	h.Protocols.SetHTTP1(true)
+	h.Protocols.SetHTTP2(true)
+	h.Protocols.SetUnencryptedHTTP2(g.engines.anySplit) // for http2Conn, which is encrypted
+	return h
+}
+
+// deliver hands a connection, whose handshake is done, to the http.Server. It
+// returns false where that has been closed, or ctx ends.
+func (g *generation) deliver(ctx context.Context, c secureConn) bool {
+	g.starting.Do(func() {
+		go g.http.Serve(g.ready) // until close; there is no other error
+	})
+	return g.ready.deliver(ctx, c)
+}
+
+// close ends what g has open, and its connections for HTTP, if any are left.
+func (g *generation) close() error {
+	err := g.http.Close()
+	g.ready.Close()
+	g.ending.Do(func() {
+		g.sites.close()
+		g.keys.Close()
+		close(g.ended)
+	})
+	return err
+}
+
+// refs counts who uses something.
+type refs struct {
+	mu   sync.Mutex
+	n    int
+	free chan struct{} // closed when nobody does any more
+}
+
+// newRefs returns refs with one user.
+func newRefs() *refs { return &refs{n: 1, free: make(chan struct{})} }
+
+// acquire adds a user. It returns false where the last has left already.
+func (r *refs) acquire() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n == 0 {
+		return false
+	}
+	r.n++
+	return true
+}
+
+// release takes one away.
+func (r *refs) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n--; r.n == 0 {
+		close(r.free)
+	}
+}
