@@ -30,6 +30,11 @@ type Config struct {
 	KeyServers map[string]KeyServer `yaml:"keyservers"`
 	// Sites are the web sites served. At least one.
 	Sites []Site `yaml:"sites"`
+	// TrustedProxies are the networks, such as 192.0.2.0/24, or addresses of
+	// proxies before the edge server. What a request that comes from one says in
+	// Forwarded and X-Forwarded-* goes on to the origin, extended; that of all
+	// others is replaced. Default: none.
+	TrustedProxies []string `yaml:"trusted_proxies"`
 	// ShutdownTimeout is how long requests in flight may take to finish once
 	// the server stops. Default: 10s.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
@@ -81,10 +86,13 @@ type Site struct {
 	// LegacyMasterSecret accepts clients without extended master secret (RFC
 	// 7627) in TLS 1.2. EngineStandard always does.
 	LegacyMasterSecret bool `yaml:"legacy_master_secret"`
+	// ClientCertificates says whether clients are asked for certificates.
+	// Default: they are not.
+	ClientCertificates ClientCertificates `yaml:"client_certificates"`
 	// Proxy is the URL of the origin server that requests are forwarded to,
-	// http or https. The origin sees the client's Host, and X-Forwarded-For,
-	// X-Forwarded-Host and X-Forwarded-Proto. Exactly one of Proxy and Static
-	// is set.
+	// http or https. The origin sees the client's Host, and Forwarded (RFC 7239),
+	// X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Proto. Exactly one of
+	// Proxy and Static is set.
 	Proxy string `yaml:"proxy"`
 	// Static is the folder that files are served from. Folders are not listed,
 	// and names that begin with a dot are not found.
@@ -180,6 +188,7 @@ func (c *Config) resolve(dir string) {
 	abs(&c.Embedded)
 	for i := range c.Sites {
 		abs(&c.Sites[i].Static)
+		abs(&c.Sites[i].ClientCertificates.CA)
 		for j := range c.Sites[i].Certificates {
 			abs(&c.Sites[i].Certificates[j])
 		}

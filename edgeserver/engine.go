@@ -112,6 +112,7 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 		TicketKeys:         s.tickets.split.current,
 		KeyLog:             keys.masterSecret(),
 	}
+	s.askClientsOfSplit(cfg)
 	if s.java {
 		cfg.Groups = []tls.CurveID{tls.CurveP256}
 	}

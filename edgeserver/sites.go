@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,8 @@ type site struct {
 	content io.Closer // what handler has open
 	tickets *tickets
 
+	clientCAs *x509.CertPool // of ClientCertificates
+
 	config    *tls.Config   // for its connections
 	staticRSA *tls.Config   // for those of clients without forward secrecy; nil where not offered
 	split     *split.Config // nil without that engine
@@ -44,8 +47,15 @@ type sites struct {
 // what the keys at a key server are asked over.
 func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.Logger) (*sites, error) {
 	table := &sites{byName: map[string]*site{}}
+	trusted, err := cfg.trustedProxies()
+	if err != nil {
+		return nil, err
+	}
+	if trusted.hasEveryone() {
+		log.Warn("trusted_proxies has everyone in it: any client can say to the origin who it is")
+	}
 	for i := range cfg.Sites {
-		s, err := newSite(cfg, i, transport(cfg.Sites[i].KeyServer), log)
+		s, err := newSite(cfg, i, transport(cfg.Sites[i].KeyServer), trusted, log)
 		if err != nil {
 			table.close()
 			return nil, err
@@ -61,7 +71,7 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 	return table, nil
 }
 
-func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, error) {
+func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Logger) (*site, error) {
 	keyServer := cfg.keyServer(cfg.Sites[i].KeyServer)
 	s := &site{Site: cfg.Sites[i], label: "default", asking: asking{t, keyServer.Timeout},
 		draft: keyServer.DraftOnly, java: keyServer.JavaNames != "", tickets: new(tickets)}
@@ -100,7 +110,13 @@ func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, erro
 	if s.LegacyMasterSecret {
 		log.Warn("legacy_master_secret accepts clients without extended master secret")
 	}
-	if err := s.open(log); err != nil {
+	if clients := s.ClientCertificates; clients.asked() {
+		var err error
+		if s.clientCAs, err = loadClientCAs(clients.CA, log); err != nil {
+			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].client_certificates.ca", i), err)
+		}
+	}
+	if err := s.open(trusted, log); err != nil {
 		field := "static"
 		if s.Proxy != "" {
 			field = "proxy"
@@ -111,7 +127,7 @@ func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, erro
 }
 
 // open makes the handler.
-func (s *site) open(log *slog.Logger) error {
+func (s *site) open(trusted networks, log *slog.Logger) error {
 	if s.Static != "" {
 		folder, err := openFolder(s.Static)
 		if err != nil {
@@ -124,7 +140,8 @@ func (s *site) open(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	proxy := newProxy(origin, log)
+	forward := &forwarding{trusted: trusted, certs: s.ClientCertificates.asked(), chain: s.ClientCertificates.ForwardChain}
+	proxy := newProxy(origin, forward, log)
 	s.handler, s.content = proxy, proxy
 	return nil
 }

@@ -77,6 +77,7 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	config.GetCertificate = s.certificate
 	config.WrapSession = s.tickets.standard.EncryptTicket
 	config.UnwrapSession = s.tickets.standard.DecryptTicket
+	s.askClients(config)
 	if s.java {
 		config.CurvePreferences = []tls.CurveID{tls.CurveP256}
 	}

@@ -41,6 +41,9 @@ func (c *Config) validate() error {
 			defaultSite = field
 		}
 	}
+	if _, err := c.trustedProxies(); err != nil {
+		return err
+	}
 	if c.ShutdownTimeout < 0 {
 		return c.errorf("shutdown_timeout", "is negative")
 	}
@@ -71,6 +74,9 @@ func (c *Config) validateSite(field string, s *Site, owner map[string]string) er
 		return c.errorf(field+".certificates", "there must be at least one certificate chain")
 	}
 	if err := c.validateEngine(field, s); err != nil {
+		return err
+	}
+	if err := c.validateClientCertificates(field, s); err != nil {
 		return err
 	}
 	switch {
