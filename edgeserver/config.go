@@ -14,7 +14,8 @@ import (
 // file. Where a field says nothing of a default, the zero value is it.
 type Config struct {
 	// Listen are the TCP addresses on which ListenAndServe serves HTTPS.
-	// Default: ":8443".
+	// Default: the sites' Addresses, with port 8443 where one has none, and
+	// ":8443" if a site has no Addresses.
 	Listen []string `yaml:"listen"`
 	// KeyServer is where the sites' private keys are. A Server itself looks
 	// only at its Timeout, DraftOnly and JavaNames; the rest is for whoever makes the
@@ -54,6 +55,10 @@ type Config struct {
 // Site is one web site: the names it has, the certificates that prove them,
 // and where its content comes from.
 type Site struct {
+	// Addresses are the local addresses on which the site is served: IP addresses
+	// with a port, or without for all ports. Sites that meet on none can have the
+	// same names. Default: all.
+	Addresses []string `yaml:"addresses"`
 	// Names are DNS names, or "*." and a DNS name, which stands for every name
 	// with one more label. Names that are not ASCII are written in their
 	// ASCII form (xn--). Only the default site can be without.
@@ -98,7 +103,7 @@ type Site struct {
 	// and names that begin with a dot are not found.
 	Static string `yaml:"static"`
 	// Default makes this the site for clients that send no server name, or
-	// one that no site has. At most one site is the default; without one, such
+	// one that no site has. On each address at most one site is; without one, such
 	// clients get the alert unrecognized_name (RFC 6066, Section 3).
 	Default bool `yaml:"default"`
 }
@@ -114,7 +119,7 @@ type Log struct {
 // withDefaults returns c with the defaults of the fields' comments filled in.
 func (c Config) withDefaults() Config {
 	if len(c.Listen) == 0 {
-		c.Listen = []string{":8443"}
+		c.Listen = c.defaultListen()
 	}
 	c.KeyServer, c.KeyServers = c.keyServersWithDefaults()
 	if c.ShutdownTimeout == 0 {

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -38,15 +38,14 @@ type site struct {
 
 // sites is the table of all sites. It is not changed once made.
 type sites struct {
-	all      []*site
-	byName   map[string]*site // the names in canonical form, wildcards with their asterisk
-	fallback *site            // the default site, or nil
+	all       []*site
+	byAddress map[netip.AddrPort]*names
 }
 
 // newSites opens everything that the sites of cfg consist of. transport returns
 // what the keys at a key server are asked over.
 func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.Logger) (*sites, error) {
-	table := &sites{byName: map[string]*site{}}
+	table := new(sites)
 	trusted, err := cfg.trustedProxies()
 	if err != nil {
 		return nil, err
@@ -61,23 +60,15 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 			return nil, err
 		}
 		table.all = append(table.all, s)
-		for _, name := range s.Names {
-			table.byName[canonicalName(name)] = s
-		}
-		if s.Default {
-			table.fallback = s
-		}
 	}
+	table.byAddress = byAddress(table.all)
 	return table, nil
 }
 
 func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Logger) (*site, error) {
 	keyServer := cfg.keyServer(cfg.Sites[i].KeyServer)
-	s := &site{Site: cfg.Sites[i], label: "default", asking: asking{t, keyServer.Timeout},
+	s := &site{Site: cfg.Sites[i], label: cfg.label(i), asking: asking{t, keyServer.Timeout},
 		draft: keyServer.DraftOnly, java: keyServer.JavaNames != "", tickets: new(tickets)}
-	if len(s.Names) > 0 {
-		s.label = s.Names[0]
-	}
 	log = log.With("site", s.label)
 
 	hasRSA := false
@@ -150,30 +141,6 @@ func (t *sites) close() {
 	for _, s := range t.all {
 		s.content.Close()
 	}
-}
-
-// find returns the site that has name: as it is, by a wildcard in the place of
-// its first label, or as the default. It is nil where there is no default.
-func (t *sites) find(name string) *site {
-	name = canonicalName(name)
-	if s, ok := t.byName[name]; ok {
-		return s
-	}
-	if i := strings.IndexByte(name, '.'); i > 0 {
-		if s, ok := t.byName["*"+name[i:]]; ok {
-			return s
-		}
-	}
-	return t.fallback
-}
-
-// findHost is find for the value of a Host field or an :authority, which may
-// have a port.
-func (t *sites) findHost(host string) *site {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	return t.find(host)
 }
 
 // canonicalName returns a DNS name in the form in which names are compared

@@ -58,7 +58,7 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c := connFrom(hello.Context())
 		c.serverName = hello.ServerName
-		if c.site = table.find(hello.ServerName); c.site == nil {
+		if c.site = table.at(c.LocalAddr()).find(hello.ServerName); c.site == nil {
 			c.unknown = true
 			return nil, nil
 		}
