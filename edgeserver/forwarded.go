@@ -24,12 +24,17 @@ func (c *Config) trustedProxies() (networks, error) {
 	return c.parseNetworks("trusted_proxies", c.TrustedProxies)
 }
 
+// trusts reports whether a request comes from a trusted proxy.
+func (f *forwarding) trusts(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && f.trusted.has(peer.Addr())
+}
+
 // set replaces in r.Out what the client has sent, by what is known here. From a
 // trusted proxy it keeps the fields about who is before that, but never those
 // about the client's certificate, which are about this connection alone.
 func (f *forwarding) set(r *httputil.ProxyRequest) {
-	peer, err := netip.ParseAddrPort(r.In.RemoteAddr)
-	trusted := err == nil && f.trusted.has(peer.Addr())
+	trusted := f.trusts(r.In)
 	for name := range r.Out.Header {
 		if f.strips(name, trusted) {
 			delete(r.Out.Header, name)
@@ -49,7 +54,7 @@ func (f *forwarding) set(r *httputil.ProxyRequest) {
 			}
 		}
 	}
-	if err == nil {
+	if peer, err := netip.ParseAddrPort(r.In.RemoteAddr); err == nil {
 		address := peer.Addr().Unmap().WithZone("")
 		extend(h, "X-Forwarded-For", address.String())
 		extend(h, "Forwarded", forwardedElement(address, r.In.Host))

@@ -30,6 +30,7 @@ type site struct {
 	tickets *tickets
 
 	clientCAs *x509.CertPool // of ClientCertificates
+	forward   *forwarding
 
 	config    *tls.Config   // for its connections
 	staticRSA *tls.Config   // for those of clients without forward secrecy; nil where not offered
@@ -107,7 +108,8 @@ func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Lo
 			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].client_certificates.ca", i), err)
 		}
 	}
-	if err := s.open(trusted, log); err != nil {
+	s.forward = &forwarding{trusted: trusted, certs: s.ClientCertificates.asked(), chain: s.ClientCertificates.ForwardChain}
+	if err := s.open(log); err != nil {
 		field := "static"
 		if s.Proxy != "" {
 			field = "proxy"
@@ -118,7 +120,7 @@ func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Lo
 }
 
 // open makes the handler.
-func (s *site) open(trusted networks, log *slog.Logger) error {
+func (s *site) open(log *slog.Logger) error {
 	if s.Static != "" {
 		folder, err := openFolder(s.Static)
 		if err != nil {
@@ -131,8 +133,7 @@ func (s *site) open(trusted networks, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	forward := &forwarding{trusted: trusted, certs: s.ClientCertificates.asked(), chain: s.ClientCertificates.ForwardChain}
-	proxy := newProxy(origin, forward, log)
+	proxy := newProxy(origin, s.forward, log)
 	s.handler, s.content = proxy, proxy
 	return nil
 }
