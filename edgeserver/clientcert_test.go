@@ -306,41 +306,57 @@ func TestFieldsAboutTheClientAreNotTheClientsToSend(t *testing.T) {
 	}
 }
 
-// TestClientCertificatesOfCurlAndOpenSSL: the alerts, and the authorities that a
-// client is told, as others see them.
+// TestClientCertificatesOfCurlAndOpenSSL: the alerts, the authorities that a
+// client is told, and resumption, as others see them.
 func TestClientCertificatesOfCurlAndOpenSSL(t *testing.T) {
-	p, ca := newPKI(t), newClientCA(t, "authority")
+	p, ca, other := newPKI(t), newClientCA(t, "authority"), newClientCA(t, "another authority")
 	alice, dir := ca.alice(t), t.TempDir()
 	key, err := x509.MarshalPKCS8PrivateKey(alice.PrivateKey)
 	require.NoError(t, err)
-	certFile, keyFile := filepath.Join(dir, "alice.pem"), filepath.Join(dir, "alice.key")
+	certFile, keyFile, session := filepath.Join(dir, "alice.pem"), filepath.Join(dir, "alice.key"), filepath.Join(dir, "session")
 	require.NoError(t, os.WriteFile(certFile, pemOf(alice.Leaf, ca.intermediate), 0o600))
 	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
-	standard, split := p.ecdsa(t, "standard.test"), p.ecdsa(t, "split.test")
-	clients := ClientCertificates{Mode: "required", CA: ca.file}
-	e := start(t, Config{Sites: []Site{
-		{Names: []string{"standard.test"}, Certificates: []string{standard}, Static: htdocs(t, "hello"), ClientCertificates: clients},
-		{Names: []string{"split.test"}, Certificates: []string{split}, Static: htdocs(t, "hello"), Engine: EngineSplit, ClientCertificates: clients},
-	}}, p.transport())
-	_, port, err := net.SplitHostPort(e.addr)
-	require.NoError(t, err)
-	for _, tt := range []struct{ name, ca, version, alert string }{
-		{"standard.test", standard, "1.3", "certificate required"},
-		{"split.test", split, "1.2", "handshake failure"},
-	} {
-		args := []string{"--silent", "--show-error", "--cacert", tt.ca, "--tlsv" + tt.version, "--tls-max", tt.version, "--max-time", "20",
-			"--resolve", tt.name + ":" + port + ":127.0.0.1", "https://" + tt.name + ":" + port + "/"}
-		out, err := exec.Command("curl", append(args, "--cert", certFile, "--key", keyFile)...).CombinedOutput()
-		assert.NoError(t, err)
-		assert.Equal(t, "hello", string(out))
-		out, err = exec.Command("curl", args...).CombinedOutput()
-		assert.Error(t, err)
-		assert.Contains(t, string(out), tt.alert)
+	for _, way := range ways {
+		version, alert := "1.2", "handshake failure"
+		if way.version == tls.VersionTLS13 {
+			version, alert = "1.3", "certificate required"
+		}
+		site := p.ecdsa(t, "a.test")
+		config := func(ca *clientCA) Config {
+			return Config{Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{site}, Static: htdocs(t, "hello"), Engine: way.engine,
+				ClientCertificates: ClientCertificates{Mode: "required", CA: ca.file}}}}
+		}
+		e := start(t, config(ca), p.transport())
+		_, port, err := net.SplitHostPort(e.addr)
+		require.NoError(t, err)
+		curl := func(more ...string) string {
+			out, err := exec.Command("curl", append([]string{"--silent", "--show-error", "--cacert", site, "--tlsv" + version, "--tls-max", version,
+				"--max-time", "20", "--resolve", "a.test:" + port + ":127.0.0.1", "https://a.test:" + port + "/"}, more...)...).CombinedOutput()
+			assert.Equal(t, len(more) == 0, err != nil, string(out))
+			return string(out)
+		}
+		assert.Equal(t, "hello", curl("--cert", certFile, "--key", keyFile), way.name)
+		assert.Contains(t, curl(), alert, way.name)
 
-		openssl := exec.Command("openssl", "s_client", "-connect", e.addr, "-servername", tt.name, "-CAfile", tt.ca, "-cert", certFile, "-cert_chain", certFile, "-key", keyFile)
-		openssl.Stdin = strings.NewReader("GET / HTTP/1.0\r\n\r\n")
-		out, _ = openssl.CombinedOutput()
-		assert.Contains(t, string(out), "Acceptable client certificate CA names\nCN = authority\n")
+		openssl := func(more ...string) string {
+			cmd := exec.Command("timeout", append([]string{"20", "openssl", "s_client", "-connect", e.addr, "-servername", "a.test", "-CAfile", site, "-tls" + strings.ReplaceAll(version, ".", "_"),
+				"-cert", certFile, "-cert_chain", certFile, "-key", keyFile, "-ign_eof"}, more...)...)
+			cmd.Stdin = strings.NewReader("GET / HTTP/1.0\r\n\r\n")
+			out, _ := cmd.CombinedOutput()
+			return string(out)
+		}
+		out := openssl("-sess_out", session)
+		assert.Contains(t, out, "Acceptable client certificate CA names\nCN = authority\n", way.name)
+		assert.Contains(t, out, "hello", way.name)
+		out = openssl("-sess_in", session)
+		assert.Contains(t, out, "Reused, TLSv"+version, way.name)
+		assert.Contains(t, out, "hello", way.name)
+		_, err = e.Reload(config(other), over(p.transport()))
+		require.NoError(t, err)
+		out = openssl("-sess_in", session)
+		assert.NotContains(t, out, "Reused, TLSv", way.name)
+		assert.Contains(t, out, "alert unknown ca", way.name)
+		assert.NotContains(t, out, "hello", way.name)
 	}
 }
 
