@@ -14,7 +14,8 @@ import (
 // file. Where a field says nothing of a default, the zero value is it.
 type Config struct {
 	// Listen are the TCP addresses on which ListenAndServe serves HTTPS.
-	// Default: ":8443".
+	// Default: the sites' Addresses, with port 8443 where one has none, and
+	// ":8443" if a site has no Addresses.
 	Listen []string `yaml:"listen"`
 	// KeyServer is where the sites' private keys are. A Server itself looks
 	// only at its Timeout, DraftOnly and JavaNames; the rest is for whoever makes the
@@ -30,6 +31,11 @@ type Config struct {
 	KeyServers map[string]KeyServer `yaml:"keyservers"`
 	// Sites are the web sites served. At least one.
 	Sites []Site `yaml:"sites"`
+	// TrustedProxies are the networks, such as 192.0.2.0/24, or addresses of
+	// proxies before the edge server. What a request that comes from one says in
+	// Forwarded and X-Forwarded-* goes on to the origin, extended; that of all
+	// others is replaced. Default: none.
+	TrustedProxies []string `yaml:"trusted_proxies"`
 	// ShutdownTimeout is how long requests in flight may take to finish once
 	// the server stops. Default: 10s.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
@@ -49,6 +55,10 @@ type Config struct {
 // Site is one web site: the names it has, the certificates that prove them,
 // and where its content comes from.
 type Site struct {
+	// Addresses are the local addresses on which the site is served: IP addresses
+	// with a port, or without for all ports. Sites that meet on none can have the
+	// same names. Default: all.
+	Addresses []string `yaml:"addresses"`
 	// Names are DNS names, or "*." and a DNS name, which stands for every name
 	// with one more label. Names that are not ASCII are written in their
 	// ASCII form (xn--). Only the default site can be without.
@@ -81,16 +91,19 @@ type Site struct {
 	// LegacyMasterSecret accepts clients without extended master secret (RFC
 	// 7627) in TLS 1.2. EngineStandard always does.
 	LegacyMasterSecret bool `yaml:"legacy_master_secret"`
+	// ClientCertificates says whether clients are asked for certificates.
+	// Default: they are not.
+	ClientCertificates ClientCertificates `yaml:"client_certificates"`
 	// Proxy is the URL of the origin server that requests are forwarded to,
-	// http or https. The origin sees the client's Host, and X-Forwarded-For,
-	// X-Forwarded-Host and X-Forwarded-Proto. Exactly one of Proxy and Static
-	// is set.
+	// http or https. The origin sees the client's Host, and Forwarded (RFC 7239),
+	// X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Proto. Exactly one of
+	// Proxy and Static is set.
 	Proxy string `yaml:"proxy"`
 	// Static is the folder that files are served from. Folders are not listed,
 	// and names that begin with a dot are not found.
 	Static string `yaml:"static"`
 	// Default makes this the site for clients that send no server name, or
-	// one that no site has. At most one site is the default; without one, such
+	// one that no site has. On each address at most one site is; without one, such
 	// clients get the alert unrecognized_name (RFC 6066, Section 3).
 	Default bool `yaml:"default"`
 }
@@ -106,7 +119,7 @@ type Log struct {
 // withDefaults returns c with the defaults of the fields' comments filled in.
 func (c Config) withDefaults() Config {
 	if len(c.Listen) == 0 {
-		c.Listen = []string{":8443"}
+		c.Listen = c.defaultListen()
 	}
 	c.KeyServer, c.KeyServers = c.keyServersWithDefaults()
 	if c.ShutdownTimeout == 0 {
@@ -180,6 +193,7 @@ func (c *Config) resolve(dir string) {
 	abs(&c.Embedded)
 	for i := range c.Sites {
 		abs(&c.Sites[i].Static)
+		abs(&c.Sites[i].ClientCertificates.CA)
 		for j := range c.Sites[i].Certificates {
 			abs(&c.Sites[i].Certificates[j])
 		}

@@ -60,7 +60,7 @@ func TestProxy(t *testing.T) {
 	assert.Equal(t, []string{"127.0.0.1"}, r.Header["X-Forwarded-For"])
 	assert.Equal(t, []string{"a.test"}, r.Header["X-Forwarded-Host"])
 	assert.Equal(t, []string{"https"}, r.Header["X-Forwarded-Proto"])
-	assert.Empty(t, r.Header["Forwarded"])
+	assert.Equal(t, []string{"for=127.0.0.1;host=a.test;proto=https"}, r.Header["Forwarded"])
 }
 
 func TestProxyOriginDown(t *testing.T) {
@@ -84,7 +84,7 @@ func TestProxyOriginSlow(t *testing.T) {
 	defer close(release)
 	u, err := url.Parse(origin.URL)
 	require.NoError(t, err)
-	proxy := newProxy(u, slog.New(slog.DiscardHandler))
+	proxy := newProxy(u, new(forwarding), slog.New(slog.DiscardHandler))
 	proxy.transport.ResponseHeaderTimeout = 20 * time.Millisecond
 	w := httptest.NewRecorder()
 	proxy.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))

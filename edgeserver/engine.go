@@ -61,7 +61,7 @@ func (e *engines) begin(ctx context.Context, c *conn) (secureConn, error) {
 			return nil, err
 		}
 		c.replay = read
-		useSplit = e.isForSplit(hello)
+		useSplit = e.isForSplit(c.LocalAddr(), hello)
 	}
 	c.engine = EngineStandard
 	if useSplit {
@@ -73,11 +73,11 @@ func (e *engines) begin(ctx context.Context, c *conn) (secureConn, error) {
 
 // isForSplit decides for a ClientHello, or for what was none, which then is
 // crypto/tls's to refuse.
-func (e *engines) isForSplit(hello *split.ClientHello) bool {
+func (e *engines) isForSplit(local net.Addr, hello *split.ClientHello) bool {
 	if hello == nil {
 		return false
 	}
-	s := e.sites.find(hello.ServerName)
+	s := e.sites.at(local).find(hello.ServerName)
 	return s != nil && s.split != nil && !(s.has(ski.TLS13) && hello.Supports13())
 }
 
@@ -85,7 +85,7 @@ func (e *engines) isForSplit(hello *split.ClientHello) bool {
 func (e *engines) splitConfig(ctx context.Context, hello *split.ClientHello) (*split.Config, error) {
 	c := connFrom(ctx)
 	c.serverName = hello.ServerName
-	if c.site = e.sites.find(hello.ServerName); c.site == nil {
+	if c.site = e.sites.at(c.LocalAddr()).find(hello.ServerName); c.site == nil {
 		c.unknown = true
 		return nil, nil
 	}
@@ -112,6 +112,7 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 		TicketKeys:         s.tickets.split.current,
 		KeyLog:             keys.masterSecret(),
 	}
+	s.askClientsOfSplit(cfg)
 	if s.java {
 		cfg.Groups = []tls.CurveID{tls.CurveP256}
 	}

@@ -125,6 +125,9 @@ func (h *handshaker) serve(raw net.Conn) {
 	h.report(c, time.Since(start), err)
 	if err != nil {
 		explainHTTPS(err)
+		if c.refusesCertificate(err) {
+			linger(h.ctx, raw)
+		}
 		return
 	}
 	if h.ready == nil {
@@ -161,6 +164,9 @@ func (h *handshaker) report(c *conn, took time.Duration, err error) {
 		h.server.log.LogAttrs(h.ctx, slog.LevelWarn, "handshake failed: no answer of the key server to go on with", attrs...)
 	case c.unknown:
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake refused: no site has the server name", attrs...)
+	case c.refusesCertificate(err):
+		attrs = append(attrs, slog.String("reason", refusedCertificate(err)), slog.Any("error", err))
+		h.server.log.LogAttrs(h.ctx, slog.LevelInfo, "handshake refused: the site does not accept the client's certificate", attrs...)
 	default:
 		attrs = append(attrs, slog.Any("error", err))
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)

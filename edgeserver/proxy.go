@@ -19,7 +19,7 @@ type proxy struct {
 
 // newProxy returns the proxy for the origin, whose URL's path goes before that
 // of each request.
-func newProxy(origin *url.URL, log *slog.Logger) *proxy {
+func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 	transport := &http.Transport{
 		// No Proxy: what the environment says of proxies is not for the origin.
 		DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
@@ -40,10 +40,11 @@ func newProxy(origin *url.URL, log *slog.Logger) *proxy {
 				// The site's own name, without which an origin cannot make a
 				// link to itself or tell its own sites apart.
 				r.Out.Host = r.In.Host
-				r.SetXForwarded()
+				forward.set(r)
 			},
-			Transport: transport,
-			ErrorLog:  slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+			ModifyResponse: keepFromOthers,
+			Transport:      transport,
+			ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 			ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 				originFailed(w, r, err, log)
 			},

@@ -13,7 +13,7 @@ import (
 // origins and key servers, and transports as in NewWithKeyServers. Connections
 // that there are go on as they were; in the answer to its next request a client
 // is asked to make a new one. Sessions of a site can be resumed at the site
-// that has the same first name.
+// that has the same first name and addresses.
 //
 // Where ListenAndServe serves, it is on the addresses of cfg.Listen from now on:
 // those that are new are opened before anything else is changed, those that are

@@ -137,15 +137,17 @@ func (s *Server) acquire() *generation {
 	return s.now
 }
 
-// url returns an address to try: that of the first site that has a whole name.
+// url returns an address to try: that of the first site there that has a whole
+// name.
 func (s *Server) url(addr net.Addr) string {
 	host, port, err := net.SplitHostPort(addr.String())
 	if err != nil {
 		return "https://" + addr.String()
 	}
+	place := addrPort(addr)
 	for _, site := range s.current().sites.all {
 		for _, name := range site.Names {
-			if name[0] != '*' {
+			if name[0] != '*' && (place.Addr().IsUnspecified() || site.isAt(place)) {
 				return "https://" + net.JoinHostPort(name, port)
 			}
 		}
@@ -238,7 +240,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
 	}
 	// A request without a Host, which is one of HTTP/1.0, names no other site.
-	if r.Host != "" && c.gen.sites.findHost(r.Host) != c.site {
+	if r.Host != "" && c.gen.sites.at(c.LocalAddr()).findHost(r.Host) != c.site {
 		// RFC 9110, Section 15.5.20: the client takes another connection, whose
 		// handshake is that of the right site.
 		s.log.Debug("misdirected request", "site", c.site.label, "host", r.Host, "remote", r.RemoteAddr)

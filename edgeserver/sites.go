@@ -3,12 +3,13 @@ package edgeserver
 import (
 	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -28,6 +29,9 @@ type site struct {
 	content io.Closer // what handler has open
 	tickets *tickets
 
+	clientCAs *x509.CertPool // of ClientCertificates
+	forward   *forwarding
+
 	config    *tls.Config   // for its connections
 	staticRSA *tls.Config   // for those of clients without forward secrecy; nil where not offered
 	split     *split.Config // nil without that engine
@@ -35,39 +39,37 @@ type site struct {
 
 // sites is the table of all sites. It is not changed once made.
 type sites struct {
-	all      []*site
-	byName   map[string]*site // the names in canonical form, wildcards with their asterisk
-	fallback *site            // the default site, or nil
+	all       []*site
+	byAddress map[netip.AddrPort]*names
 }
 
 // newSites opens everything that the sites of cfg consist of. transport returns
 // what the keys at a key server are asked over.
 func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.Logger) (*sites, error) {
-	table := &sites{byName: map[string]*site{}}
+	table := new(sites)
+	trusted, err := cfg.trustedProxies()
+	if err != nil {
+		return nil, err
+	}
+	if trusted.hasEveryone() {
+		log.Warn("trusted_proxies has everyone in it: any client can say to the origin who it is")
+	}
 	for i := range cfg.Sites {
-		s, err := newSite(cfg, i, transport(cfg.Sites[i].KeyServer), log)
+		s, err := newSite(cfg, i, transport(cfg.Sites[i].KeyServer), trusted, log)
 		if err != nil {
 			table.close()
 			return nil, err
 		}
 		table.all = append(table.all, s)
-		for _, name := range s.Names {
-			table.byName[canonicalName(name)] = s
-		}
-		if s.Default {
-			table.fallback = s
-		}
 	}
+	table.byAddress = byAddress(table.all)
 	return table, nil
 }
 
-func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, error) {
+func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Logger) (*site, error) {
 	keyServer := cfg.keyServer(cfg.Sites[i].KeyServer)
-	s := &site{Site: cfg.Sites[i], label: "default", asking: asking{t, keyServer.Timeout},
+	s := &site{Site: cfg.Sites[i], label: cfg.label(i), asking: asking{t, keyServer.Timeout},
 		draft: keyServer.DraftOnly, java: keyServer.JavaNames != "", tickets: new(tickets)}
-	if len(s.Names) > 0 {
-		s.label = s.Names[0]
-	}
 	log = log.With("site", s.label)
 
 	hasRSA := false
@@ -100,6 +102,13 @@ func newSite(cfg *Config, i int, t ski.Transport, log *slog.Logger) (*site, erro
 	if s.LegacyMasterSecret {
 		log.Warn("legacy_master_secret accepts clients without extended master secret")
 	}
+	if clients := s.ClientCertificates; clients.asked() {
+		var err error
+		if s.clientCAs, err = loadClientCAs(clients.CA, log); err != nil {
+			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].client_certificates.ca", i), err)
+		}
+	}
+	s.forward = &forwarding{trusted: trusted, certs: s.ClientCertificates.asked(), chain: s.ClientCertificates.ForwardChain}
 	if err := s.open(log); err != nil {
 		field := "static"
 		if s.Proxy != "" {
@@ -124,7 +133,7 @@ func (s *site) open(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	proxy := newProxy(origin, log)
+	proxy := newProxy(origin, s.forward, log)
 	s.handler, s.content = proxy, proxy
 	return nil
 }
@@ -133,30 +142,6 @@ func (t *sites) close() {
 	for _, s := range t.all {
 		s.content.Close()
 	}
-}
-
-// find returns the site that has name: as it is, by a wildcard in the place of
-// its first label, or as the default. It is nil where there is no default.
-func (t *sites) find(name string) *site {
-	name = canonicalName(name)
-	if s, ok := t.byName[name]; ok {
-		return s
-	}
-	if i := strings.IndexByte(name, '.'); i > 0 {
-		if s, ok := t.byName["*"+name[i:]]; ok {
-			return s
-		}
-	}
-	return t.fallback
-}
-
-// findHost is find for the value of a Host field or an :authority, which may
-// have a port.
-func (t *sites) findHost(host string) *site {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	return t.find(host)
 }
 
 // canonicalName returns a DNS name in the form in which names are compared

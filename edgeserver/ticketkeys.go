@@ -2,6 +2,8 @@ package edgeserver
 
 import (
 	"crypto/tls"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,12 +33,19 @@ func (t *sites) keepTickets(before *sites) {
 }
 
 // ticketID tells the sites of one Config apart, and says which site of another
-// Config is the same: the one that has the same first name.
+// Config is the same: the one that has the same first name, on the same
+// addresses.
 func (s *site) ticketID() string {
-	if len(s.Names) == 0 {
-		return ""
+	var places []string
+	for _, place := range s.places() {
+		places = append(places, place.String())
 	}
-	return canonicalName(s.Names[0])
+	slices.Sort(places)
+	id := "@" + strings.Join(places, ",")
+	if len(s.Names) > 0 {
+		id = canonicalName(s.Names[0]) + id
+	}
+	return id
 }
 
 // ticketKeyLife is how long a key makes session tickets. It opens them for

@@ -58,7 +58,7 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c := connFrom(hello.Context())
 		c.serverName = hello.ServerName
-		if c.site = table.find(hello.ServerName); c.site == nil {
+		if c.site = table.at(c.LocalAddr()).find(hello.ServerName); c.site == nil {
 			c.unknown = true
 			return nil, nil
 		}
@@ -77,6 +77,7 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	config.GetCertificate = s.certificate
 	config.WrapSession = s.tickets.standard.EncryptTicket
 	config.UnwrapSession = s.tickets.standard.DecryptTicket
+	s.askClients(config)
 	if s.java {
 		config.CurvePreferences = []tls.CurveID{tls.CurveP256}
 	}

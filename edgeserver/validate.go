@@ -27,19 +27,15 @@ func (c *Config) validate() error {
 	if err := c.validateKeyServers(); err != nil {
 		return err
 	}
-	owner := map[string]string{} // which field has the name
-	defaultSite := ""
+	taken := owners{}
 	for i := range c.Sites {
 		field := fmt.Sprintf("sites[%d]", i)
-		if err := c.validateSite(field, &c.Sites[i], owner); err != nil {
+		if err := c.validateSite(field, &c.Sites[i], taken); err != nil {
 			return err
 		}
-		if c.Sites[i].Default {
-			if defaultSite != "" {
-				return c.errorf(field+".default", "%s is the default site already", defaultSite)
-			}
-			defaultSite = field
-		}
+	}
+	if _, err := c.trustedProxies(); err != nil {
+		return err
 	}
 	if c.ShutdownTimeout < 0 {
 		return c.errorf("shutdown_timeout", "is negative")
@@ -53,7 +49,10 @@ func (c *Config) validate() error {
 	return nil
 }
 
-func (c *Config) validateSite(field string, s *Site, owner map[string]string) error {
+func (c *Config) validateSite(field string, s *Site, taken owners) error {
+	if err := c.validateSiteAddresses(field, s); err != nil {
+		return err
+	}
 	if len(s.Names) == 0 && !s.Default {
 		return c.errorf(field+".names", "a site that is not the default needs a name")
 	}
@@ -62,15 +61,22 @@ func (c *Config) validateSite(field string, s *Site, owner map[string]string) er
 		if err := checkName(strings.TrimPrefix(name, "*.")); err != nil {
 			return c.errorf(at, "'%s' %w", name, err)
 		}
-		if other, ok := owner[canonicalName(name)]; ok {
-			return c.errorf(at, "'%s' is already the name at %s", name, other)
+		if other := taken.add(canonicalName(name), owner{at, s}); other != "" {
+			return c.errorf(at, "'%s' is already the name at %s%s", name, other, s.where())
 		}
-		owner[canonicalName(name)] = at
+	}
+	if s.Default {
+		if other := taken.add("", owner{field, s}); other != "" {
+			return c.errorf(field+".default", "%s is the default site already%s", other, s.where())
+		}
 	}
 	if len(s.Certificates) == 0 {
 		return c.errorf(field+".certificates", "there must be at least one certificate chain")
 	}
 	if err := c.validateEngine(field, s); err != nil {
+		return err
+	}
+	if err := c.validateClientCertificates(field, s); err != nil {
 		return err
 	}
 	switch {

@@ -34,7 +34,9 @@ origin server, or are answered from a folder of files.
 A configuration. Paths are relative to its folder; what is commented out shows
 the default, or what else could be there.
 
-  # listen: [":8443"]
+  # listen: [":8443"]        # or the sites' addresses, where all have some
+  # trusted_proxies: [192.0.2.0/24]       # networks of proxies before this server whose
+                             # Forwarded and X-Forwarded-* go on to the origin; none
   keyserver:
     url: coaps://ski.example.com:5684/ski     # or coaps+tcp://, https://
     # urls:                  # instead of url: several that have the same keys, the
@@ -64,6 +66,11 @@ the default, or what else could be there.
       certificates: [ecdsa.pem, rsa.pem]    # chains, without private keys
       proxy: http://127.0.0.1:8080
       # static: ./htdocs     # instead of proxy
+      # addresses: [192.0.2.1, "192.0.2.2:443"]   # local ones that it is served on;
+                             # there can be another site of the same name on others
+      # client_certificates: {mode: off}    # or optional, required, with ca: FILE; the
+                             # origin gets Client-Cert (RFC 9440), with forward_chain:
+                             # true Client-Cert-Chain too
       # keyserver: berlin    # of keyservers; default: keyserver
       # static_rsa: false    # cipher suites without forward secrecy
       # engine: standard     # or split: session keys derived by the project's own TLS 1.2

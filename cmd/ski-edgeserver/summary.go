@@ -33,6 +33,9 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 	if cfg.KeyLog != "" {
 		fmt.Fprintf(w, "warning    key_log writes the secrets of every connection to %s\n", cfg.KeyLog)
 	}
+	if len(cfg.TrustedProxies) > 0 {
+		fmt.Fprintf(w, "trusted    %s: proxies that say who the client is\n", strings.Join(cfg.TrustedProxies, ", "))
+	}
 	for _, site := range sites {
 		names := site.Names
 		if site.Default {
@@ -46,6 +49,12 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 		for i, leaf := range site.Leaves {
 			fmt.Fprintf(w, "           %s: %s, spki %v, %s\n", site.Certificates[i], keyType(leaf),
 				ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
+		}
+		if len(site.Addresses) > 0 {
+			fmt.Fprintf(w, "           addresses %s\n", strings.Join(site.Addresses, ", "))
+		}
+		if clients := site.ClientCertificates; clients.CA != "" {
+			fmt.Fprintf(w, "           client certificates %s, of %s\n", clients.Mode, clients.CA)
 		}
 		if site.KeyServer != "" {
 			fmt.Fprintf(w, "           keyserver %s\n", site.KeyServer)

@@ -1,6 +1,9 @@
 package split
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Alert is a TLS alert description (RFC 5246, Section 7.2).
 type Alert uint8
@@ -37,6 +40,10 @@ type Error struct {
 	// Err is the cause, where something else failed.
 	Err error
 }
+
+// ErrNoCertificate is the Err of an Error: the client has no certificate, and has
+// to have one.
+var ErrNoCertificate = errors.New("a certificate is required")
 
 func (e *Error) Error() string {
 	if e.Err == nil {

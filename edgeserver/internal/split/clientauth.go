@@ -82,6 +82,27 @@ func (c *Config) verifyRawPublicKey(p *peer) *Error {
 	return nil
 }
 
+// maxAuthorities bounds, in bytes, the names that a CertificateRequest has. More
+// than that are left out: what a client shows is verified all the same.
+const maxAuthorities = 8 << 10
+
+// authorities returns the names of ClientCAs, by which a client that has several
+// certificates chooses.
+func (c *Config) authorities() [][]byte {
+	if c.ClientCAs == nil {
+		return nil
+	}
+	//lint:ignore SA1019 it is never the system's pool
+	names, size := c.ClientCAs.Subjects(), 0
+	for _, name := range names {
+		size += 2 + len(name)
+	}
+	if size > maxAuthorities {
+		return nil
+	}
+	return names
+}
+
 // maxClientRSABits bounds the RSA keys that a client has us verify with: the
 // time for it grows with the square of their length. crypto/tls has the same
 // bound.

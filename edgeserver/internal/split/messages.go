@@ -59,7 +59,7 @@ func (t MessageType) String() string {
 // EncryptedPreMasterSecret or a signature is as long as an RSA modulus.
 var maxBody = map[MessageType]int{
 	TypeClientHello:       16 << 10,
-	TypeCertificate:       32 << 10,
+	TypeCertificate:       16 << 10,
 	TypeClientKeyExchange: 4 << 10,
 	TypeCertificateVerify: 4 << 10,
 	TypeFinished:          12,
@@ -147,8 +147,9 @@ const (
 )
 
 // certificateRequestBody returns the body of a CertificateRequest (RFC 5246,
-// Section 7.4.4). It names no authorities: a client may send what it has.
-func certificateRequestBody() []byte {
+// Section 7.4.4). authorities are names in DER; without one, a client may send
+// what it has.
+func certificateRequestBody(authorities [][]byte) []byte {
 	var b cryptobyte.Builder
 	b.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes([]byte{clientCertECDSASign, clientCertRSASign}) })
 	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
@@ -156,7 +157,11 @@ func certificateRequestBody() []byte {
 			b.AddUint16(uint16(scheme))
 		}
 	})
-	b.AddUint16(0)
+	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
+		for _, name := range authorities {
+			b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(name) })
+		}
+	})
 	return b.BytesOrPanic()
 }
 

@@ -145,7 +145,7 @@ func (m *Machine) sendFlight() *Error {
 		m.send(TypeServerKeyExchange, serverKeyExchangeBody(m.params, m.scheme, m.signature))
 	}
 	if m.cfg.ClientAuth != NoClientCert {
-		m.send(TypeCertificateRequest, certificateRequestBody())
+		m.send(TypeCertificateRequest, certificateRequestBody(m.cfg.authorities()))
 	}
 	m.send(TypeServerHelloDone, nil)
 	return nil
@@ -164,7 +164,7 @@ func (m *Machine) takeCertificate(in *input) *Error {
 	switch {
 	case empty && m.cfg.ClientAuth == RequireClientCert:
 		// RFC 5246, Section 7.4.6.
-		return fail(HandshakeFailure, "the client has no certificate")
+		return &Error{HandshakeFailure, "the client has no certificate", ErrNoCertificate}
 	case empty:
 		return nil
 	case m.clientRaw:
