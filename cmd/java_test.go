@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -85,6 +86,66 @@ sites: [{names: [%s.test], certificates: [%[3]s.crt], static: site}]
 		_, all, status := run(t, "", filepath.Join(bin, "ski-edgeserver"), "-check", "-config", shared.path("java-wrong.yaml"))
 		assert.Equal(t, 1, status)
 		assert.Contains(t, all, tc.want)
+	}
+}
+
+// The key server in Java for one site, and ours for those beside it, one of which
+// has a certificate of its own for the same key.
+func TestAKeyServerInJavaBesideOurs(t *testing.T) {
+	c := newConformanceSetup(t)
+	require.NoError(t, os.Mkdir(c.path("site"), 0o755))
+	c.must("openssl", "req", "-x509", "-new", "-key", c.path("keys/rsa.pem"), "-subj", "/CN=other.test",
+		"-addext", "subjectAltName=DNS:other.test", "-days", "2", "-out", c.path("other.crt"))
+	pair, err := tls.LoadX509KeyPair(c.path("rsa.crt"), c.path("keys/rsa.pem"))
+	require.NoError(t, err)
+	java := skitest.NewJavaKeyServer(map[string]*rsa.PrivateKey{
+		fmt.Sprintf("%X", sha1.Sum(pair.Leaf.Raw)): pair.PrivateKey.(*rsa.PrivateKey),
+	})
+	c.write("keyserver.yaml", `
+listen: 127.0.0.1:0
+certificate: ks.pem
+key: ks.key
+client_ca: pki/ca.pem
+keys: keys
+policy: policy.yaml
+audit: {file: audit.log}
+`)
+	_, ours := c.start("msg=listening addr=", "ski-keyserver", "-config", c.path("keyserver.yaml"))
+	for _, engine := range []string{"standard", "split"} {
+		c.write("edge.yaml", `
+listen: ["127.0.0.1:0"]
+keyserver: {url: "coaps://`+ours+`/ski", certificate: edge.pem, key: edge.key, ca: pki/ca.pem}
+keyservers:
+  java: {url: "`+c.serveHTTPS(java)+`", java_names: sha1}
+sites:
+  - {names: [rsa.test], certificates: [rsa.crt], static: site, keyserver: java, static_rsa: true, engine: `+engine+`}
+  - {names: [other.test], certificates: [other.crt], static: site}
+  - {names: [ecdsa.test], certificates: [ecdsa.crt], static: site}
+`)
+		_, addr := c.start("msg=listening addr=", "ski-edgeserver", "-config", c.path("edge.yaml"))
+		for _, tc := range []struct {
+			site string
+			args string // of s_client
+			want string
+		}{
+			{"rsa", "", "ECDHE-RSA-AES128-GCM-SHA256"},
+			{"rsa", "-tls1_2 -groups X25519:P-256", "ECDHE-RSA-AES128-GCM-SHA256"},
+			{"rsa", "-tls1_2 -groups X25519", "AES128-GCM-SHA256"}, // It has P-256 alone.
+			{"rsa", "-tls1_2 -cipher AES128-GCM-SHA256", "AES128-GCM-SHA256"},
+			{"rsa", "-cipher AES128-GCM-SHA256", "AES128-GCM-SHA256"}, // of a client that knows TLS 1.3
+			{"other", "-groups X25519", "TLS_AES_128_GCM_SHA256"},
+			{"other", "-tls1_2 -groups X25519", "ECDHE-RSA-AES128-GCM-SHA256"},
+			{"ecdsa", "", "TLS_AES_128_GCM_SHA256"},
+		} {
+			before := java.Last()
+			_, all, status := run(t, "", "openssl", append([]string{"s_client", "-connect", addr, "-servername", tc.site + ".test",
+				"-CAfile", c.path(tc.site + ".crt"), "-verify_return_error", "-brief"}, strings.Fields(tc.args)...)...)
+			assert.Zero(t, status, "%s %+v: %s", engine, tc, all)
+			assert.Contains(t, all, "Ciphersuite: "+tc.want+"\n", "%s %+v", engine, tc)
+			if tc.site != "rsa" {
+				assert.Equal(t, before, java.Last(), "the key server of another site is not asked")
+			}
+		}
 	}
 }
 

@@ -133,7 +133,7 @@ func TestProxyUpgrade(t *testing.T) {
 	assert.Equal(t, "pong", string(echo))
 	cancel()
 	assert.NoError(t, <-stopped)
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	_, err = r.ReadByte()
 	assert.ErrorIs(t, err, io.EOF)
 }
@@ -189,7 +189,7 @@ func rawGet(t *testing.T, e *edge, p *testPKI, path string) (int, string) {
 	c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 	require.NoError(t, err)
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(30 * time.Second))
 	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n", path)
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	require.NoError(t, err, path)

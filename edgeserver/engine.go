@@ -119,10 +119,12 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 	for _, chain := range s.chains {
 		standard := chain.ForClientHello(&tls.ClientHelloInfo{})
 		key := chain.Key
+		signedBy, _ := split.SignedBy(standard.Certificate) // loadChain has parsed them all
 		cfg.Chains = append(cfg.Chains, &split.Chain{
 			Certificates: standard.Certificate,
 			Leaf:         chain.Leaf,
 			Schemes:      standard.SupportedSignatureAlgorithms,
+			SignedBy:     signedBy,
 			Key: func(ctx context.Context, c ski.Connection) crypto.MessageSigner {
 				return key.ForConnection(ctx, c).PrivateKey()
 			},

@@ -75,7 +75,7 @@ func TestSplitEngineHandshakes(t *testing.T) {
 			assert.Equal(t, tt.want, got)
 		})
 	}
-	require.Eventually(t, func() bool { return strings.Count(e.log.String(), "engine=split") == len(tests) }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(e.log.String(), "engine=split") == len(tests) }, time.Minute, time.Millisecond)
 }
 
 // TestSplitEngineSpeaksHTTP has the proxy work as it does with crypto/tls.
@@ -245,7 +245,7 @@ func TestSplitEngineWhenTheKeyServerFails(t *testing.T) {
 			client.ServerName = "rsa.test"
 			_, err := e.dial(p, client)
 			assertAlert(t, internalError, err)
-			require.Eventually(t, func() bool { return strings.Contains(e.log.String(), "reason="+reason) }, 5*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return strings.Contains(e.log.String(), "reason="+reason) }, time.Minute, time.Millisecond)
 			assert.Regexp(t, "level=WARN .*site=rsa.test .*reason="+reason, e.log.String())
 		}
 	}
@@ -395,7 +395,7 @@ func TestSplitEngineShutdownFinishesRequests(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := net.DialTimeout("tcp", e.addr, time.Second)
 			return err != nil
-		}, 5*time.Second, 5*time.Millisecond)
+		}, time.Minute, 5*time.Millisecond)
 		close(proceed)
 		assert.Equal(t, "finished", <-answer)
 		assert.NoError(t, <-stopped)

@@ -105,8 +105,6 @@ func (s *site) configFor(hello *tls.ClientHelloInfo) *tls.Config {
 	if s.staticRSA == nil {
 		return s.config
 	}
-	// The question is asked of the base configuration, which differs from
-	// s.config in nothing that matters to it.
 	if cert, _ := s.choose(hello); cert != nil {
 		return s.config
 	}
@@ -127,9 +125,16 @@ func (s *site) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 // is that of the last one.
 func (s *site) choose(hello *tls.ClientHelloInfo) (cert *tls.Certificate, err error) {
 	// The name has chosen the site already, and at the default site it is in
-	// no certificate.
+	// no certificate. The question may be asked of the base configuration, which
+	// has versions and curves that the site has not.
 	anonymous := *hello
 	anonymous.ServerName = ""
+	if most := s.config.MaxVersion; most != 0 {
+		anonymous.SupportedVersions = without(hello.SupportedVersions, func(v uint16) bool { return v > most })
+	}
+	if s.java {
+		anonymous.SupportedCurves = without(hello.SupportedCurves, func(c tls.CurveID) bool { return c != tls.CurveP256 })
+	}
 	for _, chain := range s.chains {
 		cert := chain.ForClientHello(hello)
 		if err = anonymous.SupportsCertificate(cert); err == nil {
@@ -137,6 +142,11 @@ func (s *site) choose(hello *tls.ClientHelloInfo) (cert *tls.Certificate, err er
 		}
 	}
 	return nil, err
+}
+
+// without returns a copy of list without some.
+func without[T any](list []T, some func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(list), some)
 }
 
 // negotiated returns what client and edge have agreed on, for the log.

@@ -202,10 +202,10 @@ func TestKeyServerFails(t *testing.T) {
 				begin := time.Now()
 				_, err := e.dial(p, client)
 				assertAlert(t, internalError, err)
-				assert.Less(t, time.Since(begin), timeout+2*time.Second)
+				assert.Less(t, time.Since(begin), timeout+clientTime, "with an alert, not by the end of the handshake's time")
 				require.Eventually(t, func() bool {
 					return strings.Contains(e.log.String(), "reason="+reason)
-				}, 5*time.Second, time.Millisecond)
+				}, time.Minute, time.Millisecond)
 				assert.Regexp(t, "level=WARN .*site=rsa.test .*reason="+reason, e.log.String())
 			})
 		}

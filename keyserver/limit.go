@@ -1,6 +1,11 @@
 package keyserver
 
 import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,6 +49,32 @@ func (l *limits) ofKey(id ski.KeyID) limit {
 		return own
 	}
 	return l.key
+}
+
+// String says it as -check does.
+func (l limit) String() string {
+	var parts []string
+	if l.rate > 0 {
+		parts = append(parts, fmt.Sprintf("%g a second, burst %d", float64(l.rate), l.burst))
+	}
+	if l.inFlight > 0 {
+		parts = append(parts, fmt.Sprintf("%d in flight", l.inFlight))
+	}
+	return cmp.Or(strings.Join(parts, ", "), "none")
+}
+
+// Limits returns a line for each limit on requests: those of each edge and for
+// each key, and then of edges and keys that have their own.
+func (p *Policy) Limits() []string {
+	lines := []string{"each edge: " + p.limits.edge.String(), "each key: " + p.limits.key.String()}
+	for _, name := range slices.Sorted(maps.Keys(p.limits.edges)) {
+		lines = append(lines, "edge "+name+": "+p.limits.edges[name].String())
+	}
+	var keys []string
+	for id, l := range p.limits.keys {
+		keys = append(keys, "key "+p.keys[id].name+": "+l.String())
+	}
+	return append(lines, slices.Sorted(slices.Values(keys))...)
 }
 
 // bucket is a token bucket whose limit changes with the policy. The zero value

@@ -30,7 +30,8 @@ type Client struct {
 	// Where they change later: Replace.
 	Transports []Transport
 	// Timeout bounds a request with all its attempts. 0 means DefaultTimeout.
-	// A context that ends sooner bounds it more.
+	// A context that ends sooner bounds it more; one that ends much sooner says
+	// nothing about who has not answered by then.
 	Timeout time.Duration
 	// Balance says which key server is asked first, of those that answer. The
 	// zero value means Failover.
@@ -62,6 +63,10 @@ const (
 	firstPause = 20 * time.Millisecond
 	lastPause  = 250 * time.Millisecond
 )
+
+// enoughTime is how long an attempt must have had for its time-out to say
+// something about the key server, unless Timeout leaves less to each.
+const enoughTime = 500 * time.Millisecond
 
 // RoundTrip asks the Transports in turn until one has an answer, the time is
 // up, or all have failed for good. An error answer is an answer, except
@@ -158,9 +163,11 @@ type result struct {
 // for it and those after it, so that one that is silent leaves some to the
 // others.
 func (c *Client) attempt(ctx context.Context, m *member, req *Request, left int, kind AttemptKind) result {
-	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+	given := c.timeout()
+	if deadline, ok := ctx.Deadline(); ok {
+		given = time.Until(deadline) / time.Duration(left)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		ctx, cancel = context.WithTimeout(ctx, given)
 		defer cancel()
 	}
 	m.inFlight.Add(1)
@@ -176,7 +183,10 @@ func (c *Client) attempt(ctx context.Context, m *member, req *Request, left int,
 			resp.origin = m
 		}
 	}
-	m.note(&a, start, c.OnHealth)
+	// A TLS client that leaves the last milliseconds of its handshake's time
+	// shall not have the key server taken for dead.
+	hurried := ctx.Err() != nil && given < min(enoughTime, c.timeout()/time.Duration(2*len(c.pool())))
+	m.note(&a, start, hurried, c.OnHealth)
 	if c.OnAttempt != nil {
 		c.OnAttempt(a)
 	}

@@ -113,13 +113,14 @@ func (h *health) due(now time.Time) bool {
 	return true
 }
 
-// note takes in what came of an attempt that began at start.
-func (h *health) note(a *Attempt, start time.Time, changed func(Health)) {
+// note takes in what came of an attempt that began at start. hurried says that it
+// had too little time.
+func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(Health)) {
 	te := (*TransportError)(nil)
 	switch {
 	case a.Err == nil && a.Answer != UnspecifiedError:
 		h.latency.answered(a.Took)
-	case errors.Is(a.Err, context.Canceled):
+	case errors.Is(a.Err, context.Canceled), a.Err != nil && hurried:
 		h.latency.abandoned(a.Took)
 		return // says nothing else
 	case a.Err != nil && !errors.As(a.Err, &te) && !errors.Is(a.Err, context.DeadlineExceeded):

@@ -89,11 +89,11 @@ func (c *Client) replace(transports []Transport) {
 }
 
 // order returns the members in the order in which to ask for req: those that
-// answer first. The one that gave req.State goes before all: whether others have
-// the secret to open it is not known.
+// answer first. The one that gave req.State goes before all, even if it has been
+// replaced since: whether others have the secret to open it is not known.
 func (c *Client) order(req *Request) []*member {
 	members := c.pool()
-	if len(members) == 1 {
+	if len(members) == 1 && req.origin == nil {
 		return members
 	}
 	healthy := make([]*member, 0, len(members))
@@ -120,8 +120,9 @@ func (c *Client) order(req *Request) []*member {
 		slices.SortStableFunc(healthy, func(a, b *member) int { return cmp.Compare(cost[a], cost[b]) })
 	}
 	order := append(healthy, others...)
-	if i := slices.Index(order, req.origin); i > 0 {
-		order = slices.Insert(slices.Delete(order, i, i+1), 0, req.origin)
+	if req.origin != nil {
+		others := slices.DeleteFunc(order, func(m *member) bool { return m == req.origin })
+		order = append([]*member{req.origin}, others...)
 	}
 	return order
 }

@@ -218,6 +218,29 @@ func TestWhatTheCallerGivesUpIsNotTheKeyServersFault(t *testing.T) {
 	})
 }
 
+// A TLS client that sends its ClientKeyExchange as late as it may decides how
+// little time is left for the answer.
+func TestWhatHasNoTimeLeftIsNotTheKeyServersFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen seen
+		first, second := takes(100*time.Millisecond), takes(100*time.Millisecond)
+		c := seen.watch(&ski.Client{Transports: []ski.Transport{first, second}})
+		defer c.Close()
+		for _, left := range []time.Duration{time.Millisecond, 150 * time.Millisecond} {
+			ctx, cancel := context.WithTimeout(t.Context(), left)
+			_, err := c.RoundTrip(ctx, request())
+			assert.ErrorIs(t, err, context.DeadlineExceeded)
+			cancel()
+		}
+		assert.Empty(t, seen.health)
+		assert.Equal(t, "timeout", seen.attempts[0].Outcome())
+
+		first.takes.Store(int64(time.Hour))
+		ask(t, c)
+		assert.Len(t, seen.health, 1, "this one had")
+	})
+}
+
 func TestReplaceKeepsWhatIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, second, third := takes(0), takes(0), takes(0)
@@ -370,6 +393,25 @@ func TestRoundRobinOfEphemeralKeys(t *testing.T) {
 	}
 	assert.Equal(t, []string{"a", "a", "a", "a", "a"}, a.asked)
 	assert.Equal(t, []string{"b", "b", "b", "b", "b"}, b.asked)
+}
+
+// The addresses of a name may change between the two exchanges.
+func TestAStateGoesToWhoGaveItAlsoOnceThatIsReplaced(t *testing.T) {
+	for _, more := range []int{0, 1} {
+		secret := func() (*ski.Response, error) { return &ski.Response{Output: make([]byte, 32)}, nil }
+		otherSecret := func() (*ski.Response, error) { return ski.Failed(ski.MalformedRequest), nil }
+		gone, other := &stateful{name: "gone", second: secret}, &stateful{name: "other", second: otherSecret}
+		c := &ski.Client{Transports: []ski.Transport{gone}}
+		key, err := ski.NewKey(c, privateKeys()["P-256"].Public())
+		require.NoError(t, err)
+		e, err := key.NewEphemeral(t.Context(), tls.X25519, make([]byte, 64), crypto.SHA256)
+		require.NoError(t, err)
+		c.Replace([]ski.Transport{other, alive()}[:1+more])
+		_, err = e.PreMasterSecret(t.Context(), make([]byte, 32))
+		require.NoError(t, err)
+		assert.Len(t, gone.asked, 1)
+		assert.Empty(t, other.asked)
+	}
 }
 
 // dialFailsOnce fails before the key server has the state, and is then f.

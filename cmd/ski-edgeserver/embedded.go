@@ -198,6 +198,10 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	row("embedded", e.file)
 	e.keys.Describe(row)
 	row("audit", e.cfg.Audit.File)
+	row("limit", fmt.Sprintf("all requests: %d in flight", e.cfg.MaxInFlight))
+	for _, limit := range e.policy.Limits() {
+		row("limit", limit)
+	}
 	for _, warning := range e.warnings() {
 		row("warning", warning)
 	}

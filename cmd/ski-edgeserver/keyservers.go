@@ -52,7 +52,7 @@ func newServer(cfg edgeserver.Config, own ownKeyServer, log *slog.Logger) (*edge
 func (all keyServers) newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, error) {
 	transports := map[string]ski.Transport{}
 	var identities []tls.Certificate
-	var bySHA1 []*skihttp.JavaKeyServer // whose keys have the names of certificates
+	bySHA1 := map[string]*skihttp.JavaKeyServer{} // whose keys have the names of certificates
 	used := cfg.UsedKeyServers()
 	for _, name := range slices.Sorted(maps.Keys(used)) {
 		k := used[name]
@@ -70,7 +70,7 @@ func (all keyServers) newServer(cfg edgeserver.Config, log *slog.Logger) (*edges
 			cc.Java = new(skihttp.JavaKeyServer)
 		}
 		if k.JavaNames == "sha1" {
-			bySHA1 = append(bySHA1, cc.Java)
+			bySHA1[name] = cc.Java
 		}
 		client := &ski.Client{Timeout: k.Timeout, Balance: k.Balance, MaxExtra: k.Hedge.MaxExtra}
 		set, err := skiurl.NewSet(k.Endpoints(), cc, client, nil)
@@ -96,18 +96,20 @@ func (all keyServers) newServer(cfg edgeserver.Config, log *slog.Logger) (*edges
 			return nil, err
 		}
 	}
-	for _, java := range bySHA1 { // before anything is asked
-		java.KeyName = certificateNames(srv.Sites())
+	for name, java := range bySHA1 { // before anything is asked
+		java.KeyName = certificateNames(srv.Sites(), name)
 	}
 	return srv, nil
 }
 
-// certificateNames names keys for the key server in Java by the sites'
-// certificates.
-func certificateNames(sites []edgeserver.SiteInfo) func(ski.KeyID) (string, error) {
+// certificateNames names keys for the key server in Java by the certificates of
+// the sites that use it: elsewhere the same key may have another certificate.
+func certificateNames(sites []edgeserver.SiteInfo, keyServer string) func(ski.KeyID) (string, error) {
 	var all []*x509.Certificate
 	for _, site := range sites {
-		all = append(all, site.Leaves...)
+		if site.KeyServer == keyServer {
+			all = append(all, site.Leaves...)
+		}
 	}
 	return skihttp.CertificateNames(all...)
 }

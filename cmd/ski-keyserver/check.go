@@ -59,6 +59,10 @@ func (p *parts) summary(out io.Writer, file string) error {
 	}
 	p.keys.Describe(row)
 	row("audit", p.cfg.Audit.File)
+	row("limit", fmt.Sprintf("all requests: %d in flight", p.cfg.MaxInFlight))
+	for _, limit := range p.policy.Limits() {
+		row("limit", limit)
+	}
 	for _, one := range p.suspensions.All() {
 		row("suspended", fmt.Sprintf("%s, %s", one.Edge, one))
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -45,10 +44,8 @@ func TestPolicyIsReloaded(t *testing.T) {
 	require.NoError(t, d.ask().Err())
 
 	// Whom the policy does not know any more has no session.
-	begin := time.Now()
 	replace(strings.Replace(policyYAML, "edge.test", "other.test", 1))
 	d.logged(`msg="sessions closed"`)
-	require.Less(t, time.Since(begin), 5*time.Second)
 
 	d.signal(syscall.SIGTERM)
 	require.Zero(t, d.end())

@@ -43,7 +43,7 @@ func TestAPacedLoadHasNoCoordinatedOmission(t *testing.T) {
 		}
 		return ski.Direct(keys, ski.Peer{}).RoundTrip(ctx, req)
 	})
-	l := &load{work: work, connections: []closingTransport{openTransport{stalling}}, inFlight: 1, rate: 500, timeout: time.Second}
+	l := &load{work: work, connections: []closingTransport{openTransport{stalling}}, inFlight: 1, rate: 500, timeout: time.Minute}
 	require.NoError(t, l.measure(t.Context(), 0, time.Second, 0, nil))
 	r := &benchReport{}
 	l.report(r)

@@ -181,7 +181,7 @@ func TestAPeerThatIsNotAuthenticatedGetsNoSession(t *testing.T) {
 			var te *ski.TransportError
 			require.ErrorAs(t, err, &te)
 			assert.Equal(t, "dial", te.Op)
-			require.Eventually(t, func() bool { return strings.Count(log.String(), "\n") > 0 }, 2*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return strings.Count(log.String(), "\n") > 0 }, time.Minute, 10*time.Millisecond)
 			assert.Contains(t, log.String(), "handshake failed")
 			assert.Contains(t, log.String(), tc.why)
 			assert.Equal(t, 1, strings.Count(log.String(), "\n"), "one log line: %s", log.String())
@@ -281,7 +281,7 @@ func TestADeadlineEndsARequestAtOnceAndLeavesNothing(t *testing.T) {
 	for i := range 50 {
 		go func() { errs <- ask(ctx, c, i+1) }()
 	}
-	require.Eventually(t, func() bool { return waiting(c) == 50 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return waiting(c) == 50 }, time.Minute, time.Millisecond)
 	cancel()
 	for range 50 {
 		err := <-errs
@@ -395,7 +395,7 @@ func TestShutdownAnswersWhatIsInFlight(t *testing.T) {
 	<-arrived
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.Shutdown(t.Context()) }()
-	require.Eventually(t, s.stopping, 5*time.Second, time.Millisecond)
+	require.Eventually(t, s.stopping, time.Minute, time.Millisecond)
 	close(release)
 	require.NoError(t, <-answered)
 	require.NoError(t, <-stopped)

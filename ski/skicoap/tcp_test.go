@@ -147,7 +147,7 @@ func TestAPeerThatIsNotAuthenticatedGetsNoSessionOverTCP(t *testing.T) {
 			var te *ski.TransportError
 			require.ErrorAs(t, err, &te)
 			assert.Equal(t, "dial", te.Op, "in TLS 1.3 too the client waits until it is let in")
-			require.Eventually(t, func() bool { return strings.Contains(log.String(), tc.why) }, 5*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return strings.Contains(log.String(), tc.why) }, time.Minute, 10*time.Millisecond)
 			assert.Equal(t, 1, strings.Count(log.String(), "\n"), log.String())
 		})
 	}
@@ -222,7 +222,7 @@ func TestADeadlineEndsARequestOverTCPAtOnce(t *testing.T) {
 	for i := range 50 {
 		go func() { errs <- ask(ctx, c, i+1) }()
 	}
-	require.Eventually(t, func() bool { return s.InFlight() == 50 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.InFlight() == 50 }, time.Minute, time.Millisecond)
 	cancel()
 	for range 50 {
 		require.ErrorIs(t, <-errs, context.Canceled)
@@ -332,7 +332,7 @@ func TestShutdownAnswersWhatIsInFlightOverTCP(t *testing.T) {
 	<-arrived
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.Shutdown(t.Context()) }()
-	require.Eventually(t, s.stopping, 5*time.Second, time.Millisecond)
+	require.Eventually(t, s.stopping, time.Minute, time.Millisecond)
 	var te *ski.TransportError
 	_, err := c.RoundTrip(t.Context(), request(2))
 	require.ErrorAs(t, err, &te)
@@ -391,7 +391,7 @@ func TestSignalsAreUnderstood(t *testing.T) {
 	assert.Equal(t, codes.Abort, got.Code)
 	_, err := p.frames.read(func() {})
 	require.ErrorIs(t, err, io.EOF)
-	require.Eventually(t, func() bool { return len(s.Peers()) == 0 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(s.Peers()) == 0 }, time.Minute, time.Millisecond)
 }
 
 func TestAPeerThatBreaksTheProtocolIsToldAndLogged(t *testing.T) {
@@ -420,7 +420,7 @@ func TestAPeerThatBreaksTheProtocolIsToldAndLogged(t *testing.T) {
 			assert.Contains(t, string(got.Payload), tc.want)
 			_, err := p.frames.read(func() {})
 			require.ErrorIs(t, err, io.EOF)
-			require.Eventually(t, func() bool { return strings.Contains(log.String(), tc.want) }, 5*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return strings.Contains(log.String(), tc.want) }, time.Minute, 10*time.Millisecond)
 		})
 	}
 }
@@ -453,11 +453,11 @@ func TestASlowSenderDoesNotStay(t *testing.T) {
 		},
 	} {
 		do()
-		require.Eventually(t, func() bool { return len(s.Peers()) == 0 }, 5*time.Second, time.Millisecond, name)
+		require.Eventually(t, func() bool { return len(s.Peers()) == 0 }, time.Minute, time.Millisecond, name)
 	}
 	assert.Eventually(t, func() bool { // The peer sees the end before it is logged.
 		return strings.Count(log.String(), "timeout")+strings.Count(log.String(), "deadline exceeded") >= 3
-	}, 5*time.Second, 10*time.Millisecond, "a line for each")
+	}, time.Minute, 10*time.Millisecond, "a line for each")
 }
 
 func TestAFloodOfConnectionsDoesNotKeepAnEdgeOut(t *testing.T) {
@@ -583,12 +583,12 @@ func TestAPeerCanBeRefusedAndCutOffOverTCP(t *testing.T) {
 	require.NoError(t, ask(t.Context(), c, 1))
 	refuse.Store(s.Peers()[0].SPKI, true)
 	assert.Equal(t, 1, s.CloseSessions(errors.New("cut off"), func(ski.Peer) bool { return true }))
-	require.Eventually(t, func() bool { return len(s.Peers()) == 0 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(s.Peers()) == 0 }, time.Minute, time.Millisecond)
 	require.Eventually(t, func() bool { // the first may still find the old session
 		_, err := c.RoundTrip(t.Context(), request(2))
 		require.Error(t, err)
 		return strings.Contains(log.String(), "suspended")
-	}, 5*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 }
 
 func TestTheLengthOfAnAnswerOverTCPTellsNothing(t *testing.T) {

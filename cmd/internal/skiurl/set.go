@@ -186,6 +186,9 @@ func (s *Set) resolve(ctx context.Context, hosts []string) {
 // usable returns the addresses that this machine has a way to: one without IPv6
 // has none to half of a name's. Nothing is sent.
 func usable(addrs []netip.Addr) []netip.Addr {
+	if len(addrs) > maxAddresses { // of which each answer may have others first
+		addrs = slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
+	}
 	var good []netip.Addr
 	for _, a := range addrs {
 		a = a.Unmap()

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -245,6 +246,24 @@ func TestAddressesComeAndGo(t *testing.T) {
 	assert.NotEmpty(t, set.retired)
 	set.closeRetired(time.Now())
 	assert.Empty(t, set.retired)
+}
+
+// A name with more addresses than are used keeps those that are, in whatever
+// order they come.
+func TestANameWithTooManyAddresses(t *testing.T) {
+	n := newNetwork(t)
+	var addrs []string
+	for i := range 3 * maxAddresses {
+		addrs = append(addrs, fmt.Sprintf("127.0.1.%d", i+1))
+	}
+	n.answer(nil, addrs...)
+	set, _ := n.dial(&ski.Client{}, "coaps://keys.test")
+	known := set.clients
+	require.Len(t, known, maxAddresses)
+	slices.Reverse(addrs)
+	n.answer(nil, addrs...)
+	set.resolve(t.Context(), set.hosts())
+	assert.Equal(t, known, set.clients)
 }
 
 func TestAKeyServerThatDoesNotAnswerHasItsNameLookedUpAgain(t *testing.T) {

@@ -20,6 +20,9 @@ type ClientHello struct {
 	// Groups is nil where the extension is absent, as are Schemes and Versions.
 	Groups  []tls.CurveID
 	Schemes []tls.SignatureScheme
+	// CertSchemes are those for the signatures in certificates, where the client
+	// tells them apart (RFC 8446, Section 4.2.3).
+	CertSchemes []tls.SignatureScheme
 	// Versions are those of supported_versions (RFC 8446, Section 4.2.1).
 	Versions []uint16
 

@@ -91,6 +91,10 @@ type Chain struct {
 	Ephemeral func(ctx context.Context, c ski.Connection, group tls.CurveID, randoms []byte, opts crypto.SignerOpts) (*Ephemeral, error)
 	// Schemes restricts the signature schemes. Nil means all that the key has.
 	Schemes []tls.SignatureScheme
+	// SignedBy are the algorithms that Certificates are signed with (SignedBy): a
+	// client that names others gets another chain if there is one. Nil means
+	// that no client does.
+	SignedBy []x509.SignatureAlgorithm
 }
 
 // Ephemeral is a key server's ephemeral key for one handshake (method

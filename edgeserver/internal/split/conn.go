@@ -295,27 +295,35 @@ func (c *Conn) handleHandshake(ctx context.Context, payload []byte) error {
 }
 
 // ConnectionState returns what has been negotiated, in the form of crypto/tls.
-// Its ExportKeyingMaterial cannot be called: there are no exporters.
+// Its ExportKeyingMaterial returns an error: there are no exporters.
 func (c *Conn) ConnectionState() tls.ConnectionState {
 	c.handshakeMu.Lock()
 	defer c.handshakeMu.Unlock()
 	if !c.connected.Load() {
-		return tls.ConnectionState{}
+		return noExporters()
 	}
 	m := c.machine
-	state := tls.ConnectionState{
-		Version:            tls.VersionTLS12,
-		HandshakeComplete:  true,
-		DidResume:          m.session != nil,
-		CipherSuite:        m.suite.id,
-		NegotiatedProtocol: m.alpn,
-		ServerName:         m.hello.ServerName,
-		PeerCertificates:   m.peer.parsed,
-		VerifiedChains:     m.peer.chains,
-	}
+	state := noExporters()
+	state.Version = tls.VersionTLS12
+	state.HandshakeComplete = true
+	state.DidResume = m.session != nil
+	state.CipherSuite = m.suite.id
+	state.NegotiatedProtocol = m.alpn
+	state.ServerName = m.hello.ServerName
+	state.PeerCertificates = m.peer.parsed
+	state.VerifiedChains = m.peer.chains
 	if !state.DidResume {
 		state.CurveID = m.group
 	}
+	return state
+}
+
+// noExporters returns a ConnectionState whose ExportKeyingMaterial returns an
+// error. That of the zero value panics, and only crypto/tls can set what it
+// calls: it does so where renegotiation is allowed, for which it has no exporters.
+func noExporters() tls.ConnectionState {
+	state := tls.Server(nil, &tls.Config{Renegotiation: tls.RenegotiateOnceAsClient}).ConnectionState()
+	state.TLSUnique = nil // which would be zeros
 	return state
 }
 

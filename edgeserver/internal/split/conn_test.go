@@ -200,7 +200,7 @@ func TestTheContextEndsTheHandshake(t *testing.T) {
 	_, err = c.Write([]byte("a"))
 	require.ErrorIs(t, err, context.Canceled)
 	require.Error(t, c.CloseWrite())
-	assert.Equal(t, tls.ConnectionState{}, c.ConnectionState())
+	assert.False(t, c.ConnectionState().HandshakeComplete)
 	_, ok := c.PeerPublicKeyID()
 	assert.False(t, ok)
 }
@@ -284,4 +284,23 @@ func rogueAfterHandshake(t *testing.T) (*Conn, *rogue) {
 	require.NotNil(t, server)
 	t.Cleanup(func() { server.Close() })
 	return server, r
+}
+
+// TestThereAreNoExporters: crypto/tls's ConnectionState has a function in it that
+// only crypto/tls can set.
+func TestThereAreNoExporters(t *testing.T) {
+	server := serve(t, ecdsaOnly())
+	before := Server(nil, nil).ConnectionState()
+	c, err := tls.Dial("tcp", server.addr, &tls.Config{RootCAs: theWorld().roots, ServerName: serverName})
+	require.NoError(t, err)
+	talk(t, c, "hello")
+	require.NoError(t, c.Close())
+	state := server.outcome(t).conn.ConnectionState()
+	assert.True(t, state.HandshakeComplete)
+	for _, s := range []tls.ConnectionState{before, state} {
+		key, err := s.ExportKeyingMaterial("EXPORTER-Channel-Binding", nil, 32)
+		assert.Error(t, err)
+		assert.Empty(t, key)
+		assert.Empty(t, s.TLSUnique)
+	}
 }

@@ -22,6 +22,7 @@ const (
 	extRecordSizeLimit      uint16 = 28
 	extSessionTicket        uint16 = 35
 	extSupportedVersions    uint16 = 43
+	extSignatureAlgsCert    uint16 = 50
 	extRenegotiationInfo    uint16 = 0xFF01
 )
 
@@ -39,7 +40,8 @@ var clientExtensions = map[uint16]func(*ClientHello, *cryptobyte.String) *Error{
 	extMaxFragmentLength:    parseMaxFragmentLength,
 	extSupportedGroups:      parseSupportedGroups,
 	extPointFormats:         parsePointFormats,
-	extSignatureAlgorithms:  parseSignatureAlgorithms,
+	extSignatureAlgorithms:  func(h *ClientHello, s *cryptobyte.String) *Error { return parseSchemes(&h.Schemes, s) },
+	extSignatureAlgsCert:    func(h *ClientHello, s *cryptobyte.String) *Error { return parseSchemes(&h.CertSchemes, s) },
 	extALPN:                 parseALPN,
 	extClientCertType:       parseClientCertType,
 	extServerCertType:       parseServerCertType,
@@ -113,15 +115,15 @@ func parsePointFormats(h *ClientHello, s *cryptobyte.String) *Error {
 	return nil
 }
 
-// parseSignatureAlgorithms reads signature_algorithms (RFC 5246, Section
-// 7.4.1.4.1).
-func parseSignatureAlgorithms(h *ClientHello, s *cryptobyte.String) *Error {
+// parseSchemes reads signature_algorithms (RFC 5246, Section 7.4.1.4.1) and
+// signature_algorithms_cert (RFC 8446, Section 4.2.3).
+func parseSchemes(schemes *[]tls.SignatureScheme, s *cryptobyte.String) *Error {
 	list, ok := readUint16s(s)
 	if !ok {
 		return fail(DecodeError, "malformed signature_algorithms")
 	}
 	for _, v := range list {
-		h.Schemes = append(h.Schemes, tls.SignatureScheme(v))
+		*schemes = append(*schemes, tls.SignatureScheme(v))
 	}
 	return nil
 }

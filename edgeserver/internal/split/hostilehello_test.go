@@ -93,6 +93,8 @@ func firstOf(h *helloSpec, id uint16) []byte {
 		return []byte{1, 0}
 	case extRenegotiationInfo:
 		return []byte{0}
+	case extSignatureAlgsCert:
+		return u16s(0x0403)
 	}
 	return nil
 }
@@ -108,6 +110,7 @@ func TestHostileExtensions(t *testing.T) {
 		extSupportedGroups:     u16s(23, 29),
 		extPointFormats:        {2, 0, 1},
 		extSignatureAlgorithms: u16s(0x0403, 0x0804),
+		extSignatureAlgsCert:   u16s(0x0403, 0x0804),
 		extALPN:                {0, 9, 8, 'h', 't', 't', 'p', '/', '1', '.', '1'},
 		extServerCertType:      {2, 0, 2},
 		extClientCertType:      {2, 0, 2},

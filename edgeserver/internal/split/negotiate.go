@@ -60,8 +60,8 @@ func (c *Config) negotiate(h *ClientHello) (*agreement, *Error) {
 // negotiateKey returns the first chain, and for it the first suite, that the
 // client supports; static RSA comes after all that have forward secrecy.
 func (c *Config) negotiateKey(h *ClientHello) *agreement {
-	group := c.negotiateGroup(h)
-	for _, chain := range c.Chains {
+	group, chains := c.negotiateGroup(h), c.chainsFor(h)
+	for _, chain := range chains {
 		if group == 0 || !chain.forClient(h) {
 			continue
 		}
@@ -73,7 +73,7 @@ func (c *Config) negotiateKey(h *ClientHello) *agreement {
 			return &agreement{suite: s, chain: chain, group: group, scheme: scheme}
 		}
 	}
-	for _, chain := range c.Chains {
+	for _, chain := range chains {
 		if s := c.negotiateSuite(h, func(s *suite) bool { return s.staticRSA && chain.isRSA() }); s != nil {
 			return &agreement{suite: s, chain: chain}
 		}
@@ -192,14 +192,22 @@ const maxPlaintext = 1 << 14 // RFC 5246, Section 6.2.1
 // limits are the longest plaintexts of records.
 type limits struct{ in, out int }
 
-// limitsFor returns those that the extensions ask for. Where both are there,
-// record_size_limit counts (RFC 8449, Section 5).
+// fragmentLength returns the max_fragment_length that is agreed on. Where
+// record_size_limit is there too, that counts (RFC 8449, Section 5).
+func (h *ClientHello) fragmentLength() uint8 {
+	if h.recordSizeLimit != 0 {
+		return 0
+	}
+	return h.maxFragmentLength
+}
+
+// limitsFor returns those that the extensions ask for.
 func limitsFor(h *ClientHello) limits {
 	switch {
 	case h.recordSizeLimit != 0:
 		return limits{in: maxPlaintext, out: min(int(h.recordSizeLimit), maxPlaintext)}
-	case h.maxFragmentLength != 0:
-		n := 1 << (8 + h.maxFragmentLength) // RFC 6066, Section 4: 2^9 to 2^12
+	case h.fragmentLength() != 0:
+		n := 1 << (8 + h.fragmentLength()) // RFC 6066, Section 4: 2^9 to 2^12
 		return limits{in: n, out: n}
 	}
 	return limits{in: maxPlaintext, out: maxPlaintext}

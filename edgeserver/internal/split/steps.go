@@ -70,11 +70,10 @@ func (m *Machine) serverHello() *serverHello {
 		pointFormats:         m.hello.pointFormats && !m.suite.staticRSA,
 		extendedMasterSecret: m.hello.extendedMasterSecret,
 		secureRenegotiation:  m.hello.secureRenegotiation,
+		maxFragmentLength:    m.hello.fragmentLength(),
 	}
 	if m.hello.recordSizeLimit != 0 {
 		h.recordSizeLimit = maxPlaintext
-	} else {
-		h.maxFragmentLength = m.hello.maxFragmentLength
 	}
 	return h
 }
@@ -306,6 +305,7 @@ func (m *Machine) sendFinished() *Error {
 		s := &session{
 			suite: m.suite.id, extendedMasterSecret: m.hello.extendedMasterSecret, created: m.cfg.now(),
 			masterSecret: m.masterSecret, serverName: m.hello.ServerName, peer: m.peer,
+			maxFragmentLength: m.hello.fragmentLength(),
 		}
 		m.sendTicket(s)
 	}

@@ -36,6 +36,7 @@ func NewTicketKey() TicketKey {
 type session struct {
 	suite                uint16
 	extendedMasterSecret bool
+	maxFragmentLength    uint8     // its code (RFC 6066, Section 4); 0: none
 	created              time.Time // of the full handshake
 	masterSecret         []byte
 	serverName           string
@@ -43,7 +44,7 @@ type session struct {
 }
 
 // ticketFormat is the first byte of a ticket's content, to be changed with it.
-const ticketFormat = 1
+const ticketFormat = 2
 
 // maxTicket bounds a ticket in bytes: it has to fit a ClientHello that is
 // accepted here.
@@ -69,6 +70,7 @@ func (k *TicketKey) seal(s *session) ([]byte, error) {
 	b.AddUint8(ticketFormat)
 	b.AddUint16(s.suite)
 	b.AddUint8(flag(s.extendedMasterSecret))
+	b.AddUint8(s.maxFragmentLength)
 	b.AddUint64(uint64(s.created.Unix()))
 	b.AddBytes(s.masterSecret)
 	b.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes([]byte(s.serverName)) })
@@ -113,13 +115,17 @@ func openTicket(keys []TicketKey, ticket []byte) (s *session, newest bool) {
 		if err != nil {
 			return nil, false
 		}
-		return parseSession(content), i == 0
+		if s = parseSession(content); s == nil {
+			clear(content)
+		}
+		return s, i == 0
 	}
 	return nil, false
 }
 
 // parseSession parses a ticket's content, which a key of the server has sealed.
-// It returns nil for another format.
+// It returns nil for another format. The session's master secret is a part of
+// content.
 func parseSession(content []byte) *session {
 	in := cryptobyte.String(content)
 	s := new(session)
@@ -127,7 +133,8 @@ func parseSession(content []byte) *session {
 	var created uint64
 	var name, list cryptobyte.String
 	if !in.ReadUint8(&format) || format != ticketFormat ||
-		!in.ReadUint16(&s.suite) || !in.ReadUint8(&extended) || !in.ReadUint64(&created) ||
+		!in.ReadUint16(&s.suite) || !in.ReadUint8(&extended) ||
+		!in.ReadUint8(&s.maxFragmentLength) || !in.ReadUint64(&created) ||
 		!in.ReadBytes(&s.masterSecret, tlsprf.MasterSecretLen) ||
 		!in.ReadUint8LengthPrefixed(&name) || !in.ReadUint8(&raw) ||
 		!in.ReadUint24LengthPrefixed(&list) || !in.Empty() {
@@ -167,23 +174,36 @@ func (c *Config) resumable(h *ClientHello, a *agreement) (s *session, newest boo
 	if s == nil {
 		return nil, false, nil
 	}
+	if ok, err := c.canResume(s, h, a); !ok {
+		return nil, false, err
+	}
+	return s, newest, nil
+}
+
+// canResume reports whether s can be resumed, and clears its secret if not.
+func (c *Config) canResume(s *session, h *ClientHello, a *agreement) (ok bool, err *Error) {
+	defer func() {
+		if !ok {
+			clear(s.masterSecret)
+		}
+	}()
 	if s.extendedMasterSecret && !h.extendedMasterSecret {
-		return nil, false, fail(HandshakeFailure, "the session to be resumed has an extended master secret")
+		return false, fail(HandshakeFailure, "the session to be resumed has an extended master secret")
 	}
 	now := c.now()
 	suite := suiteByID(s.suite)
 	switch {
 	case !s.extendedMasterSecret && h.extendedMasterSecret,
 		s.serverName != h.ServerName, // RFC 6066, Section 3
+		// It is the same for all of a session (RFC 6066, Section 4).
+		s.maxFragmentLength != h.fragmentLength(),
 		suite == nil || !c.enabled(suite) || !h.offers(s.suite),
 		a.alpn == "h2" && suite.staticRSA,
 		now.Before(s.created.Add(-time.Hour)) || now.After(s.created.Add(TicketLifetime)),
 		!s.peer.present() && c.ClientAuth == RequireClientCert,
 		s.peer.present() && (c.ClientAuth == NoClientCert || s.peer.raw != a.clientRaw):
-		return nil, false, nil
+		return false, nil
 	}
-	if s.peer.present() && c.verifyPeer(&s.peer) != nil {
-		return nil, false, nil // It has expired, or its authority is gone.
-	}
-	return s, newest, nil
+	// Or it has expired, or its authority is gone.
+	return !s.peer.present() || c.verifyPeer(&s.peer) == nil, nil
 }

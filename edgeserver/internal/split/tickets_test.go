@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"os/exec"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -90,6 +92,66 @@ func TestResumption(t *testing.T) {
 	r.hello = r2.hello
 	r.identity = nil // It has expired too.
 	assert.False(t, h.resumes(r), "too old")
+}
+
+// TestASessionKeepsItsMaxFragmentLength as RFC 6066, Section 4 has it: a client
+// that wants another gets another session.
+func TestASessionKeepsItsMaxFragmentLength(t *testing.T) {
+	key := NewTicketKey()
+	cfg := hostileConfig()
+	cfg.TicketKeys = func() []TicketKey { return []TicketKey{key} }
+	h := newHostile(t, cfg)
+	first := h.rogue()
+	first.hello = first.hello.with(extSessionTicket, nil).with(extMaxFragmentLength, []byte{2})
+	require.NoError(t, first.handshake())
+	first.conn.Close()
+	h.outcome(t)
+	for _, tt := range []struct {
+		what      string
+		extension uint16
+		content   []byte
+		resumed   bool
+		answer    []byte // in the same extension
+	}{
+		{"the same", extMaxFragmentLength, []byte{2}, true, []byte{2}},
+		{"a shorter one", extMaxFragmentLength, []byte{1}, false, []byte{1}},
+		{"a longer one", extMaxFragmentLength, []byte{3}, false, []byte{3}},
+		{"none", extSessionTicket, first.ticket, false, nil},
+		{"record_size_limit, which is of a connection", extRecordSizeLimit, []byte{2, 0}, false, []byte{0x40, 0}},
+	} {
+		r := h.rogue()
+		r.hello, r.resume = r.hello.with(extSessionTicket, first.ticket).with(tt.extension, tt.content), first.master
+		assert.Equal(t, tt.resumed, h.resumes(r), tt.what)
+		if tt.answer != nil {
+			assert.Equal(t, tt.answer, r.extensions[tt.extension], tt.what)
+		}
+	}
+
+	out, err := exec.Command("openssl", "s_client", "-connect", h.addr, "-tls1_2", "-servername", serverName, "-maxfraglen", "1024", "-reconnect").CombinedOutput()
+	require.NoError(t, err, string(out))
+	assert.Equal(t, 5, strings.Count(string(out), "Reused, TLSv1.2"), string(out))
+}
+
+func TestARefusedSessionLeavesNoSecretBehind(t *testing.T) {
+	key := NewTicketKey()
+	secret := bytes.Repeat([]byte{7}, 48)
+	ticket, err := key.seal(&session{suite: gcm().id, extendedMasterSecret: true, created: time.Now(), masterSecret: secret})
+	require.NoError(t, err)
+	for _, tt := range []struct {
+		what   string
+		hello  ClientHello
+		secret []byte
+	}{
+		{"it is resumed", ClientHello{CipherSuites: []uint16{gcm().id}, extendedMasterSecret: true}, secret},
+		{"another suite", ClientHello{extendedMasterSecret: true}, make([]byte, 48)},
+		{"no extended master secret", ClientHello{CipherSuites: []uint16{gcm().id}}, make([]byte, 48)},
+	} {
+		s, _ := openTicket([]TicketKey{key}, ticket)
+		require.NotNil(t, s)
+		ok, _ := hostileConfig().canResume(s, &tt.hello, new(agreement))
+		assert.Equal(t, tt.what == "it is resumed", ok)
+		assert.Equal(t, tt.secret, s.masterSecret, tt.what)
+	}
 }
 
 func TestTicketsOfAnotherSite(t *testing.T) {
