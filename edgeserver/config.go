@@ -95,8 +95,8 @@ type Site struct {
 	// Default: they are not.
 	ClientCertificates ClientCertificates `yaml:"client_certificates"`
 	// Proxy is the URL of the origin server that requests are forwarded to,
-	// http or https. The origin sees the client's Host, and Forwarded (RFC 7239),
-	// X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Proto. Exactly one of
+	// http, https, or h2c for HTTP/2 without TLS. The origin sees the client's
+	// Host, and Forwarded (RFC 7239), X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Proto. Exactly one of
 	// Proxy and Static is set.
 	Proxy string `yaml:"proxy"`
 	// Static is the folder that files are served from. Folders are not listed,

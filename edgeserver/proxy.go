@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -10,6 +11,13 @@ import (
 	"net/url"
 	"time"
 )
+
+// h2c is the scheme of an origin that is spoken to in HTTP/2 without TLS, as
+// gRPC needs it of one nearby.
+const h2c = "h2c"
+
+// drainTime is how long a client may go on sending what nobody reads any more.
+const drainTime = 5 * time.Second
 
 // proxy forwards requests to an origin server.
 type proxy struct {
@@ -32,6 +40,13 @@ func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 		// Whether the answer is compressed is between client and origin.
 		DisableCompression: true,
 	}
+	if origin.Scheme == h2c {
+		plain := *origin
+		plain.Scheme = "http"
+		origin = &plain
+		transport.Protocols = new(http.Protocols)
+		transport.Protocols.SetUnencryptedHTTP2(true)
+	}
 	return &proxy{
 		transport: transport,
 		ReverseProxy: httputil.ReverseProxy{
@@ -41,6 +56,9 @@ func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 				// link to itself or tell its own sites apart.
 				r.Out.Host = r.In.Host
 				forward.set(r)
+				if r.Out.Body != nil && len(r.Out.Trailer) > 0 {
+					r.Out.Body = &trailedBody{r.Out.Body, r.In.Trailer, r.Out.Trailer}
+				}
 			},
 			ModifyResponse: keepFromOthers,
 			Transport:      transport,
@@ -50,6 +68,36 @@ func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 			},
 		},
 	}
+}
+
+// ServeHTTP forwards a request. What the origin answers goes to the client while
+// the client is still sending, in HTTP/1.1 too.
+func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 {
+		c := http.NewResponseController(w)
+		if c.EnableFullDuplex() == nil {
+			defer func() { c.SetReadDeadline(time.Now().Add(drainTime)) }()
+		}
+	}
+	p.ReverseProxy.ServeHTTP(w, r)
+}
+
+// trailedBody is the body of a request that has announced trailer fields. What
+// comes in them is known at its end, and httputil.ReverseProxy does not look
+// then.
+type trailedBody struct {
+	io.ReadCloser
+	in, out http.Header
+}
+
+func (b *trailedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		for name := range b.out { // only what was announced
+			b.out[name] = b.in[name]
+		}
+	}
+	return n, err
 }
 
 // Close closes the connections to the origin that are not in use.

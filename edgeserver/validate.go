@@ -144,7 +144,7 @@ func checkAddress(addr string) error {
 func parseOrigin(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
-		u.Scheme != "http" && u.Scheme != "https" {
+		u.Scheme != "http" && u.Scheme != "https" && u.Scheme != h2c {
 		return nil, fmt.Errorf("'%s' is not a URL such as http://127.0.0.1:8080", s)
 	}
 	return u, nil
