@@ -229,9 +229,18 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		r.TLS = &c.state
 	}
 	// net/http sees to it for crypto/tls, but lets HTTP/1.1 pass on an http2Conn.
-	if r.ProtoMajor != 2 && c.state.NegotiatedProtocol == "h2" {
+	// It also lets the preface of HTTP/2 pass as a request of HTTP/1.1.
+	if http2 := c.state.NegotiatedProtocol == "h2"; http2 != (r.ProtoMajor == 2) {
+		text := "This connection is for HTTP/1.1."
+		if http2 {
+			text = "This connection is for HTTP/2."
+		}
 		w.Header().Set("Connection", "close")
-		http.Error(w, "This connection is for HTTP/2.", http.StatusHTTPVersionNotSupported)
+		http.Error(w, text, http.StatusHTTPVersionNotSupported)
+		return
+	}
+	if r.Method == http.MethodConnect {
+		http.Error(w, "There are no tunnels here.", http.StatusNotImplemented)
 		return
 	}
 	if c.gen.old.Load() && r.Header.Get("Upgrade") == "" {
