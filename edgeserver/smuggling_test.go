@@ -265,7 +265,7 @@ func TestBodiesThatAreNotWhole(t *testing.T) {
 			c.SetDeadline(time.Now().Add(20 * time.Second))
 			status, err := rawHTTP2(c, tt.fields, tt.data)
 			require.NoError(t, err)
-			assert.Empty(t, status, name)
+			assert.Contains(t, []string{"", "400"}, status, name)
 			c.Close()
 		}
 		e.Close()
@@ -282,9 +282,12 @@ func TestBodiesThatAreNotWhole(t *testing.T) {
 func TestAnAnswerBeforeTheEndOfTheBody(t *testing.T) {
 	addr := origin(t, func(w http.ResponseWriter, r *http.Request) {
 		assert.Equal(t, "/", r.URL.Path)
-		http.NewResponseController(w).EnableFullDuplex()
-		w.Header().Set("Content-Length", "2")
-		io.WriteString(w, "ok")
+		c, rest, err := w.(http.Hijacker).Hijack()
+		if assert.NoError(t, err) {
+			defer c.Close()
+			io.WriteString(c, okAnswer)
+			io.Copy(io.Discard, rest)
+		}
 	})
 	const hidden = "GET /hidden HTTP/1.1\r\nHost: a.test\r\n\r\n"
 	withEachEngine(t, Site{Proxy: "http://" + addr}, func(t *testing.T, p *testPKI, e *edge) {

@@ -202,14 +202,21 @@ func TestTheOriginRefusesALargeBody(t *testing.T) {
 		http.Error(w, "too large", http.StatusRequestEntityTooLarge)
 	})
 	withEachEngine(t, Site{Proxy: "http://" + addr}, func(t *testing.T, p *testPKI, e *edge) {
-		for _, version := range []string{"--http1.1", "--http2"} {
-			curl := exec.Command("curl", version, "--silent", "--show-error", "--max-time", "20", "--cacert", e.Sites()[0].Certificates[0],
-				"--resolve", "a.test:"+e.port(t)+":127.0.0.1", "--upload-file", "-", "--write-out", "%{http_code}", "https://a.test:"+e.port(t)+"/")
-			curl.Stdin = bytes.NewReader(make([]byte, 8<<20))
-			out, err := curl.CombinedOutput()
-			require.NoError(t, err, string(out))
-			assert.Equal(t, "too large\n413", string(out))
-		}
+		// Not with HTTP/2: curl loses an answer that ends before its upload.
+		curl := exec.Command("curl", "--http1.1", "--silent", "--show-error", "--max-time", "20", "--cacert", e.Sites()[0].Certificates[0],
+			"--resolve", "a.test:"+e.port(t)+":127.0.0.1", "--upload-file", "-", "--write-out", "%{http_code}", "https://a.test:"+e.port(t)+"/")
+		curl.Stdin = bytes.NewReader(make([]byte, 8<<20))
+		out, err := curl.CombinedOutput()
+		require.NoError(t, err, string(out))
+		assert.Equal(t, "too large\n413", string(out))
+
+		resp, err := e.client(t, p).Post("https://a.test/", "", bytes.NewReader(make([]byte, 8<<20)))
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		assert.Equal(t, 2, resp.ProtoMajor)
+		assert.Equal(t, "413 too large\n", fmt.Sprintf("%d %s", resp.StatusCode, body))
 
 		c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 		require.NoError(t, err)

@@ -16,6 +16,7 @@ async def echo(ws, path):
         await ws.send(message)
         if message == "bye":
             await ws.close(4001, "as agreed")
+            return
 
 
 async def serve():
