@@ -23,7 +23,7 @@ const (
 
 // secureConn is a TLS connection of either engine.
 type secureConn interface {
-	net.Conn
+	stream
 	HandshakeContext(context.Context) error
 	ConnectionState() tls.ConnectionState
 	NetConn() net.Conn
@@ -49,9 +49,13 @@ func newEngines(table *sites, standard *tls.Config) engines {
 	return e
 }
 
-// begin returns the TLS connection over c. Where both engines are in use it
-// reads the ClientHello first, for which it waits no longer than ctx.
+// begin returns the TLS connection over c. From a load balancer it reads the PROXY
+// header first, and where both engines are in use the ClientHello, for which it
+// waits no longer than ctx.
 func (e *engines) begin(ctx context.Context, c *conn) (secureConn, error) {
+	if err := c.receiveFrom(ctx, e.sites.balancers); err != nil {
+		return nil, err
+	}
 	useSplit := e.all
 	if e.anySplit && !e.all {
 		stop := context.AfterFunc(ctx, func() { c.Conn.Close() })
@@ -105,7 +109,7 @@ func (s *Site) has(p ski.Protocol) bool {
 func (s *site) splitConfig(keys *keyLog) *split.Config {
 	cfg := &split.Config{
 		StaticRSA:          s.StaticRSA,
-		NextProtos:         []string{"h2", "http/1.1"},
+		NextProtos:         s.nextProtos(),
 		LegacyMasterSecret: s.LegacyMasterSecret,
 		KeyServerEphemeral: s.Method == string(ski.MethodECDHEPMS),
 		TLS13:              s.has(ski.TLS13) && !s.draft,

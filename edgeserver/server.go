@@ -36,6 +36,7 @@ type Server struct {
 	stopped   bool           // it accepts no more
 	retiring  sync.WaitGroup // of generations
 	serving   sync.WaitGroup // on listeners
+	relays    sync.WaitGroup // connections of tcp sites
 
 	stopping chan struct{} // closed once stopped
 	failed   chan error    // why a listener has ended
@@ -147,7 +148,7 @@ func (s *Server) url(addr net.Addr) string {
 	place := addrPort(addr)
 	for _, site := range s.current().sites.all {
 		for _, name := range site.Names {
-			if name[0] != '*' && (place.Addr().IsUnspecified() || site.isAt(place)) {
+			if name[0] != '*' && site.TCP == "" && (place.Addr().IsUnspecified() || site.isAt(place)) {
 				return "https://" + net.JoinHostPort(name, port)
 			}
 		}
@@ -160,7 +161,7 @@ func (s *Server) url(addr net.Addr) string {
 func (s *Server) Draining() bool { return s.draining.Load() }
 
 // Shutdown stops listening, ends the handshakes that are not done, lets
-// requests finish and upgraded connections end until ctx ends, and then ends
+// requests finish and upgraded connections and those of tcp sites end until ctx ends, and then ends
 // what is left. It returns ctx's error if that cut a request short, which an
 // upgraded connection is not.
 //
@@ -209,6 +210,7 @@ func (s *Server) Close() error {
 		err = errors.Join(err, g.http.Close())
 	}
 	s.cancel()
+	s.relays.Wait()
 	s.retiring.Wait()
 	s.current().close()
 	return err
