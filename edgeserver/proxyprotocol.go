@@ -72,7 +72,7 @@ func readProxyHeader(r io.Reader) (remote, local net.Addr, err error) {
 	case !bytes.HasPrefix(proxyproto.SIGV2, got[:min(n, len(proxyproto.SIGV2))]):
 		return nil, nil, proxyHeaderError{errors.New("there is no PROXY header")}
 	case err != nil:
-		return nil, nil, proxyHeaderError{fmt.Errorf("the PROXY header is cut short: %w", err)}
+		return nil, nil, fmt.Errorf("the PROXY header is cut short: %w", err)
 	}
 	length := int(binary.BigEndian.Uint16(header[proxyHeaderLen-2:]))
 	if length > maxProxyHeader {
@@ -80,7 +80,7 @@ func readProxyHeader(r io.Reader) (remote, local net.Addr, err error) {
 	}
 	header = append(header, make([]byte, length)...)
 	if _, err := io.ReadFull(r, header[proxyHeaderLen:]); err != nil {
-		return nil, nil, proxyHeaderError{fmt.Errorf("the PROXY header is cut short: %w", err)}
+		return nil, nil, fmt.Errorf("the PROXY header is cut short: %w", err)
 	}
 	h, err := proxyproto.Read(bufio.NewReader(bytes.NewReader(header)))
 	if err != nil {
