@@ -307,3 +307,33 @@ func TestMQTT(t *testing.T) {
 		assert.True(t, large+"\n" == string(got))
 	}
 }
+
+func TestTCPConfiguration(t *testing.T) {
+	site := func(lines ...string) string {
+		return keyserverYAML + "sites:\n  - names: [a.test]\n    certificates: [a.pem]\n    " + strings.Join(lines, "\n    ") + "\n"
+	}
+	cfg, _, err := load(t, site("tcp: '[2001:db8::1]:https'", "alpn: [mqtt]", "idle_timeout: 1h", "proxy_protocol: true")+"proxy_protocol: {from: [192.0.2.1, '2001:db8::/32']}\n")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"192.0.2.1", "2001:db8::/32"}, cfg.ProxyProtocol.From)
+	for name, tt := range map[string]struct{ yaml, want string }{
+		"both contents":         {site("static: .", "tcp: 127.0.0.1:1883"), ":10:10: sites[0].tcp: a site has one of proxy, static and tcp"},
+		"no port":               {site("tcp: 127.0.0.1"), ":9:10: sites[0].tcp: '127.0.0.1' is not an address such as 127.0.0.1:1883"},
+		"no host":               {site("tcp: ':1883'"), ":9:10: sites[0].tcp: ':1883' is not an address"},
+		"a URL":                 {site("tcp: mqtt://a.test"), "is not an address"},
+		"port 0":                {site("tcp: 127.0.0.1:0"), "is not an address"},
+		"alpn without tcp":      {site("static: .", "alpn: [mqtt]"), ":10:12: sites[0].alpn: is for sites with tcp"},
+		"idle without tcp":      {site("static: .", "idle_timeout: 1m"), ":10:19: sites[0].idle_timeout: is for sites with tcp"},
+		"header without tcp":    {site("static: .", "proxy_protocol: true"), ":10:21: sites[0].proxy_protocol: is for sites with tcp"},
+		"an empty protocol":     {site("tcp: 127.0.0.1:1883", "alpn: ['']"), ":10:12: sites[0].alpn[0]: a protocol's name has 1 to 255 bytes"},
+		"a protocol twice":      {site("tcp: 127.0.0.1:1883", "alpn: [a, a]"), ":10:15: sites[0].alpn[1]: 'a' is there already"},
+		"no time":               {site("tcp: 127.0.0.1:1883", "idle_timeout: 10"), ":10:19: sites[0].idle_timeout: '10' is not a time"},
+		"a name for a balancer": {site("static: .") + "proxy_protocol: {from: [a.test]}\n", ":10:25: proxy_protocol.from[0]: 'a.test' is not an address or a network"},
+		"bits too many":         {site("static: .") + "proxy_protocol: {from: [192.0.2.1/24]}\n", "'192.0.2.1/24' has bits beyond the network's: 192.0.2.0/24 is meant"},
+		"IPv4 in IPv6":          {site("static: .") + "proxy_protocol: {from: ['::ffff:192.0.2.1']}\n", "is an IPv4 address in IPv6's clothes"},
+	} {
+		_, file, err := load(t, tt.yaml)
+		require.Error(t, err, name)
+		assert.True(t, strings.HasPrefix(err.Error(), file+":"), err.Error())
+		assert.ErrorContains(t, err, tt.want, name)
+	}
+}
