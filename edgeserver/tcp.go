@@ -26,10 +26,13 @@ const (
 // validateTCP checks what is for tcp sites alone.
 func (c *Config) validateTCP(field string, s *Site) error {
 	if s.TCP == "" {
-		for name, there := range map[string]bool{"alpn": len(s.ALPN) > 0, "proxy_protocol": s.ProxyProtocol, "idle_timeout": s.IdleTimeout != 0} {
-			if there {
-				return c.errorf(field+"."+name, "is for sites with tcp")
-			}
+		switch {
+		case len(s.ALPN) > 0:
+			return c.errorf(field+".alpn", "is for sites with tcp")
+		case s.ProxyProtocol:
+			return c.errorf(field+".proxy_protocol", "is for sites with tcp")
+		case s.IdleTimeout != 0:
+			return c.errorf(field+".idle_timeout", "is for sites with tcp")
 		}
 		return nil
 	}

@@ -321,7 +321,7 @@ func TestTCPConfiguration(t *testing.T) {
 		"no host":               {site("tcp: ':1883'"), ":9:10: sites[0].tcp: ':1883' is not an address"},
 		"a URL":                 {site("tcp: mqtt://a.test"), "is not an address"},
 		"port 0":                {site("tcp: 127.0.0.1:0"), "is not an address"},
-		"alpn without tcp":      {site("static: .", "alpn: [mqtt]"), ":10:12: sites[0].alpn: is for sites with tcp"},
+		"alpn without tcp":      {site("static: .", "alpn: [mqtt]"), ":10:11: sites[0].alpn: is for sites with tcp"},
 		"idle without tcp":      {site("static: .", "idle_timeout: 1m"), ":10:19: sites[0].idle_timeout: is for sites with tcp"},
 		"header without tcp":    {site("static: .", "proxy_protocol: true"), ":10:21: sites[0].proxy_protocol: is for sites with tcp"},
 		"an empty protocol":     {site("tcp: 127.0.0.1:1883", "alpn: ['']"), ":10:12: sites[0].alpn[0]: a protocol's name has 1 to 255 bytes"},
