@@ -15,7 +15,8 @@ import (
 type Config struct {
 	// Listen are the TCP addresses on which ListenAndServe serves HTTPS.
 	// Default: the sites' Addresses, with port 8443 where one has none, and
-	// ":8443" if a site has no Addresses.
+	// ":8443" if a site has no Addresses; with ProxyProtocol ":8443" alone, since
+	// Addresses can be those of a load balancer then.
 	Listen []string `yaml:"listen"`
 	// KeyServer is where the sites' private keys are. A Server itself looks
 	// only at its Timeout, DraftOnly and JavaNames; the rest is for whoever makes the

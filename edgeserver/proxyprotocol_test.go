@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -268,14 +267,35 @@ frontend behind
 	}
 }
 
-func TestNetworks(t *testing.T) {
-	all := (&ProxyProtocol{From: []string{"192.0.2.0/24", "2001:db8::1", "10.0.0.7"}}).networks()
-	for addr, want := range map[string]bool{
-		"192.0.2.255:1": true, "192.0.3.0:1": false, "[::ffff:192.0.2.1]:1": true, "[2001:db8::1]:1": true, "[2001:db8::2]:1": false,
-		"10.0.0.7:1": true, "10.0.0.8:1": false, "[2001:db8::1%eth0]:1": true,
-	} {
-		assert.Equal(t, want, all.contain(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))), addr)
+// TestSitesByTheAddressInTheHeader: it is the one that the client has connected
+// to.
+func TestSitesByTheAddressInTheHeader(t *testing.T) {
+	p := newPKI(t)
+	file := p.ecdsa(t, "a.test")
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		e := start(t, Config{ProxyProtocol: ProxyProtocol{From: []string{"127.0.0.1"}}, Sites: []Site{
+			{Names: []string{"a.test"}, Certificates: []string{file}, Static: htdocs(t, "the one"), Engine: engine, Addresses: []string{"203.0.113.1:443"}},
+			{Names: []string{"a.test"}, Certificates: []string{file}, Static: htdocs(t, "the other"), Engine: engine, Addresses: []string{"2001:db8::2"}},
+		}}, p.transport())
+		assert.Equal(t, []string{":8443"}, e.current().cfg.Listen)
+		for header, want := range map[string]string{
+			proxyHeader(0x21, 0x11, overIPv4): "the one", proxyHeader(0x21, 0x21, overIPv6): "the other", proxyHeader(0x20, 0x00, ""): "",
+		} {
+			tcp, err := net.Dial("tcp", e.addr)
+			require.NoError(t, err)
+			tcp.SetDeadline(time.Now().Add(20 * time.Second))
+			io.WriteString(tcp, header)
+			c := tls.Client(tcp, &tls.Config{RootCAs: p.roots, ServerName: "a.test"})
+			if want == "" {
+				assertAlert(t, 112, c.Handshake()) // unrecognized_name
+				tcp.Close()
+				continue
+			}
+			io.WriteString(c, "GET / HTTP/1.0\r\nHost: a.test\r\n\r\n")
+			answer, err := io.ReadAll(c)
+			require.NoError(t, err)
+			assert.True(t, strings.HasSuffix(string(answer), want), string(answer))
+			tcp.Close()
+		}
 	}
-	assert.False(t, all.contain(&net.UnixAddr{Name: "/run/edge", Net: "unix"}))
-	assert.False(t, networks(nil).contain(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}))
 }

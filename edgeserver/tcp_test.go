@@ -327,9 +327,9 @@ func TestTCPConfiguration(t *testing.T) {
 		"an empty protocol":     {site("tcp: 127.0.0.1:1883", "alpn: ['']"), ":10:12: sites[0].alpn[0]: a protocol's name has 1 to 255 bytes"},
 		"a protocol twice":      {site("tcp: 127.0.0.1:1883", "alpn: [a, a]"), ":10:15: sites[0].alpn[1]: 'a' is there already"},
 		"no time":               {site("tcp: 127.0.0.1:1883", "idle_timeout: 10"), ":10:19: sites[0].idle_timeout: '10' is not a time"},
-		"a name for a balancer": {site("static: .") + "proxy_protocol: {from: [a.test]}\n", ":10:25: proxy_protocol.from[0]: 'a.test' is not an address or a network"},
-		"bits too many":         {site("static: .") + "proxy_protocol: {from: [192.0.2.1/24]}\n", "'192.0.2.1/24' has bits beyond the network's: 192.0.2.0/24 is meant"},
-		"IPv4 in IPv6":          {site("static: .") + "proxy_protocol: {from: ['::ffff:192.0.2.1']}\n", "is an IPv4 address in IPv6's clothes"},
+		"a name for a balancer": {site("static: .") + "proxy_protocol: {from: [a.test]}\n", ":10:25: proxy_protocol.from[0]: 'a.test' is neither a network"},
+		"bits too many":         {site("static: .") + "proxy_protocol: {from: [192.0.2.1/24]}\n", "'192.0.2.1/24' has bits beyond its prefix: the network is 192.0.2.0/24"},
+		"IPv4 in IPv6":          {site("static: .") + "proxy_protocol: {from: ['::ffff:192.0.2.1']}\n", "'::ffff:192.0.2.1' is neither a network"},
 	} {
 		_, file, err := load(t, tt.yaml)
 		require.Error(t, err, name)
