@@ -49,13 +49,9 @@ func newEngines(table *sites, standard *tls.Config) engines {
 	return e
 }
 
-// begin returns the TLS connection over c. From a load balancer it reads the PROXY
-// header first, and where both engines are in use the ClientHello, for which it
-// waits no longer than ctx.
+// begin returns the TLS connection over c. Where both engines are in use it
+// reads the ClientHello first, for which it waits no longer than ctx.
 func (e *engines) begin(ctx context.Context, c *conn) (secureConn, error) {
-	if err := c.receiveFrom(ctx, e.sites.balancers); err != nil {
-		return nil, err
-	}
 	useSplit := e.all
 	if e.anySplit && !e.all {
 		stop := context.AfterFunc(ctx, func() { c.Conn.Close() })

@@ -115,7 +115,11 @@ func (h *handshaker) serve(raw net.Conn) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), g.timeout)
 	defer cancel()
-	secure, err := g.engines.begin(ctx, c)
+	var secure secureConn
+	err := c.receiveFrom(ctx, g.sites.balancers) // c has the client's addresses from here on
+	if err == nil {
+		secure, err = g.engines.begin(ctx, c)
+	}
 	if err == nil {
 		err = secure.HandshakeContext(ctx)
 	}

@@ -337,3 +337,40 @@ func TestTCPConfiguration(t *testing.T) {
 		assert.ErrorContains(t, err, tt.want, name)
 	}
 }
+
+// TestTCPOverAReload: a connection stays with the origin that it has, and holds
+// what it was accepted with until it ends.
+func TestTCPOverAReload(t *testing.T) {
+	says := func(answer string) string {
+		return tcpOrigin(t, func(c *net.TCPConn) {
+			for {
+				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+					return
+				}
+				io.WriteString(c, answer)
+			}
+		})
+	}
+	before, after := says("a"), says("b")
+	withEachEngine(t, Site{TCP: before}, func(t *testing.T, p *testPKI, e *edge) {
+		ask := func(c *tls.Conn) string {
+			io.WriteString(c, "?")
+			answer := make([]byte, 1)
+			_, err := io.ReadFull(c, answer)
+			require.NoError(t, err)
+			return string(answer)
+		}
+		old := e.dialTCP(t, p)
+		assert.Equal(t, "a", ask(old))
+		cfg := e.current().cfg
+		cfg.Sites = []Site{cfg.Sites[0]}
+		cfg.Sites[0].TCP = after
+		ended, err := e.Reload(cfg, over(p.transport()))
+		require.NoError(t, err)
+		assert.Equal(t, "b", ask(e.dialTCP(t, p)))
+		assert.Equal(t, "a", ask(old))
+		assert.False(t, isClosed(ended))
+		old.Close()
+		<-ended
+	})
+}
