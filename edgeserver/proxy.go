@@ -38,6 +38,9 @@ func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 		IdleConnTimeout:        90 * time.Second,
 		MaxIdleConnsPerHost:    64,
 		MaxResponseHeaderBytes: maxOriginHeader,
+		// A connection that has died silently has to be found out: with HTTP/2
+		// all requests would go on using it.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second},
 		// Whether the answer is compressed is between client and origin.
 		DisableCompression: true,
 	}

@@ -148,8 +148,12 @@ func (s *Server) url(addr net.Addr) string {
 	place := addrPort(addr)
 	for _, site := range s.current().sites.all {
 		for _, name := range site.Names {
-			if name[0] != '*' && site.TCP == "" && (place.Addr().IsUnspecified() || site.isAt(place)) {
-				return "https://" + net.JoinHostPort(name, port)
+			if name[0] != '*' && (place.Addr().IsUnspecified() || site.isAt(place)) {
+				scheme := "https://"
+				if site.TCP != "" {
+					scheme = "tls://"
+				}
+				return scheme + net.JoinHostPort(name, port)
 			}
 		}
 	}

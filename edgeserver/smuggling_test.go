@@ -191,6 +191,7 @@ func TestDowngradeToHTTP1(t *testing.T) {
 		"another site in Host":       {h2Request(field{Name: "host", Value: "b.hidden"}), "hi", "200", "\r\nHost: a.test\r\n"},
 		"Transfer-Encoding":          {h2Request(field{Name: "transfer-encoding", Value: "chunked"}), "0\r\n\r\nGET /hidden HTTP/1.1\r\n\r\n", "400", ""},
 		"Connection":                 {h2Request(field{Name: "connection", Value: "x-forwarded-for"}), "hi", "400", ""},
+		"a header too long":          {h2Request(field{Name: "x-a", Value: strings.Repeat("a", 100_000)}), "hi", "431", ""},
 		"a tunnel":                   {[]field{{Name: ":method", Value: "CONNECT"}, {Name: ":authority", Value: "a.test"}}, "hi", "501", ""},
 	}
 	withEachEngine(t, Site{Proxy: "http://" + tap.addr}, func(t *testing.T, p *testPKI, e *edge) {
@@ -343,7 +344,10 @@ func rawHTTP2(c net.Conn, fields []hpack.HeaderField, data string) (status strin
 	framer := http2.NewFramer(c, c)
 	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	framer.WriteSettings()
-	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Next(16 << 10), EndHeaders: block.Len() == 0})
+	for block.Len() > 0 {
+		framer.WriteContinuation(1, block.Len() <= 16<<10, block.Next(16<<10))
+	}
 	framer.WriteData(1, true, []byte(data))
 	for {
 		frame, err := framer.ReadFrame()

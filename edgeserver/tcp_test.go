@@ -220,7 +220,7 @@ func TestTCPBesideHTTP(t *testing.T) {
 		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, TCP: addr},
 		{Names: []string{"b.test"}, Certificates: []string{p.ecdsa(t, "b.test")}, Static: htdocs(t, "this is b")},
 	}}, p.transport())
-	assert.Equal(t, "https://b.test:1", e.url(&net.TCPAddr{Port: 1}))
+	assert.Equal(t, "tls://a.test:1", e.url(&net.TCPAddr{Port: 1}))
 	const request = "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n"
 	for site, answer := range map[string]string{"a.test": request, "b.test": "HTTP/1.1 421 "} {
 		c, err := e.dial(p, &tls.Config{ServerName: site})
