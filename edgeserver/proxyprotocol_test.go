@@ -237,8 +237,8 @@ frontend behind
 `, e.addr), 0o600))
 			haproxy := exec.Command("/usr/sbin/haproxy", "-db", "-q", "-f", conf)
 			haproxy.ExtraFiles = sockets
-			var said bytes.Buffer
-			haproxy.Stderr = &said
+			said := new(logBuffer)
+			haproxy.Stderr = said
 			require.NoError(t, haproxy.Start())
 			defer haproxy.Wait()
 			defer haproxy.Process.Kill()

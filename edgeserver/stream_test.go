@@ -108,7 +108,7 @@ func TestServerSentEvents(t *testing.T) {
 
 // TestLargeBodies sends one up, with a length and without, and gets another back.
 func TestLargeBodies(t *testing.T) {
-	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<18)
+	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	file := filepath.Join(t.TempDir(), "large")
 	require.NoError(t, os.WriteFile(file, large, 0o600))
 	sum := sha256.Sum256(large)
