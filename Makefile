@@ -30,9 +30,9 @@ race: test-tools
 	$(GO) test -race -timeout 15m ./...
 
 # The programs that the tests run against: nothing here stands in for them.
-TOOLS    := openssl curl script gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare
-PACKAGES := openssl curl bsdutils ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux
-FILES    := /usr/include/mbedtls/ssl.h /usr/include/wolfssl/ssl.h /usr/lib/python3/dist-packages/cbor2 /usr/lib/python3/dist-packages/cryptography
+TOOLS    := openssl curl script gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare haproxy mosquitto mosquitto_pub
+PACKAGES := openssl curl bsdutils ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux haproxy mosquitto mosquitto-clients python3-websockets
+FILES    := /usr/include/mbedtls/ssl.h /usr/include/wolfssl/ssl.h /usr/lib/python3/dist-packages/cbor2 /usr/lib/python3/dist-packages/cryptography /usr/lib/python3/dist-packages/websockets
 
 test-tools:
 	@missing=; for t in $(TOOLS); do PATH="$$PATH:/usr/sbin" command -v $$t >/dev/null || missing="$$missing $$t"; done; \

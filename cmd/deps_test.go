@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 		"github.com/fsnotify/fsnotify"},
 	"hsm": {"ski", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
 	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
-		"github.com/pion/dtls/v3/pkg/crypto/ccm"},
+		"github.com/pion/dtls/v3/pkg/crypto/ccm", "github.com/pires/go-proxyproto"},
 	"edgeserver/internal/split": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/pion/dtls/v3/pkg/crypto/ccm"},
 }
 

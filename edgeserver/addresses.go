@@ -103,7 +103,8 @@ func (c *Config) validateSiteAddresses(field string, s *Site) error {
 		if slices.ContainsFunc(before.places(), func(b netip.AddrPort) bool { return overlap(place, b) }) {
 			return c.errorf(at, "'%s' is there already", text)
 		}
-		if !covered(c.Listen, place) {
+		// The address in a load balancer's header can be the balancer's.
+		if len(c.ProxyProtocol.From) == 0 && !covered(c.Listen, place) {
 			return c.errorf(at, "'%s' is on none of the addresses in listen: no connection comes there", text)
 		}
 	}
@@ -139,8 +140,11 @@ const defaultPort = 8443
 // defaultListen returns the addresses that the sites need.
 func (c *Config) defaultListen() []string {
 	var listen []string
-	if len(c.Sites) == 0 || slices.ContainsFunc(c.Sites, func(s Site) bool { return len(s.Addresses) == 0 }) {
+	if len(c.Sites) == 0 || len(c.ProxyProtocol.From) > 0 || slices.ContainsFunc(c.Sites, func(s Site) bool { return len(s.Addresses) == 0 }) {
 		listen = append(listen, fmt.Sprintf(":%d", defaultPort))
+	}
+	if len(c.ProxyProtocol.From) > 0 { // The sites' addresses can be a load balancer's.
+		return listen
 	}
 	add := func(wanted func(netip.AddrPort) bool) {
 		for i := range c.Sites {

@@ -15,7 +15,8 @@ import (
 type Config struct {
 	// Listen are the TCP addresses on which ListenAndServe serves HTTPS.
 	// Default: the sites' Addresses, with port 8443 where one has none, and
-	// ":8443" if a site has no Addresses.
+	// ":8443" if a site has no Addresses; with ProxyProtocol ":8443" alone, since
+	// Addresses can be those of a load balancer then.
 	Listen []string `yaml:"listen"`
 	// KeyServer is where the sites' private keys are. A Server itself looks
 	// only at its Timeout, DraftOnly and JavaNames; the rest is for whoever makes the
@@ -29,6 +30,9 @@ type Config struct {
 	// Timeout, Balance and Hedge, is as in KeyServer. There are none where that is
 	// Embedded.
 	KeyServers map[string]KeyServer `yaml:"keyservers"`
+	// ProxyProtocol says which load balancers' word on clients' addresses is
+	// taken.
+	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
 	// Sites are the web sites served. At least one.
 	Sites []Site `yaml:"sites"`
 	// TrustedProxies are the networks, such as 192.0.2.0/24, or addresses of
@@ -95,13 +99,28 @@ type Site struct {
 	// Default: they are not.
 	ClientCertificates ClientCertificates `yaml:"client_certificates"`
 	// Proxy is the URL of the origin server that requests are forwarded to,
-	// http or https. The origin sees the client's Host, and Forwarded (RFC 7239),
-	// X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Proto. Exactly one of
-	// Proxy and Static is set.
+	// http, https, or h2c for HTTP/2 without TLS. The origin sees the client's
+	// Host, and Forwarded (RFC 7239), X-Forwarded-For, X-Forwarded-Host and
+	// X-Forwarded-Proto. Exactly one of Proxy, Static and TCP is set.
 	Proxy string `yaml:"proxy"`
 	// Static is the folder that files are served from. Folders are not listed,
 	// and names that begin with a dot are not found.
 	Static string `yaml:"static"`
+	// TCP is the HOST:PORT of a server that gets what clients send within TLS as
+	// it is, and whose answers they get: of MQTT, say. The end of what one side
+	// sends, an end without close_notify too, is that of what the other receives.
+	TCP string `yaml:"tcp"`
+	// ALPN are the names of the protocols behind TCP (RFC 7301), in order of
+	// preference. A client that offers others alone is refused. Default: none is
+	// agreed on.
+	ALPN []string `yaml:"alpn"`
+	// ProxyProtocol begins each connection to TCP with a header of the PROXY
+	// protocol, version 2, with the client's address and the one it has connected
+	// to.
+	ProxyProtocol bool `yaml:"proxy_protocol"`
+	// IdleTimeout is how long neither side of a connection to TCP may send.
+	// Default: 10m.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
 	// Default makes this the site for clients that send no server name, or
 	// one that no site has. On each address at most one site is; without one, such
 	// clients get the alert unrecognized_name (RFC 6066, Section 3).
@@ -151,6 +170,9 @@ func Load(file string) (Config, error) {
 	durations := []string{"keyserver.timeout", "shutdown_timeout"}
 	for _, name := range src.keys("keyservers") {
 		durations = append(durations, keyServerField(name)+".timeout")
+	}
+	for i := range src.length("sites") {
+		durations = append(durations, fmt.Sprintf("sites[%d].idle_timeout", i))
 	}
 	if err := src.checkDurations(durations...); err != nil {
 		return Config{}, err

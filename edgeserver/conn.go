@@ -23,6 +23,24 @@ type conn struct {
 	engine     string // that speaks TLS on it
 	asked      question
 	state      tls.ConnectionState // once the handshake is done
+
+	remote, local net.Addr // of the client's connection to a load balancer; nil without
+}
+
+// RemoteAddr returns the client's address.
+func (c *conn) RemoteAddr() net.Addr {
+	if c.remote != nil {
+		return c.remote
+	}
+	return c.Conn.RemoteAddr()
+}
+
+// LocalAddr returns the address that the client has connected to.
+func (c *conn) LocalAddr() net.Addr {
+	if c.local != nil {
+		return c.local
+	}
+	return c.Conn.LocalAddr()
 }
 
 // newConn returns the conn for a TCP connection of the generation that is

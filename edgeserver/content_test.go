@@ -79,16 +79,17 @@ func TestProxyOriginDown(t *testing.T) {
 
 func TestProxyOriginSlow(t *testing.T) {
 	release := make(chan struct{})
-	origin := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
-	defer origin.Close()
+	addr := origin(t, func(http.ResponseWriter, *http.Request) { <-release })
 	defer close(release)
-	u, err := url.Parse(origin.URL)
-	require.NoError(t, err)
-	proxy := newProxy(u, new(forwarding), slog.New(slog.DiscardHandler))
-	proxy.transport.ResponseHeaderTimeout = 20 * time.Millisecond
-	w := httptest.NewRecorder()
-	proxy.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
-	assert.Equal(t, http.StatusGatewayTimeout, w.Code)
+	for _, scheme := range []string{"http://", "h2c://"} {
+		u, err := url.Parse(scheme + addr)
+		require.NoError(t, err)
+		proxy := newProxy(u, new(forwarding), slog.New(slog.DiscardHandler))
+		proxy.transport.ResponseHeaderTimeout = 20 * time.Millisecond
+		w := httptest.NewRecorder()
+		proxy.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		assert.Equal(t, http.StatusGatewayTimeout, w.Code, scheme)
+	}
 }
 
 // TestProxyUpgrade sends bytes both ways after an upgrade, and has the server

@@ -3,11 +3,13 @@
 // through a ski.Transport.
 //
 // Each site has names, the addresses on which it is served, certificate chains
-// that hold only public keys, and either an origin server that requests are
-// forwarded to or a folder of static files. A connection is bound to its site by
-// its local address and the server name in its ClientHello; requests for another
-// site are answered 421 (Misdirected Request). Clients speak TLS 1.2 or 1.3,
-// HTTP/1.1 or HTTP/2, and show certificates where a site wants them.
+// that hold only public keys, and one of: an origin server that requests are
+// forwarded to, a folder of static files, and the address of a server of another
+// protocol than HTTP, to which connections are carried as they are. A connection
+// is bound to its site by its local address and the server name in its
+// ClientHello; requests for another site are answered 421 (Misdirected Request).
+// Clients speak TLS 1.2 or 1.3, HTTP/1.1 or HTTP/2, and show certificates where a
+// site wants them.
 //
 // An embedding program makes a Server from a Config and any ski.Transport, also
 // ski.Direct, which puts the key server into the same process:

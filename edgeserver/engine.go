@@ -23,7 +23,7 @@ const (
 
 // secureConn is a TLS connection of either engine.
 type secureConn interface {
-	net.Conn
+	stream
 	HandshakeContext(context.Context) error
 	ConnectionState() tls.ConnectionState
 	NetConn() net.Conn
@@ -105,7 +105,7 @@ func (s *Site) has(p ski.Protocol) bool {
 func (s *site) splitConfig(keys *keyLog) *split.Config {
 	cfg := &split.Config{
 		StaticRSA:          s.StaticRSA,
-		NextProtos:         []string{"h2", "http/1.1"},
+		NextProtos:         s.nextProtos(),
 		LegacyMasterSecret: s.LegacyMasterSecret,
 		KeyServerEphemeral: s.Method == string(ski.MethodECDHEPMS),
 		TLS13:              s.has(ski.TLS13) && !s.draft,

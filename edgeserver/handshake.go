@@ -115,7 +115,11 @@ func (h *handshaker) serve(raw net.Conn) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), g.timeout)
 	defer cancel()
-	secure, err := g.engines.begin(ctx, c)
+	var secure secureConn
+	err := c.receiveFrom(ctx, g.sites.balancers) // c has the client's addresses from here on
+	if err == nil {
+		secure, err = g.engines.begin(ctx, c)
+	}
 	if err == nil {
 		err = secure.HandshakeContext(ctx)
 	}
@@ -128,6 +132,10 @@ func (h *handshaker) serve(raw net.Conn) {
 		if c.refusesCertificate(err) {
 			linger(h.ctx, raw)
 		}
+		return
+	}
+	if h.ready == nil && c.site.relay != nil {
+		done = h.server.relay(c.site.relay, secure)
 		return
 	}
 	if h.ready == nil {
@@ -148,6 +156,9 @@ func (h *handshaker) report(c *conn, took time.Duration, err error) {
 	if c.site != nil {
 		attrs = append(attrs, slog.String("site", c.site.label))
 	}
+	if c.remote != nil {
+		attrs = append(attrs, slog.Any("via", c.Conn.RemoteAddr()))
+	}
 	if c.engine == EngineSplit {
 		attrs = append(attrs, slog.String("engine", c.engine))
 	}
@@ -167,7 +178,13 @@ func (h *handshaker) report(c *conn, took time.Duration, err error) {
 	case c.refusesCertificate(err):
 		attrs = append(attrs, slog.String("reason", refusedCertificate(err)), slog.Any("error", err))
 		h.server.log.LogAttrs(h.ctx, slog.LevelInfo, "handshake refused: the site does not accept the client's certificate", attrs...)
+	case errors.As(err, new(proxyHeaderError)) && h.ctx.Err() == nil:
+		attrs = append(attrs, slog.Any("error", err))
+		h.server.log.LogAttrs(h.ctx, slog.LevelWarn, "connection refused: it is from an address in proxy_protocol.from", attrs...)
 	default:
+		if hasProxyHeader(err) {
+			err = errors.New("a PROXY header that proxy_protocol.from does not allow")
+		}
 		attrs = append(attrs, slog.Any("error", err))
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)
 	}

@@ -8,8 +8,16 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"time"
 )
+
+// h2c is the scheme of an origin that is spoken to in HTTP/2 without TLS, as
+// gRPC needs it of one nearby.
+const h2c = "h2c"
+
+// maxOriginHeader bounds the header of an origin's answer.
+const maxOriginHeader = 256 << 10
 
 // proxy forwards requests to an origin server.
 type proxy struct {
@@ -22,15 +30,26 @@ type proxy struct {
 func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 	transport := &http.Transport{
 		// No Proxy: what the environment says of proxies is not for the origin.
-		DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		ForceAttemptHTTP2:     true,
-		TLSHandshakeTimeout:   5 * time.Second,
-		ResponseHeaderTimeout: time.Minute,
-		ExpectContinueTimeout: time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConnsPerHost:   64,
+		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		ForceAttemptHTTP2:      true,
+		TLSHandshakeTimeout:    5 * time.Second,
+		ResponseHeaderTimeout:  time.Minute,
+		ExpectContinueTimeout:  time.Second,
+		IdleConnTimeout:        90 * time.Second,
+		MaxIdleConnsPerHost:    64,
+		MaxResponseHeaderBytes: maxOriginHeader,
+		// A connection that has died silently has to be found out: with HTTP/2
+		// all requests would go on using it.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second},
 		// Whether the answer is compressed is between client and origin.
 		DisableCompression: true,
+	}
+	if origin.Scheme == h2c {
+		plain := *origin
+		plain.Scheme = "http"
+		origin = &plain
+		transport.Protocols = new(http.Protocols)
+		transport.Protocols.SetUnencryptedHTTP2(true)
 	}
 	return &proxy{
 		transport: transport,
@@ -41,15 +60,55 @@ func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 				// link to itself or tell its own sites apart.
 				r.Out.Host = r.In.Host
 				forward.set(r)
+				// An origin that spoke HTTP/2 from here on would take requests
+				// that the edge has not seen.
+				if offers(r.Out.Header, h2c) {
+					r.Out.Header.Del("Connection")
+					r.Out.Header.Del("Upgrade")
+				}
+				if u := uploadFrom(r.Out.Context()); u != nil {
+					u.trailer = r.Out.Trailer
+				}
 			},
-			ModifyResponse: keepFromOthers,
-			Transport:      transport,
-			ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+			Transport: transport,
+			ModifyResponse: func(resp *http.Response) error {
+				if u := uploadFrom(resp.Request.Context()); u != nil {
+					u.answered(resp)
+				}
+				return keepFromOthers(resp)
+			},
+			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 			ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 				originFailed(w, r, err, log)
 			},
 		},
 	}
+}
+
+// ServeHTTP forwards a request.
+func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength == 0 {
+		p.ReverseProxy.ServeHTTP(w, r)
+		return
+	}
+	u := &upload{ReadCloser: r.Body, w: w, request: r}
+	r = r.WithContext(context.WithValue(r.Context(), uploadKey{}, u))
+	r.Body = u
+	p.ReverseProxy.ServeHTTP(w, r)
+	if r.ProtoMajor == 1 && !u.ended.Load() {
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTime))
+	}
+}
+
+// offers reports whether a client would like to go on in a protocol (RFC 9110,
+// Section 7.8).
+func offers(h http.Header, protocol string) bool {
+	for name := range strings.SplitSeq(strings.Join(h["Upgrade"], ","), ",") {
+		if strings.EqualFold(strings.TrimSpace(name), protocol) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close closes the connections to the origin that are not in use.
@@ -60,9 +119,17 @@ func (p *proxy) Close() error {
 
 // originFailed answers a request that the origin did not.
 func originFailed(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
+	if u := uploadFrom(r.Context()); u != nil && u.failed.Load() {
+		log.Debug("the request's body is not whole", "remote", r.RemoteAddr, "error", err)
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close")
+		}
+		http.Error(w, "The body of the request is not whole.", http.StatusBadRequest)
+		return
+	}
 	if r.Context().Err() != nil {
 		log.Debug("the client has left before the origin's answer", "remote", r.RemoteAddr)
-		return
+		panic(http.ErrAbortHandler) // or it would look like an answer to one that has only stopped sending
 	}
 	status, text := http.StatusBadGateway, "The origin server of this site cannot be reached."
 	timeout := net.Error(nil)

@@ -36,6 +36,7 @@ type Server struct {
 	stopped   bool           // it accepts no more
 	retiring  sync.WaitGroup // of generations
 	serving   sync.WaitGroup // on listeners
+	relays    sync.WaitGroup // connections of tcp sites
 
 	stopping chan struct{} // closed once stopped
 	failed   chan error    // why a listener has ended
@@ -148,7 +149,11 @@ func (s *Server) url(addr net.Addr) string {
 	for _, site := range s.current().sites.all {
 		for _, name := range site.Names {
 			if name[0] != '*' && (place.Addr().IsUnspecified() || site.isAt(place)) {
-				return "https://" + net.JoinHostPort(name, port)
+				scheme := "https://"
+				if site.TCP != "" {
+					scheme = "tls://"
+				}
+				return scheme + net.JoinHostPort(name, port)
 			}
 		}
 	}
@@ -160,7 +165,7 @@ func (s *Server) url(addr net.Addr) string {
 func (s *Server) Draining() bool { return s.draining.Load() }
 
 // Shutdown stops listening, ends the handshakes that are not done, lets
-// requests finish and upgraded connections end until ctx ends, and then ends
+// requests finish and upgraded connections and those of tcp sites end until ctx ends, and then ends
 // what is left. It returns ctx's error if that cut a request short, which an
 // upgraded connection is not.
 //
@@ -209,6 +214,7 @@ func (s *Server) Close() error {
 		err = errors.Join(err, g.http.Close())
 	}
 	s.cancel()
+	s.relays.Wait()
 	s.retiring.Wait()
 	s.current().close()
 	return err
@@ -229,9 +235,18 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		r.TLS = &c.state
 	}
 	// net/http sees to it for crypto/tls, but lets HTTP/1.1 pass on an http2Conn.
-	if r.ProtoMajor != 2 && c.state.NegotiatedProtocol == "h2" {
+	// It also lets the preface of HTTP/2 pass as a request of HTTP/1.1.
+	if http2 := c.state.NegotiatedProtocol == "h2"; http2 != (r.ProtoMajor == 2) {
+		text := "This connection is for HTTP/1.1."
+		if http2 {
+			text = "This connection is for HTTP/2."
+		}
 		w.Header().Set("Connection", "close")
-		http.Error(w, "This connection is for HTTP/2.", http.StatusHTTPVersionNotSupported)
+		http.Error(w, text, http.StatusHTTPVersionNotSupported)
+		return
+	}
+	if r.Method == http.MethodConnect {
+		http.Error(w, "There are no tunnels here.", http.StatusNotImplemented)
 		return
 	}
 	if c.gen.old.Load() && r.Header.Get("Upgrade") == "" {

@@ -25,8 +25,9 @@ type site struct {
 	draft   bool   // the key server knows no extensions of the draft
 	java    bool   // it is the one in Java
 	chains  []*ski.Certificate
-	handler http.Handler
-	content io.Closer // what handler has open
+	handler http.Handler // nil for a tcp site
+	relay   *relay       // of a tcp site
+	content io.Closer    // what one of them has open
 	tickets *tickets
 
 	clientCAs *x509.CertPool // of ClientCertificates
@@ -41,6 +42,7 @@ type site struct {
 type sites struct {
 	all       []*site
 	byAddress map[netip.AddrPort]*names
+	balancers networks // whose word on clients' addresses is taken
 }
 
 // newSites opens everything that the sites of cfg consist of. transport returns
@@ -53,6 +55,12 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 	}
 	if trusted.hasEveryone() {
 		log.Warn("trusted_proxies has everyone in it: any client can say to the origin who it is")
+	}
+	if table.balancers, err = cfg.balancers(); err != nil {
+		return nil, err
+	}
+	if table.balancers.hasEveryone() {
+		log.Warn("proxy_protocol.from has everyone in it: any client can say who it is")
 	}
 	for i := range cfg.Sites {
 		s, err := newSite(cfg, i, transport(cfg.Sites[i].KeyServer), trusted, log)
@@ -119,8 +127,13 @@ func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Lo
 	return s, nil
 }
 
-// open makes the handler.
+// open makes the handler or the relay.
 func (s *site) open(log *slog.Logger) error {
+	if s.TCP != "" {
+		s.relay = newRelay(&s.Site, log)
+		s.content = s.relay
+		return nil
+	}
 	if s.Static != "" {
 		folder, err := openFolder(s.Static)
 		if err != nil {

@@ -84,6 +84,14 @@ func (s *source) keys(field string) (keys []string) {
 	return keys
 }
 
+// length returns the number of a list's elements, 0 of what is none.
+func (s *source) length(field string) int {
+	if list, ok := s.find(field).(*ast.SequenceNode); ok {
+		return len(list.Values)
+	}
+	return 0
+}
+
 // position returns FILE:LINE:COLUMN of a field, or of the nearest one around it
 // where the file does not have it.
 func (s *source) position(field string) string {

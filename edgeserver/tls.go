@@ -35,7 +35,6 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 		KeyLogWriter: keys.writer(),
 		MinVersion:   tls.VersionTLS12,
 		CipherSuites: forwardSecret,
-		NextProtos:   []string{"h2", "http/1.1"},
 	}
 	if !slices.ContainsFunc(table.all, func(s *site) bool { return !s.draft }) {
 		base.MaxVersion = tls.VersionTLS12
@@ -75,6 +74,7 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	// of one site is to be noise to all others.
 	config = base.Clone()
 	config.GetCertificate = s.certificate
+	config.NextProtos = s.nextProtos()
 	config.WrapSession = s.tickets.standard.EncryptTicket
 	config.UnwrapSession = s.tickets.standard.DecryptTicket
 	s.askClients(config)
@@ -95,7 +95,9 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	static.CipherSuites = staticRSA
 	// HTTP/2 forbids these suites (RFC 9113, Section 9.2.2), and a client that
 	// offers it with nothing better would be turned away.
-	static.NextProtos = []string{"http/1.1"}
+	if s.TCP == "" {
+		static.NextProtos = []string{"http/1.1"}
+	}
 	return config, static
 }
 

@@ -37,6 +37,9 @@ func (c *Config) validate() error {
 	if _, err := c.trustedProxies(); err != nil {
 		return err
 	}
+	if _, err := c.balancers(); err != nil {
+		return err
+	}
 	if c.ShutdownTimeout < 0 {
 		return c.errorf("shutdown_timeout", "is negative")
 	}
@@ -81,15 +84,17 @@ func (c *Config) validateSite(field string, s *Site, taken owners) error {
 	}
 	switch {
 	case s.Proxy != "" && s.Static != "":
-		return c.errorf(field+".static", "a site has either proxy or static, not both")
-	case s.Proxy == "" && s.Static == "":
-		return c.errorf(field, "a site needs proxy or static")
+		return c.errorf(field+".static", "a site has one of proxy, static and tcp")
+	case s.TCP != "" && (s.Proxy != "" || s.Static != ""):
+		return c.errorf(field+".tcp", "a site has one of proxy, static and tcp")
+	case s.Proxy == "" && s.Static == "" && s.TCP == "":
+		return c.errorf(field, "a site needs proxy, static or tcp")
 	case s.Proxy != "":
 		if _, err := parseOrigin(s.Proxy); err != nil {
 			return c.errorAt(field+".proxy", err)
 		}
 	}
-	return nil
+	return c.validateTCP(field, s)
 }
 
 func (c *Config) validateEngine(field string, s *Site) error {
@@ -144,7 +149,7 @@ func checkAddress(addr string) error {
 func parseOrigin(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
-		u.Scheme != "http" && u.Scheme != "https" {
+		u.Scheme != "http" && u.Scheme != "https" && u.Scheme != h2c {
 		return nil, fmt.Errorf("'%s' is not a URL such as http://127.0.0.1:8080", s)
 	}
 	return u, nil

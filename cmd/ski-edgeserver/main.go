@@ -23,7 +23,8 @@ const usage = `Usage: ski-edgeserver -config FILE [-check]
 Serves HTTPS for one or more sites without having their private keys. For each
 full handshake it asks a key server, over a mutually authenticated channel, to do
 the one operation that needs the private key. Requests go on to the site's
-origin server, or are answered from a folder of files.
+origin server, or are answered from a folder of files. A tcp site's connections
+are carried to its origin whatever is spoken on them.
 
   -config FILE  the configuration, YAML
   -check        check the configuration and the files it names, print a summary
@@ -65,7 +66,12 @@ the default, or what else could be there.
     - names: [www.example.com, "*.example.com"]
       certificates: [ecdsa.pem, rsa.pem]    # chains, without private keys
       proxy: http://127.0.0.1:8080
+                             # or https://, or h2c:// for HTTP/2 without TLS (gRPC)
       # static: ./htdocs     # instead of proxy
+      # tcp: 127.0.0.1:1883  # instead of proxy: not HTTP, what is within TLS as it is
+      # alpn: [mqtt]         # tcp: the protocols that clients can ask for
+      # idle_timeout: 10m    # tcp: neither side has sent for so long
+      # proxy_protocol: false    # tcp: begin with a PROXY header, version 2
       # addresses: [192.0.2.1, "192.0.2.2:443"]   # local ones that it is served on;
                              # there can be another site of the same name on others
       # client_certificates: {mode: off}    # or optional, required, with ca: FILE; the
@@ -78,6 +84,8 @@ the default, or what else could be there.
       # method: ECDHE        # engine: split, or ECDHE-PMS: the key server's ephemeral key
       # legacy_master_secret: false     # engine: split, clients without RFC 7627
       # default: false       # also for unknown names and clients without SNI
+  # proxy_protocol: {from: [192.0.2.0/24]}    # load balancers, whose connections have
+                             # to begin with a PROXY header, version 2; default: none
   # shutdown_timeout: 10s    # for requests in flight
   # key_log: keys.txt      # the secrets of all connections, for debugging only
   # log: {level: info, format: text}    # debug, warn, error; json

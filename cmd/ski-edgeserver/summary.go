@@ -20,6 +20,9 @@ import (
 func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver.SiteInfo) {
 	fmt.Fprintf(w, "%s is valid\n", file)
 	fmt.Fprintf(w, "listen     %s\n", strings.Join(cfg.Listen, ", "))
+	if from := cfg.ProxyProtocol.From; len(from) > 0 {
+		fmt.Fprintf(w, "clients'   addresses are taken from PROXY headers of %s\n", strings.Join(from, ", "))
+	}
 	used := cfg.UsedKeyServers()
 	for _, name := range slices.Sorted(maps.Keys(used)) {
 		k := used[name]
@@ -44,6 +47,12 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 		target := "proxy " + site.Proxy
 		if site.Static != "" {
 			target = "static " + site.Static
+		}
+		if site.TCP != "" {
+			target = "tcp " + site.TCP
+			if site.ProxyProtocol {
+				target += ", with a PROXY header"
+			}
 		}
 		fmt.Fprintf(w, "site       %s: %s\n", strings.Join(names, ", "), target)
 		for i, leaf := range site.Leaves {
