@@ -1,7 +1,6 @@
 package keyserver
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -81,9 +80,4 @@ func (s *ticketSite) formerKeys() int64 { return int64((s.lifetime + s.rotate - 
 type TicketRight struct {
 	Edge, Site       string
 	Rotate, Lifetime time.Duration
-}
-
-// String returns one line.
-func (r TicketRight) String() string {
-	return fmt.Sprintf("%s: a key for %v, opens tickets for %v more", r.Site, r.Rotate, r.Lifetime)
 }
