@@ -148,7 +148,7 @@ type TicketAnswer struct {
 
 // TicketSource is a Transport that can get ticket keys.
 type TicketSource interface {
-	// WatchTickets calls update, from one goroutine, with the keys that the key
+	// WatchTickets calls update, from its own goroutine, with the keys that the key
 	// server has for a site, and again whenever they change. What it is called
 	// with is its own to keep and to clear. It returns when ctx ends or the key
 	// server is lost. An error that is RequestDenied (errors.Is) takes the keys

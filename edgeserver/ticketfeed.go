@@ -1,0 +1,243 @@
+package edgeserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tlsski/tlsski/edgeserver/internal/split"
+	"github.com/tlsski/tlsski/ski"
+)
+
+// The values of Site.Tickets.
+const (
+	// TicketsLocal makes session tickets with keys of this edge server's own.
+	TicketsLocal = "local"
+	// TicketsShared makes them with keys that the edge servers of a site share.
+	TicketsShared = "shared"
+	// TicketsOff makes none: sessions are not resumed.
+	TicketsOff = "off"
+)
+
+// ticketSite is the name that the site's ticket keys have on the key server.
+func (s *Site) ticketSite() string {
+	if s.TicketSite == "" && len(s.Names) > 0 {
+		return canonicalName(s.Names[0])
+	}
+	return s.TicketSite
+}
+
+// validateTickets checks what a site says of session tickets. owner has the
+// fields of the sites that share theirs, by key server and name.
+func (c *Config) validateTickets(field string, s *Site, owner map[string]string) error {
+	switch s.Tickets {
+	case "", TicketsLocal, TicketsOff:
+		if s.TicketSite != "" {
+			return c.errorf(field+".ticket_site", "is for tickets: %s", TicketsShared)
+		}
+		return nil
+	case TicketsShared:
+	default:
+		return c.errorf(field+".tickets", "'%s' is not %s, %s or %s", s.Tickets, TicketsLocal, TicketsShared, TicketsOff)
+	}
+	name := s.ticketSite()
+	if !ski.ValidTicketSite(name) {
+		return c.errorf(field+".ticket_site", "'%s' is not a name, of 1 to %d characters without spaces", name, ski.MaxTicketSite)
+	}
+	k := c.keyServer(s.KeyServer)
+	isHTTPS := func(url string) bool { return strings.HasPrefix(strings.ToLower(url), "https://") }
+	switch urls := k.Endpoints(); {
+	case k.DraftOnly:
+		return c.errorf(field+".tickets", "a key server that is draft_only has no ticket keys")
+	case len(urls) > 0 && !slices.ContainsFunc(urls, func(u string) bool { return !isHTTPS(u) }):
+		return c.errorf(field+".tickets", "%s needs a key server at coaps:// or coaps+tcp://: over https:// none can say when the keys change", TicketsShared)
+	}
+	// A ticket of one of two sites with the same keys would be good at the other.
+	at := s.KeyServer + " " + name
+	if other, ok := owner[at]; ok {
+		return c.errorf(field+".ticket_site", "'%s' is that of %s already: two sites cannot share tickets with each other", name, other)
+	}
+	owner[at] = field
+	return nil
+}
+
+// sharedTickets are the ticket keys of one site as its key server hands them
+// out. The zero value has none.
+type sharedTickets struct {
+	now func() time.Time // nil: time.Now
+
+	mu     sync.Mutex
+	site   string
+	keys   []ski.TicketKey // by From
+	built  derivedTickets
+	stale  time.Time // when built is to be made again; zero: at once
+	expiry *time.Timer
+}
+
+// derivedTickets is what the engines use. They have keys of their own each.
+type derivedTickets struct {
+	// makes says that the first key makes tickets; otherwise they are all only
+	// for opening.
+	makes    bool
+	standard *tls.Config // used for nothing but its ticket keys; nil without any
+	split    []split.TicketKey
+}
+
+// current returns what there is to use now.
+func (s *sharedTickets) current() derivedTickets {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.clock(); !now.Before(s.stale) {
+		s.build(now)
+	}
+	return s.built
+}
+
+func (s *sharedTickets) clock() time.Time {
+	if s.now == nil {
+		return time.Now()
+	}
+	return s.now()
+}
+
+// build derives the keys of the engines, forgets the keys that open no ticket any
+// more, and sees to it that it is called again when there is something to
+// change. It is called with s.mu held, as set is.
+func (s *sharedTickets) build(now time.Time) {
+	s.keys = slices.DeleteFunc(s.keys, func(k ski.TicketKey) bool {
+		over := !now.Before(k.Until)
+		if over {
+			clear(k.Secret[:])
+		}
+		return over
+	})
+	s.built, s.stale = derivedTickets{}, now.Add(24*time.Hour)
+	ordered := slices.Clone(s.keys)
+	for i, k := range s.keys {
+		if !now.Before(k.From) && now.Before(k.To) {
+			s.built.makes = true
+			ordered[0], ordered[i] = ordered[i], ordered[0]
+		}
+		for _, at := range []time.Time{k.From, k.To, k.Until} {
+			if now.Before(at) && at.Before(s.stale) {
+				s.stale = at
+			}
+		}
+	}
+	if s.expiry != nil {
+		s.expiry.Stop()
+		s.expiry = nil
+	}
+	if len(ordered) == 0 {
+		return
+	}
+	var standard [][32]byte
+	for i := range ordered {
+		k := &ordered[i]
+		standard = append(standard, [32]byte(k.Derive("crypto/tls", 32)))
+		s.built.split = append(s.built.split, split.TicketKeyFrom(k.Derive("split", split.TicketKeyLen)))
+		clear(k.Secret[:])
+	}
+	s.built.standard = new(tls.Config)
+	s.built.standard.SetSessionTicketKeys(standard)
+	for i := range standard {
+		clear(standard[i][:])
+	}
+	if s.now == nil { // Nobody may ask for a long time, and what has expired is to be gone.
+		s.expiry = time.AfterFunc(s.stale.Sub(now), func() { s.current() })
+	}
+}
+
+// set puts keys in the place of those before. It does nothing where the store has
+// become another site's meanwhile.
+func (s *sharedTickets) set(site string, keys []ski.TicketKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.site == site {
+		s.put(keys)
+	}
+}
+
+// become makes the store that of a site. What it has of another one is
+// forgotten.
+func (s *sharedTickets) become(site string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.site != site {
+		s.site = site
+		s.put(nil)
+	}
+}
+
+// put is called with s.mu held.
+func (s *sharedTickets) put(keys []ski.TicketKey) {
+	for i := range s.keys {
+		clear(s.keys[i].Secret[:])
+	}
+	s.keys = keys
+	s.build(s.clock())
+}
+
+// The pause after a key server, or all of them, have been lost. It doubles from
+// the first value to the second.
+const (
+	firstTicketPause = 250 * time.Millisecond
+	lastTicketPause  = 30 * time.Second
+)
+
+// errNoTicketSource is for a Transport of an embedding program.
+var errNoTicketSource = errors.New("the Transport to its key server is no ski.TicketSource")
+
+// follow keeps the store as the key server wants it, until ctx ends. While no key
+// server can be reached the keys stay, until they expire. One that denies them
+// takes them away.
+func (s *sharedTickets) follow(ctx context.Context, site string, source ski.TicketSource, log *slog.Logger) {
+	log = log.With("ticket_site", site)
+	pause, said := firstTicketPause, ""
+	for {
+		err := source.WatchTickets(ctx, site, func(t *ski.TicketKeys) {
+			s.set(site, t.Keys)
+			pause = firstTicketPause
+			said = ""
+			log.Info("ticket keys", "ids", ticketIDs(t.Keys))
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		text := fmt.Sprint(err)
+		switch {
+		case errors.Is(err, ski.RequestDenied):
+			s.set(site, nil)
+			text = "denied" // Each key server says so in its own words.
+			if said != text {
+				log.Warn("the key server denies the site's ticket keys: tickets are this edge server's own from now on", "error", err)
+			}
+		case said != text:
+			log.Warn("no ticket keys from the key server: those that are there are used until they expire", "error", err)
+		}
+		said = text
+		timer := time.NewTimer(pause/2 + rand.N(pause/2)) // All edges have lost it at once.
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		pause = min(2*pause, lastTicketPause)
+	}
+}
+
+func ticketIDs(keys []ski.TicketKey) string {
+	ids := make([]string, len(keys))
+	for i := range keys {
+		ids[i] = keys[i].ID.String()
+	}
+	return strings.Join(ids, ",")
+}
