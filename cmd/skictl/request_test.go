@@ -161,7 +161,7 @@ func startHandler(t *testing.T, h ski.Handler) []string {
 		name: "ks", usage: x509.ExtKeyUsageServerAuth, ips: []net.IP{net.IPv4(127, 0, 0, 1)}, life: day,
 	}, now)
 	require.NoError(t, err)
-	edge, err := authority.issue(leaf{name: "edge", usage: x509.ExtKeyUsageClientAuth, life: day}, now)
+	edge, err := authority.issue(leaf{name: "edge", usage: x509.ExtKeyUsageClientAuth, dns: []string{"edge"}, life: day}, now)
 	require.NoError(t, err)
 	require.NoError(t, authority.write(filepath.Join(dir, "ca"), false))
 	require.NoError(t, edge.write(filepath.Join(dir, "edge"), false))
