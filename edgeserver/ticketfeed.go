@@ -75,6 +75,7 @@ type sharedTickets struct {
 
 	mu     sync.Mutex
 	site   string
+	turn   int             // of become
 	keys   []ski.TicketKey // by From
 	built  derivedTickets
 	stale  time.Time // when built is to be made again; zero: at once
@@ -109,7 +110,7 @@ func (s *sharedTickets) clock() time.Time {
 
 // build derives the keys of the engines, forgets the keys that open no ticket any
 // more, and sees to it that it is called again when there is something to
-// change. It is called with s.mu held, as set is.
+// change. It is called with s.mu held.
 func (s *sharedTickets) build(now time.Time) {
 	s.keys = slices.DeleteFunc(s.keys, func(k ski.TicketKey) bool {
 		over := !now.Before(k.Until)
@@ -155,24 +156,24 @@ func (s *sharedTickets) build(now time.Time) {
 	}
 }
 
-// set puts keys in the place of those before. It does nothing where the store has
-// become another site's meanwhile.
-func (s *sharedTickets) set(site string, keys []ski.TicketKey) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.site == site {
-		s.put(keys)
-	}
-}
-
-// become makes the store that of a site. What it has of another one is
-// forgotten.
-func (s *sharedTickets) become(site string) {
+// become makes the store that of a site, or of none. What it has of another one
+// is forgotten. It returns what puts keys in the place of those before, until the
+// next call of become.
+func (s *sharedTickets) become(site string) (set func(keys []ski.TicketKey)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.site != site {
 		s.site = site
 		s.put(nil)
+	}
+	s.turn++
+	turn := s.turn
+	return func(keys []ski.TicketKey) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.turn == turn {
+			s.put(keys)
+		}
 	}
 }
 
@@ -195,15 +196,15 @@ const (
 // errNoTicketSource is for a Transport of an embedding program.
 var errNoTicketSource = errors.New("the Transport to its key server is no ski.TicketSource")
 
-// follow keeps the store as the key server wants it, until ctx ends. While no key
-// server can be reached the keys stay, until they expire. One that denies them
-// takes them away.
-func (s *sharedTickets) follow(ctx context.Context, site string, source ski.TicketSource, log *slog.Logger) {
+// followTickets hands a site's keys to set as the key server wants them, until ctx
+// ends. While no key server can be reached the keys stay, until they expire. One
+// that denies them takes them away.
+func followTickets(ctx context.Context, site string, source ski.TicketSource, set func([]ski.TicketKey), log *slog.Logger) {
 	log = log.With("ticket_site", site)
 	pause, said := firstTicketPause, ""
 	for {
 		err := source.WatchTickets(ctx, site, func(t *ski.TicketKeys) {
-			s.set(site, t.Keys)
+			set(t.Keys)
 			pause = firstTicketPause
 			said = ""
 			log.Info("ticket keys", "ids", ticketIDs(t.Keys))
@@ -214,7 +215,7 @@ func (s *sharedTickets) follow(ctx context.Context, site string, source ski.Tick
 		text := fmt.Sprint(err)
 		switch {
 		case errors.Is(err, ski.RequestDenied):
-			s.set(site, nil)
+			set(nil)
 			text = "denied" // Each key server says so in its own words.
 			if said != text {
 				log.Warn("the key server denies the site's ticket keys: tickets are this edge server's own from now on", "error", err)
@@ -240,4 +241,62 @@ func ticketIDs(keys []ski.TicketKey) string {
 		ids[i] = keys[i].ID.String()
 	}
 	return strings.Join(ids, ",")
+}
+
+// ticketFeeds keep the ticket keys of sites as their key servers want them. The
+// zero value is ready for use.
+type ticketFeeds struct {
+	mu      sync.Mutex
+	cancel  context.CancelFunc // nil before start
+	closed  bool
+	running sync.WaitGroup
+}
+
+// start begins to follow the sites that share tickets, until close or the end of
+// ctx. It does so once.
+func (f *ticketFeeds) start(ctx context.Context, all []*site, log *slog.Logger) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cancel != nil || f.closed {
+		return
+	}
+	ctx, f.cancel = context.WithCancel(ctx)
+	for _, s := range all {
+		if s.Tickets != TicketsShared {
+			s.tickets.shared.become("") // It may have been another before a Reload.
+			continue
+		}
+		set := s.tickets.shared.become(s.ticketSite())
+		f.running.Go(func() {
+			followTickets(ctx, s.ticketSite(), s.asking.transport.(ski.TicketSource), set, log.With("site", s.label))
+		})
+	}
+}
+
+// stop has what start has begun end, and reports whether it had.
+func (f *ticketFeeds) stop() (started bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	if f.cancel == nil {
+		return false
+	}
+	f.cancel()
+	return true
+}
+
+// close is stop, and returns when all has ended.
+func (f *ticketFeeds) close() {
+	f.stop()
+	f.running.Wait()
+}
+
+// forgetTickets forgets the keys that the sites share with other edge servers, but
+// for those that have gone over to the sites of another Config.
+func (t *sites) forgetTickets(but *sites) {
+	for _, s := range t.all {
+		if !slices.ContainsFunc(but.all, func(other *site) bool { return other.tickets == s.tickets }) {
+			s.tickets.shared.become("")
+		}
+	}
 }
