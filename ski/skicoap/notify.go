@@ -89,7 +89,7 @@ func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded
 	defer clear(datagram)
 	acked := s.unacked.add(mid)
 	defer s.unacked.remove(mid)
-	interval := ackTimeout + rand.N(ackTimeout/2)
+	interval := s.server.ackTimeout + rand.N(s.server.ackTimeout/2)
 	for range maxRetransmit + 1 {
 		if err := s.link.write(datagram); err != nil {
 			return err

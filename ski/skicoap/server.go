@@ -124,6 +124,7 @@ type Server struct {
 	badRequests      *rate.Limiter // likewise
 	transfers        atomic.Int64  // block-wise, of all sessions
 	observations     atomic.Int64  // of all sessions
+	ackTimeout       time.Duration // of notifications
 	unlogged         atomic.Uint64 // handshakes that failed without one
 	unloggedRequests atomic.Uint64
 }
@@ -159,6 +160,7 @@ func newServer(cfg ServerConfig) *Server {
 		sessions:    make(map[*session]struct{}),
 		refusals:    rate.NewLimiter(10, 20),
 		badRequests: rate.NewLimiter(10, 20),
+		ackTimeout:  ackTimeout,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.workers = newWorkers(s.ctx.Done())

@@ -1,9 +1,11 @@
 package skicoap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -374,15 +376,78 @@ func TestTicketKeysFitOneMessage(t *testing.T) {
 	assert.LessOrEqual(t, len(datagram), maxMessage)
 }
 
-// TestANotificationThatIsLostIsSentAgain loses the acknowledgements of a peer.
-func TestANotificationThatIsLostIsSentAgain(t *testing.T) {
-	var u unacked
-	acked := u.add(5)
-	u.settle(6, message.Acknowledgement)
-	assert.Empty(t, acked)
-	u.settle(5, message.Acknowledgement)
-	assert.Equal(t, message.Acknowledgement, <-acked)
-	u.settle(5, message.Acknowledgement) // again: nobody waits
-	u.remove(5)
-	assert.Empty(t, u.waits)
+// TestNotificationsThatAreLostAreSentAgain loses every third datagram.
+func TestNotificationsThatAreLostAreSentAgain(t *testing.T) {
+	ca := newTestCA(t)
+	office := newTicketOffice()
+	s, err := Listen("127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	s.ackTimeout = 20 * time.Millisecond
+	served := make(chan error, 1)
+	go func() { served <- s.Serve() }()
+	t.Cleanup(func() {
+		assert.NoError(t, s.Close())
+		assert.NoError(t, <-served)
+	})
+	r := newRelay(t, s.Addr().String())
+	c, err := NewClient("coaps://"+r.addr()+"/ski", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, c.Close()) })
+	w := watchSite(t, c, "a.test")
+	w.next(t)
+	r.lossEvery.Store(3)
+	for n := byte(2); n < 10; n++ {
+		office.change("a.test", n)
+		assert.Equal(t, n, w.next(t))
+	}
+	office.change("a.test", 0)
+	assert.ErrorIs(t, w.end(t), ski.RequestDenied)
+}
+
+// TestAPeerThatAcknowledgesNothingObservesNoMore hears nothing of the network.
+func TestAPeerThatAcknowledgesNothingObservesNoMore(t *testing.T) {
+	ca := newTestCA(t)
+	office := newTicketOffice()
+	s, err := Listen("127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	s.ackTimeout = time.Millisecond
+	served := make(chan error, 1)
+	go func() { served <- s.Serve() }()
+	t.Cleanup(func() {
+		assert.NoError(t, s.Close())
+		assert.NoError(t, <-served)
+	})
+	r := newRelay(t, s.Addr().String())
+	c, err := NewClient("coaps://"+r.addr()+"/ski", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, c.Close()) })
+	watchSite(t, c, "a.test").next(t)
+	r.drop.Store(true)
+	office.change("a.test", 2)
+	require.Eventually(t, func() bool { return s.observations.Load() == 0 }, 10*time.Second, time.Millisecond)
+}
+
+// TestLibcoapObservesTicketKeys has libcoap's client subscribe for a second.
+func TestLibcoapObservesTicketKeys(t *testing.T) {
+	ca := newTestCA(t)
+	office := newTicketOffice()
+	s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool})
+	edge := pemFile(t, ca.edge())
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "coap-client-openssl", "-m", "get", "-A", "60", "-s", "1", "-B", "10",
+		"-c", edge, "-j", edge, "-n", fmt.Sprintf("coaps://%s/ski/tickets?site=a.test", s.Addr()))
+	cmd.Stdout, cmd.Stderr = &out, &out
+	require.NoError(t, cmd.Start())
+	require.Eventually(t, func() bool { return s.observations.Load() == 1 }, 10*time.Second, time.Millisecond)
+	office.change("a.test", 2)
+	require.NoError(t, cmd.Wait(), out.String())
+	require.Eventually(t, func() bool { return s.observations.Load() == 0 }, 10*time.Second, time.Millisecond)
+	for _, n := range []byte{1, 2} {
+		office.change("a.test", n)
+		keys, err := ski.EncodeTicketKeys(office.ServeTickets(ctx, ski.Peer{}, "a.test", ski.TicketTag{}).Keys)
+		require.NoError(t, err)
+		assert.Contains(t, out.String(), string(keys))
+	}
 }
