@@ -26,8 +26,8 @@ const (
 	TicketsOff = "off"
 )
 
-// ticketSite is the name that the site's ticket keys have on the key server.
-func (s *Site) ticketSite() string {
+// TicketSiteName returns TicketSite or its default.
+func (s *Site) TicketSiteName() string {
 	if s.TicketSite == "" && len(s.Names) > 0 {
 		return canonicalName(s.Names[0])
 	}
@@ -47,7 +47,7 @@ func (c *Config) validateTickets(field string, s *Site, owner map[string]string)
 	default:
 		return c.errorf(field+".tickets", "'%s' is not %s, %s or %s", s.Tickets, TicketsLocal, TicketsShared, TicketsOff)
 	}
-	name := s.ticketSite()
+	name := s.TicketSiteName()
 	if !ski.ValidTicketSite(name) {
 		return c.errorf(field+".ticket_site", "'%s' is not a name, of 1 to %d characters without spaces", name, ski.MaxTicketSite)
 	}
@@ -266,9 +266,9 @@ func (f *ticketFeeds) start(ctx context.Context, all []*site, log *slog.Logger) 
 			s.tickets.shared.become("") // It may have been another before a Reload.
 			continue
 		}
-		set := s.tickets.shared.become(s.ticketSite())
+		set := s.tickets.shared.become(s.TicketSiteName())
 		f.running.Go(func() {
-			followTickets(ctx, s.ticketSite(), s.asking.transport.(ski.TicketSource), set, log.With("site", s.label))
+			followTickets(ctx, s.TicketSiteName(), s.asking.transport.(ski.TicketSource), set, log.With("site", s.label))
 		})
 	}
 }

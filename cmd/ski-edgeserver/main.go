@@ -77,6 +77,9 @@ the default, or what else could be there.
       # versions: [TLS 1.2, TLS 1.3]    # with engine: split only TLS 1.2 unless said
       # method: ECDHE        # engine: split, or ECDHE-PMS: the key server's ephemeral key
       # legacy_master_secret: false     # engine: split, clients without RFC 7627
+      # tickets: local       # session tickets with keys of this process; shared: with other
+                             # edges of the site, from the key server; off
+      # ticket_site:         # the site's name in the key server's policy; default: names[0]
       # default: false       # also for unknown names and clients without SNI
   # shutdown_timeout: 10s    # for requests in flight
   # key_log: keys.txt      # the secrets of all connections, for debugging only
@@ -88,8 +91,8 @@ ski-edgeserver-embedded is. keyserver.yaml is then what ski-keyserver -h shows o
 
   hsm: {keys: [{uri: "pkcs11:token=T?module-path=/usr/lib/m.so&pin-source=file:pin"}]}
   policy: policy.yaml
-  # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, rsa_workers,
-  # max_in_flight
+  # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, ticket_secret_file,
+  # rsa_workers, max_in_flight
 
 and its policy knows this edge server as one with
 
