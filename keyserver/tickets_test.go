@@ -301,3 +301,20 @@ func TestTicketsInAPolicyAreChecked(t *testing.T) {
 	}, p.TicketRightsOf(edgePeer))
 	assert.Len(t, p.TicketRights(), 4)
 }
+
+// TestAnEmbeddedEdgeFollowsItsTicketKeys has no wire between.
+func TestAnEmbeddedEdgeFollowsItsTicketKeys(t *testing.T) {
+	policy := strings.Replace(ticketPolicyText(), "dns: [edge.example.net]", `uri: ["tlsski:embedded"]`, 1)
+	s := newTicketServer(t, func(o *Options) { o.Policy = parsePolicy(t, policy) })
+	source := ski.Direct(s.Server, EmbeddedPeer()).(ski.TicketSource)
+	seen, ended := make(chan string, 9), make(chan error)
+	go func() {
+		ended <- source.WatchTickets(t.Context(), "www.example.com", func(k *ski.TicketKeys) { seen <- ticketIDs(k) })
+	}()
+	first := <-seen
+	s.SetPolicy(parsePolicy(t, strings.Replace(policy, "[most, other]", "[most, other]\n    generation: 1", 1)))
+	assert.NotEqual(t, first, <-seen)
+	s.SetPolicy(parsePolicy(t, strings.Replace(policy, "[most, other]", "[other]", 1)))
+	assert.ErrorIs(t, <-ended, ski.RequestDenied)
+	require.ErrorIs(t, source.WatchTickets(t.Context(), "nobody.example.com", nil), ski.RequestDenied)
+}
