@@ -36,7 +36,6 @@ type fleet struct {
 	certificate string
 	store       *keyserver.MemoryStore
 	policy      string
-	suspensions string
 
 	channelKey *ecdsa.PrivateKey // of the authority of the SKI channel
 	channelCA  *x509.Certificate
@@ -371,6 +370,46 @@ func TestSharedTicketsOutlastAReload(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, derivedTickets{}, before.current())
 	assert.Equal(t, derivedTickets{}, lost.current())
+}
+
+// TestASharedTicketIsNoWayAroundClientCertificates has edges of one site that do not
+// want the same of clients, as while the configuration is being changed.
+func TestASharedTicketIsNoWayAroundClientCertificates(t *testing.T) {
+	f := newFleet(t)
+	k := f.keyServer("127.0.0.1:0", fleetSecret)
+	ca, other := newClientCA(t, "clients"), newClientCA(t, "others")
+	for _, tt := range sharing {
+		t.Run(tt.name, func(t *testing.T) {
+			asking := func(name string, clients ClientCertificates) *edge {
+				cfg := f.config(tt.engine, tt.versions)
+				cfg.Sites = cfg.Sites[:1]
+				cfg.Sites[0].ClientCertificates = clients
+				return start(t, cfg, f.client(name, k))
+			}
+			open := asking("one", ClientCertificates{})
+			closed := asking("two", ClientCertificates{Mode: ClientCertificatesRequired, CA: ca.file})
+			others := asking("three", ClientCertificates{Mode: ClientCertificatesRequired, CA: other.file})
+			f.synced(open, closed, others)
+			client := func(certs ...tls.Certificate) *tls.Config {
+				return &tls.Config{ServerName: "a.test", MinVersion: tt.version, MaxVersion: tt.version,
+					Certificates: certs, ClientSessionCache: new(oneSession)}
+			}
+			anonymous := client()
+			_, err := open.dialAndRead(f.pki, anonymous)
+			require.NoError(t, err)
+			_, err = closed.dialAndRead(f.pki, anonymous)
+			require.Error(t, err, "a session without a certificate")
+
+			alice := client(ca.alice(t))
+			_, err = closed.dialAndRead(f.pki, alice)
+			require.NoError(t, err)
+			state, err := closed.dialAndRead(f.pki, alice)
+			require.NoError(t, err)
+			assert.True(t, state.DidResume)
+			_, err = others.dialAndRead(f.pki, alice)
+			require.Error(t, err, "a session with a certificate of another authority")
+		})
+	}
 }
 
 func TestTicketsOff(t *testing.T) {
