@@ -98,6 +98,13 @@ type Site struct {
 	// ClientCertificates says whether clients are asked for certificates.
 	// Default: they are not.
 	ClientCertificates ClientCertificates `yaml:"client_certificates"`
+	// Tickets says with what keys session tickets are made, by which clients resume
+	// their sessions without the key server: TicketsLocal, TicketsShared or
+	// TicketsOff. Default: local.
+	Tickets string `yaml:"tickets"`
+	// TicketSite is the name that the key server's policy has for the keys of
+	// TicketsShared. Default: the first of Names.
+	TicketSite string `yaml:"ticket_site"`
 	// Proxy is the URL of the origin server that requests are forwarded to,
 	// http, https, or h2c for HTTP/2 without TLS. The origin sees the client's
 	// Host, and Forwarded (RFC 7239), X-Forwarded-For, X-Forwarded-Host and

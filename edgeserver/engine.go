@@ -109,7 +109,7 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 		LegacyMasterSecret: s.LegacyMasterSecret,
 		KeyServerEphemeral: s.Method == string(ski.MethodECDHEPMS),
 		TLS13:              s.has(ski.TLS13) && !s.draft,
-		TicketKeys:         s.tickets.split.current,
+		TicketKeys:         s.splitTickets(),
 		KeyLog:             keys.masterSecret(),
 	}
 	s.askClientsOfSplit(cfg)

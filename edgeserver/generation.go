@@ -23,6 +23,7 @@ type generation struct {
 	engines engines
 	timeout time.Duration // of a handshake
 	keys    *keyLog
+	feeds   ticketFeeds
 	http    *http.Server
 	ready   *httpListener // connections for http
 
@@ -103,6 +104,7 @@ func (g *generation) close() error {
 	err := g.http.Close()
 	g.ready.Close()
 	g.ending.Do(func() {
+		g.feeds.close()
 		g.sites.close()
 		g.keys.Close()
 		close(g.ended)

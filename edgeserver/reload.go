@@ -55,6 +55,10 @@ func (s *Server) replace(g *generation, added []*listener) bool {
 	s.now = g
 	s.living[g] = struct{}{}
 	before.old.Store(true)
+	if before.feeds.stop() {
+		g.feeds.start(s.ctx, g.sites.all, s.log)
+	}
+	before.sites.forgetTickets(g.sites)
 	before.release()
 	s.retiring.Go(func() {
 		select {

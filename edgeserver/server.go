@@ -98,6 +98,8 @@ func (s *Server) acceptLocked(l net.Listener, ready chan secureConn) *handshaker
 	s.accepting[h] = struct{}{}
 	if s.stopped {
 		h.Close()
+	} else {
+		s.now.feeds.start(s.ctx, s.now.sites.all, s.log)
 	}
 	return h
 }
@@ -216,7 +218,9 @@ func (s *Server) Close() error {
 	s.cancel()
 	s.relays.Wait()
 	s.retiring.Wait()
-	s.current().close()
+	now := s.current()
+	now.close()
+	now.sites.forgetTickets(new(sites))
 	return err
 }
 

@@ -117,6 +117,9 @@ func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Lo
 		}
 	}
 	s.forward = &forwarding{trusted: trusted, certs: s.ClientCertificates.asked(), chain: s.ClientCertificates.ForwardChain}
+	if _, ok := t.(ski.TicketSource); s.Tickets == TicketsShared && !ok {
+		return nil, cfg.errorAt(fmt.Sprintf("sites[%d].tickets", i), errNoTicketSource)
+	}
 	if err := s.open(log); err != nil {
 		field := "static"
 		if s.Proxy != "" {

@@ -16,6 +16,7 @@ type tickets struct {
 	// and rotates.
 	standard tls.Config
 	split    ticketKeys
+	shared   sharedTickets // with TicketsShared
 }
 
 // keepTickets has the sites take over the ticket keys of those in before that
@@ -46,6 +47,52 @@ func (s *site) ticketID() string {
 		id = canonicalName(s.Names[0]) + id
 	}
 	return id
+}
+
+// useTickets has a configuration for crypto/tls use the site's ticket keys: the
+// shared ones, while there are such, and otherwise, as for what was made then,
+// the edge server's own.
+func (s *site) useTickets(config *tls.Config) {
+	t := s.tickets
+	switch s.Tickets {
+	case TicketsOff:
+		config.SessionTicketsDisabled = true
+	case TicketsShared:
+		config.WrapSession = func(cs tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
+			if now := t.shared.current(); now.makes {
+				return now.standard.EncryptTicket(cs, session)
+			}
+			return t.standard.EncryptTicket(cs, session)
+		}
+		config.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+			if now := t.shared.current(); now.standard != nil {
+				if session, err := now.standard.DecryptTicket(identity, cs); session != nil && err == nil {
+					return session, nil
+				}
+			}
+			return t.standard.DecryptTicket(identity, cs)
+		}
+	default:
+		config.WrapSession, config.UnwrapSession = t.standard.EncryptTicket, t.standard.DecryptTicket
+	}
+}
+
+// splitTickets is split.Config.TicketKeys, or nil.
+func (s *site) splitTickets() func() []split.TicketKey {
+	t := s.tickets
+	switch s.Tickets {
+	case TicketsOff:
+		return nil
+	case TicketsShared:
+		return func() []split.TicketKey {
+			now, own := t.shared.current(), t.split.current()
+			if now.makes {
+				return slices.Concat(now.split, own)
+			}
+			return slices.Concat(own, now.split)
+		}
+	}
+	return t.split.current
 }
 
 // ticketKeyLife is how long a key makes session tickets. It opens them for

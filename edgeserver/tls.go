@@ -75,8 +75,7 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	config = base.Clone()
 	config.GetCertificate = s.certificate
 	config.NextProtos = s.nextProtos()
-	config.WrapSession = s.tickets.standard.EncryptTicket
-	config.UnwrapSession = s.tickets.standard.DecryptTicket
+	s.useTickets(config)
 	s.askClients(config)
 	if s.java {
 		config.CurvePreferences = []tls.CurveID{tls.CurveP256}

@@ -28,9 +28,13 @@ func (c *Config) validate() error {
 		return err
 	}
 	taken := owners{}
+	ticketOwner := map[string]string{}
 	for i := range c.Sites {
 		field := fmt.Sprintf("sites[%d]", i)
 		if err := c.validateSite(field, &c.Sites[i], taken); err != nil {
+			return err
+		}
+		if err := c.validateTickets(field, &c.Sites[i], ticketOwner); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,7 @@ const (
 	EventAlarm   Event = "alarm"   // a detector has found something; see Record.Detector
 	EventSuspend Event = "suspend" // an edge was cut off
 	EventResume  Event = "resume"  // an edge may ask again
+	EventTickets Event = "tickets" // ticket keys were asked for; see Record.TicketSite
 )
 
 // Record is what the audit log keeps of one request, or of another event. It
@@ -62,6 +63,11 @@ type Record struct {
 	// Detector is the name of the detector that spoke up: in an EventAlarm, and
 	// in the EventRequest that it had denied.
 	Detector string
+	// TicketSite is, in an EventTickets, the site whose ticket keys were asked for
+	// if the policy knows it, and TicketKeys the IDs of those that were handed
+	// out, joined by commas.
+	TicketSite string
+	TicketKeys string
 	// Duration is how long the answer took, without the writing of this.
 	Duration time.Duration
 }

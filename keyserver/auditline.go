@@ -50,6 +50,8 @@ type auditLine struct {
 	PreMasterSecret string `json:"premaster_secret,omitempty"`
 	Reason          string `json:"reason,omitempty"`
 	Detector        string `json:"detector,omitempty"`
+	TicketSite      string `json:"ticket_site,omitempty"`
+	TicketKeys      string `json:"ticket_keys,omitempty"`
 	DurationUS      *int64 `json:"duration_us,omitempty"`
 	Cause           string `json:"cause,omitempty"`
 	Previous        string `json:"previous,omitempty"`
@@ -77,6 +79,8 @@ func (r *Record) line() *auditLine {
 		PreMasterSecret: r.PreMasterSecret,
 		Reason:          r.Reason,
 		Detector:        r.Detector,
+		TicketSite:      r.TicketSite,
+		TicketKeys:      r.TicketKeys,
 	}
 	if r.Address.IsValid() {
 		l.Address = r.Address.String()

@@ -40,6 +40,9 @@ func TestAuditSchema(t *testing.T) {
 	for _, event := range []Event{EventAlarm, EventSuspend, EventResume} {
 		require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Event: event, Edge: "edge", Detector: "replay", Reason: "seen"}))
 	}
+	s.SetPolicy(parsePolicy(t, ticketPolicyText()))
+	require.Empty(t, s.ServeTickets(t.Context(), edgePeer, "www.example.com", ski.TicketTag{}).Error)
+	require.NotEmpty(t, s.ServeTickets(t.Context(), edgePeer, "other", ski.TicketTag{}).Error)
 	w.room = 30
 	require.Error(t, log.Audit(t.Context(), &Record{Time: time.Now()}))
 	w.room = 1 << 20

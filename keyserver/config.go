@@ -71,6 +71,9 @@ type Config struct {
 	// StateKeyFile holds Options.StateKey, in the same way. Default none: a
 	// random one, that no other key server has.
 	StateKeyFile string `yaml:"state_key_file"`
+	// TicketSecretFile holds Options.TicketSecret, in the same way. Default none: a
+	// random one, that no other key server has.
+	TicketSecretFile string `yaml:"ticket_secret_file"`
 	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once.
 	// Default 0: one less than the processors, and at least 1.
 	RSAWorkers uint16 `yaml:"rsa_workers"`
@@ -255,7 +258,7 @@ func isLoopback(s string) bool {
 
 func (c *Config) joinPaths(dir string) {
 	c.HSM.Dir = dir
-	paths := []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.PSK, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile}
+	paths := []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.PSK, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile, &c.TicketSecretFile}
 	for i := range c.HSM.Keys {
 		paths = append(paths, &c.HSM.Keys[i].Public)
 	}
@@ -286,6 +289,11 @@ func (c *Config) RSAFailureSecret() ([]byte, error) {
 
 // StateKey reads StateKeyFile. It returns nil where there is none.
 func (c *Config) StateKey() ([]byte, error) { return readSecret(c.StateKeyFile, MinStateKey) }
+
+// TicketSecret reads TicketSecretFile. It returns nil where there is none.
+func (c *Config) TicketSecret() ([]byte, error) {
+	return readSecret(c.TicketSecretFile, MinTicketSecret)
+}
 
 // readSecret reads a secret of at least so many bytes, or nil for no file.
 func readSecret(file string, shortest int) ([]byte, error) {

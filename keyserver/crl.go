@@ -37,6 +37,7 @@ type revocationList struct {
 	signer     ski.KeyID // of its key: two can have one name while one follows the other
 	number     *big.Int
 	nextUpdate time.Time
+	digest     []byte               // of signer and serials
 	serials    map[string]time.Time // by the big-endian bytes of the serial number
 }
 
@@ -270,5 +271,6 @@ func parseCRL(der []byte, authorities []*x509.Certificate) (*revocationList, err
 	for _, e := range crl.RevokedCertificateEntries {
 		l.serials[string(e.SerialNumber.Bytes())] = e.RevocationTime
 	}
+	l.digest = l.digestSerials()
 	return l, nil
 }

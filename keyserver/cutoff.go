@@ -75,6 +75,7 @@ func (s *Server) reloadRevocations() {
 		s.log.Error("the CRLs stay as they were", "error", err)
 	}
 	if changed {
+		s.tickets.change()
 		s.log.Info("CRLs read", "revoked", s.revocations.Len())
 		for _, w := range s.revocations.Warnings(time.Now()) {
 			s.log.Warn("CRL", "what", w)
@@ -129,6 +130,7 @@ func (s *Server) Suspend(one Suspension) (closed int, err error) {
 		one.Since = time.Now()
 	}
 	err = s.suspensions.Suspend(one)
+	s.tickets.change()
 	closed = s.Enforce()
 	s.event(EventSuspend, one.Edge, one.String())
 	s.log.Warn("edge suspended", "edge", one.Edge, "by", one.By, "reason", one.Reason, "sessions", closed)
@@ -149,6 +151,7 @@ func (s *Server) Resume(name, by string) error {
 	case !found:
 		return fmt.Errorf("%w: %q", ErrNotSuspended, name)
 	}
+	s.tickets.change()
 	s.event(EventResume, name, "resumed by "+by)
 	s.log.Warn("edge resumed", "edge", name, "by", by)
 	return nil

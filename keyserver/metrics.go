@@ -28,6 +28,7 @@ type Metrics struct {
 	answers        *prometheus.HistogramVec
 	limited        *prometheus.CounterVec
 	alarms         *prometheus.CounterVec
+	ticketKeys     *prometheus.CounterVec
 	policyLoads    *prometheus.CounterVec
 	policyLoaded   prometheus.Gauge
 	policyExpiry   prometheus.Gauge
@@ -66,6 +67,8 @@ func NewMetrics(version string) *Metrics {
 		answers:    histogram("answer_seconds", "Time from the request to its answer, the audit record not included."),
 		limited:    counter("limited_total", "Requests refused by a limit.", "limit"),
 		alarms:     counter("alarms_total", "Alarms: a detector has found as much as its threshold says.", "detector"),
+		ticketKeys: counter("ticket_keys_total", "Times that ticket keys were asked for, by site and what the edge was told; same: that it has them.",
+			"site", "outcome"),
 		policyLoads: counter("policy_loads_total", "Attempts to load the policy after the start; a failed one leaves the old policy.",
 			"result"),
 		policyLoaded:   gauge("policy_loaded_timestamp_seconds", "When the policy in force was loaded."),
@@ -165,6 +168,14 @@ func (m *Metrics) operated(method ski.Method, d time.Duration) {
 	}
 }
 
+// handedOutTickets counts a question for ticket keys. The site is one of the
+// policy's, or empty.
+func (m *Metrics) handedOutTickets(site, outcome string) {
+	if m != nil {
+		m.ticketKeys.WithLabelValues(label(site), outcome).Inc()
+	}
+}
+
 func (m *Metrics) auditFailed() {
 	if m != nil {
 		m.auditFailures.Inc()
@@ -187,7 +198,7 @@ func methodLabel(m ski.Method) string {
 
 func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.requests, m.operations, m.answers, m.limited, m.alarms, m.policyLoads,
+		m.requests, m.operations, m.answers, m.limited, m.alarms, m.ticketKeys, m.policyLoads,
 		m.policyLoaded, m.policyExpiry, m.certificateEnd, m.auditFailures, m.buildInfo,
 	}
 }

@@ -219,3 +219,14 @@ func TestDashboardAndAlerts(t *testing.T) {
 		require.NotEmpty(t, rule.Annotations["summary"])
 	}
 }
+
+func TestTicketKeysAreCounted(t *testing.T) {
+	metrics := NewMetrics("test")
+	s := newTicketServer(t, func(o *Options) { o.Metrics = metrics })
+	keys := s.keysFor(edgePeer, "www.example.com")
+	s.ServeTickets(t.Context(), edgePeer, "www.example.com", keys.Tag())
+	s.ServeTickets(t.Context(), edgePeer, "whatever the peer likes", ski.TicketTag{})
+	for _, labels := range [][2]string{{"www.example.com", "output"}, {"www.example.com", "same"}, {otherLabel, "request denied"}} {
+		require.EqualValues(t, 1, testutil.ToFloat64(metrics.ticketKeys.WithLabelValues(labels[0], labels[1])), labels)
+	}
+}

@@ -16,15 +16,16 @@ import (
 // each name in its certificate, or by the identity of its pre-shared key. It then has the rights of all of them: a
 // request is granted where one rule of one of them grants the whole of it.
 type Policy struct {
-	edges  []*edge
-	rules  []*rule
-	bySPKI map[ski.KeyID][]*edge
-	byDNS  map[string][]*edge // in lower case
-	byURI  map[string][]*edge
-	byPSK  map[string][]*edge // by identity
-	keys   map[ski.KeyID]key  // all of the key store
-	limits limits
-	digest [sha256.Size]byte // of the file
+	edges   []*edge
+	rules   []*rule
+	bySPKI  map[ski.KeyID][]*edge
+	byDNS   map[string][]*edge // in lower case
+	byURI   map[string][]*edge
+	byPSK   map[string][]*edge // by identity
+	keys    map[ski.KeyID]key  // all of the key store
+	limits  limits
+	tickets map[string]*ticketSite // by name
+	digest  [sha256.Size]byte      // of the file
 
 	detectors detectorRules
 }

@@ -36,12 +36,13 @@ import (
 //	  - name: shop
 //	    keys: [www.example.com]
 //
-// and the sections of limitsEntry and detectorsEntry.
+// and the sections of ticketsEntry, limitsEntry and detectorsEntry.
 type policyFile struct {
 	Edges      []edgeEntry      `yaml:"edges"`
 	EdgeGroups []edgeGroupEntry `yaml:"edge_groups"`
 	KeyGroups  []keyGroupEntry  `yaml:"key_groups"`
 	Rules      []ruleEntry      `yaml:"rules"`
+	Tickets    []ticketsEntry   `yaml:"tickets"`
 	Limits     limitsEntry      `yaml:"limits"`
 	Detectors  detectorsEntry   `yaml:"detectors"`
 }
@@ -104,12 +105,13 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 		edgeGroups: make(map[string][]*edge),
 		keyGroups:  make(map[string][]ski.KeyID),
 		policy: &Policy{
-			bySPKI: make(map[ski.KeyID][]*edge),
-			byDNS:  make(map[string][]*edge),
-			byURI:  make(map[string][]*edge),
-			byPSK:  make(map[string][]*edge),
-			keys:   make(map[ski.KeyID]key),
-			digest: sha256.Sum256(data),
+			bySPKI:  make(map[ski.KeyID][]*edge),
+			byDNS:   make(map[string][]*edge),
+			byURI:   make(map[string][]*edge),
+			byPSK:   make(map[string][]*edge),
+			keys:    make(map[ski.KeyID]key),
+			tickets: make(map[string]*ticketSite),
+			digest:  sha256.Sum256(data),
 		},
 	}
 	if err := b.addKeys(keys); err != nil {
@@ -132,6 +134,11 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 	}
 	for i, r := range f.Rules {
 		if err := b.addRule(fmt.Sprintf("$.rules[%d]", i), i+1, r); err != nil {
+			return nil, err
+		}
+	}
+	for i, t := range f.Tickets {
+		if err := b.addTickets(fmt.Sprintf("$.tickets[%d]", i), t); err != nil {
 			return nil, err
 		}
 	}

@@ -110,6 +110,7 @@ func (s *Server) reloadPSKs(again bool) error {
 		return err
 	}
 	if s.psks.now.Load() != before {
+		s.tickets.change()
 		s.log.Info("pre-shared keys read", "keys", s.psks.Len(), "changed", len(lost))
 	}
 	if len(lost) > 0 {

@@ -39,6 +39,10 @@ type Options struct {
 	// which one may be asked for the second exchange after another was for the
 	// first. nil means a random one of this Server's own.
 	StateKey []byte
+	// TicketSecret is what the keys of session tickets are derived from that edges
+	// of one site share: at least MinTicketSecret bytes, the same on all key
+	// servers that they may ask. nil means a random one of this Server's own.
+	TicketSecret []byte
 	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once. 0 means GOMAXPROCS-1,
 	// and at least 1.
 	RSAWorkers int
@@ -72,6 +76,7 @@ type Server struct {
 	rsaFailureSecret []byte
 	sealer           *sealer
 	usedStates       usedStates
+	tickets          *ticketMaker
 	schedule         *scheduler
 	suspensions      *Suspensions
 	revocations      *Revocations // nil for none
@@ -131,6 +136,10 @@ func New(o Options) (*Server, error) {
 	if err := s.chooseStateKey(o.StateKey, o.Policy); err != nil {
 		return nil, err
 	}
+	var err error
+	if s.tickets, err = newTicketMaker(o.TicketSecret); err != nil {
+		return nil, err
+	}
 	if s.suspensions == nil {
 		s.suspensions, _ = OpenSuspensions("")
 	}
@@ -154,6 +163,7 @@ func (s *Server) Close() { s.background.Wait() }
 func (s *Server) SetPolicy(p *Policy) {
 	s.policy.Store(p)
 	s.metrics.SetPolicyExpiry(p.NextExpiry(time.Now()))
+	s.noteTickets(p)
 	s.Enforce()
 	for _, one := range s.suspensions.All() {
 		if !s.names(one.Edge) { // It may have another name now, and be let in by it.

@@ -99,15 +99,9 @@ const (
 func major(raw []byte) byte { return raw[0] >> 5 }
 
 func decodeCBOR(data []byte) (cborMap, error) {
-	if len(data) == 0 {
-		return nil, malformed("", "it is empty")
-	}
-	if major(data) != majorMap {
-		return nil, malformed("", "it is not a CBOR map")
-	}
-	var m cborMap
-	if err := cborDec.Unmarshal(data, &m); err != nil {
-		return nil, malformed("", cborReason(err))
+	m, err := decodeCBORMap(data)
+	if err != nil {
+		return nil, err
 	}
 	for _, raw := range m {
 		switch major(raw) {
@@ -120,6 +114,22 @@ func decodeCBOR(data []byte) (cborMap, error) {
 				return nil, malformed("", fmt.Sprintf("it is nested more than %d levels deep", MaxDepth))
 			}
 		}
+	}
+	return m, nil
+}
+
+// decodeCBORMap is decodeCBOR for a message that may be nested as deep as the
+// library lets it be.
+func decodeCBORMap(data []byte) (cborMap, error) {
+	if len(data) == 0 {
+		return nil, malformed("", "it is empty")
+	}
+	if major(data) != majorMap {
+		return nil, malformed("", "it is not a CBOR map")
+	}
+	var m cborMap
+	if err := cborDec.Unmarshal(data, &m); err != nil {
+		return nil, malformed("", cborReason(err))
 	}
 	return m, nil
 }

@@ -275,5 +275,6 @@ var (
 	errRange    = errors.New("is not between 1 and 65535")
 	errNotText  = errors.New("is not a text string")
 	errNotBytes = errors.New("is not a byte string")
+	errNotArray = errors.New("is not an array")
 	errNotUint  = errors.New("is not an unsigned integer")
 )

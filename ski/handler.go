@@ -93,18 +93,25 @@ func PeerFromCertificate(addr netip.AddrPort, cert *x509.Certificate) Peer {
 func (p Peer) ID() PeerID { return PeerID{SPKI: p.SPKI, PSK: p.PSK} }
 
 // Direct returns a Transport that calls h in the same process as peer, with no
-// wire between: key server and edge server in one.
-func Direct(h Handler, peer Peer) Transport {
-	return TransportFunc(func(ctx context.Context, req *Request) (*Response, error) {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		resp := h.ServeSKI(ctx, peer, req)
-		if resp == nil {
-			return nil, &TransportError{Endpoint: "embedded", Op: "answer", Err: ErrNoResponse}
-		}
-		return resp, nil
-	})
+// wire between: key server and edge server in one. It is a TicketSource, of
+// what h has if that is a TicketHandler.
+func Direct(h Handler, peer Peer) Transport { return &direct{h, peer} }
+
+type direct struct {
+	handler Handler
+	peer    Peer
+}
+
+// RoundTrip calls the Handler.
+func (d *direct) RoundTrip(ctx context.Context, req *Request) (*Response, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	resp := d.handler.ServeSKI(ctx, d.peer, req)
+	if resp == nil {
+		return nil, &TransportError{Endpoint: "embedded", Op: "answer", Err: ErrNoResponse}
+	}
+	return resp, nil
 }
 
 // Serve answers one encoded request: it decodes body, asks h, and encodes the

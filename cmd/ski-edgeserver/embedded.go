@@ -105,6 +105,9 @@ func (e *embedded) newServer(check bool) (err error) {
 	if options.StateKey, err = e.cfg.StateKey(); err != nil {
 		return err
 	}
+	if options.TicketSecret, err = e.cfg.TicketSecret(); err != nil {
+		return err
+	}
 	if e.audit, err = e.openAudit(check); err != nil {
 		return err
 	}
@@ -214,6 +217,7 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	}
 	fmt.Fprintln(w)
 	keyparts.PrintRights(w, e.policy.RightsOf(keyserver.EmbeddedPeer()), e.keys.Store)
+	keyparts.PrintTicketRights(w, e.policy.TicketRightsOf(keyserver.EmbeddedPeer()))
 }
 
 // pinError is a token's refusal of its PIN. It has the exit status that

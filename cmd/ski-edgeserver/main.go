@@ -83,6 +83,9 @@ the default, or what else could be there.
       # versions: [TLS 1.2, TLS 1.3]    # with engine: split only TLS 1.2 unless said
       # method: ECDHE        # engine: split, or ECDHE-PMS: the key server's ephemeral key
       # legacy_master_secret: false     # engine: split, clients without RFC 7627
+      # tickets: local       # session tickets with keys of this process; shared: with other
+                             # edges of the site, from the key server; off
+      # ticket_site:         # the site's name in the key server's policy; default: names[0]
       # default: false       # also for unknown names and clients without SNI
   # proxy_protocol: {from: [192.0.2.0/24]}    # load balancers, whose connections have
                              # to begin with a PROXY header, version 2; default: none
@@ -96,8 +99,8 @@ ski-edgeserver-embedded is. keyserver.yaml is then what ski-keyserver -h shows o
 
   hsm: {keys: [{uri: "pkcs11:token=T?module-path=/usr/lib/m.so&pin-source=file:pin"}]}
   policy: policy.yaml
-  # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, rsa_workers,
-  # max_in_flight
+  # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, ticket_secret_file,
+  # rsa_workers, max_in_flight
 
 and its policy knows this edge server as one with
 

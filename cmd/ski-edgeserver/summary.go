@@ -71,6 +71,12 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 		if site.Engine == edgeserver.EngineSplit {
 			fmt.Fprintf(w, "           engine split, %s, method %s\n", strings.Join(versions(site.Site), ", "), cmp.Or(site.Method, "ECDHE"))
 		}
+		switch site.Tickets {
+		case edgeserver.TicketsShared:
+			fmt.Fprintf(w, "           tickets shared, ticket_site %s\n", site.TicketSiteName())
+		case edgeserver.TicketsOff:
+			fmt.Fprintln(w, "           tickets off")
+		}
 		if site.LegacyMasterSecret {
 			fmt.Fprintln(w, "           warning: legacy_master_secret accepts clients without extended master secret")
 		}

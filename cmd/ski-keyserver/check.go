@@ -73,6 +73,7 @@ func (p *parts) summary(out io.Writer, file string) error {
 
 	fmt.Fprintln(w)
 	keyparts.PrintRights(w, p.policy.Rights(), p.keys.Store)
+	keyparts.PrintTicketRights(w, p.policy.TicketRights())
 	_, err := out.Write(w.Bytes())
 	return err
 }

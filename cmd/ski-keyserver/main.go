@@ -67,6 +67,8 @@ the default.
                              # default: derived from each private key
   # state_key_file:          # 32 bytes or more, the same on a whole fleet, seals
                              # what ECDHE-PMS leaves with edges; default: random
+  # ticket_secret_file:      # 32 bytes or more, the same on a whole fleet, makes
+                             # the ticket keys of the policy; default: random
   # rsa_workers: 0           # RSA, P-384, P-521 operations at once; 0: processors less one
   # max_in_flight: 4096
   # shutdown_timeout: 10s    # for requests in flight
@@ -95,6 +97,12 @@ A policy. What no rule grants is denied.
       # not_before: 2026-01-01T00:00:00Z                # default: always
       # not_after: 2026-12-31T23:59:59Z
       # legacy: [sha-1]   # md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0
+  # tickets:                 # edges of one site that resume each other's sessions
+  #   - name: www.example.com            # as the edges call it: ticket_site
+  #     edges: [edge-1, europe]
+  #     rotate: 8h                       # how long a key makes tickets, and
+  #     lifetime: 24h                    # how long it opens them after that
+  #     generation: 0                    # another number: other keys, at once
   # edge_groups: [{name: europe, edges: [edge-1]}]      # for a rule's 'edges'
   # key_groups: [{name: shop, keys: [www.example.com]}] # for a rule's 'keys'
   # limits:                  # rate: requests a second; burst: one second's worth

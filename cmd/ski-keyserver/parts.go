@@ -24,6 +24,7 @@ type parts struct {
 	revocations *keyserver.Revocations // nil for none
 	secret      []byte                 // for wrong PreMasterSecrets
 	stateKey    []byte
+	ticketKey   []byte
 	audit       keyserver.AuditOptions
 	metrics     *keyserver.Metrics
 }
@@ -71,7 +72,10 @@ func load(cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
 	if p.secret, err = cfg.RSAFailureSecret(); err != nil {
 		return nil, err
 	}
-	p.stateKey, err = cfg.StateKey()
+	if p.stateKey, err = cfg.StateKey(); err != nil {
+		return nil, err
+	}
+	p.ticketKey, err = cfg.TicketSecret()
 	return p, err
 }
 
@@ -100,6 +104,7 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		RSAFailure:       p.cfg.RSAFailure,
 		RSAFailureSecret: p.secret,
 		StateKey:         p.stateKey,
+		TicketSecret:     p.ticketKey,
 		RSAWorkers:       int(p.cfg.RSAWorkers),
 		MaxInFlight:      int(p.cfg.MaxInFlight),
 		Suspensions:      p.suspensions,

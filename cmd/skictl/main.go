@@ -70,6 +70,7 @@ other, asks key servers by hand, and runs both servers for development.`,
 		newPSKCommand(),
 		newRequestCommand(),
 		newSPKICommand(),
+		newTicketsCommand(),
 		newVersionCommand(),
 	)
 	return root

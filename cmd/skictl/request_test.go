@@ -144,6 +144,16 @@ rules: [{edges: [edge], keys: [www.example.com], methods: [ECDHE-PMS]}]
 // makes the command line of a request to it.
 func startKeyServer(t *testing.T, answer func(*ski.Request) *ski.Response) func(more ...string) []string {
 	t.Helper()
+	flags := startHandler(t, ski.HandlerFunc(func(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
+		return answer(req)
+	}))
+	return func(more ...string) []string { return append(append([]string{"request"}, flags...), more...) }
+}
+
+// startHandler serves h over CoAP and DTLS, and returns the flags that say how an
+// edge server called edge asks it.
+func startHandler(t *testing.T, h ski.Handler) []string {
+	t.Helper()
 	dir, now := t.TempDir(), time.Now()
 	authority, err := newAuthority(now, day)
 	require.NoError(t, err)
@@ -151,7 +161,7 @@ func startKeyServer(t *testing.T, answer func(*ski.Request) *ski.Response) func(
 		name: "ks", usage: x509.ExtKeyUsageServerAuth, ips: []net.IP{net.IPv4(127, 0, 0, 1)}, life: day,
 	}, now)
 	require.NoError(t, err)
-	edge, err := authority.issue(leaf{name: "edge", usage: x509.ExtKeyUsageClientAuth, life: day}, now)
+	edge, err := authority.issue(leaf{name: "edge", usage: x509.ExtKeyUsageClientAuth, dns: []string{"edge"}, life: day}, now)
 	require.NoError(t, err)
 	require.NoError(t, authority.write(filepath.Join(dir, "ca"), false))
 	require.NoError(t, edge.write(filepath.Join(dir, "edge"), false))
@@ -159,9 +169,7 @@ func startKeyServer(t *testing.T, answer func(*ski.Request) *ski.Response) func(
 	clients := x509.NewCertPool()
 	clients.AddCert(authority.cert)
 	server, err := skicoap.Listen("127.0.0.1:0", skicoap.ServerConfig{
-		Handler: ski.HandlerFunc(func(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
-			return answer(req)
-		}),
+		Handler:     h,
 		Certificate: tls.Certificate{Certificate: [][]byte{ks.cert.Raw}, PrivateKey: ks.key},
 		ClientCAs:   clients,
 	})
@@ -172,13 +180,10 @@ func startKeyServer(t *testing.T, answer func(*ski.Request) *ski.Response) func(
 		assert.NoError(t, server.Close())
 		assert.NoError(t, <-served)
 	})
-	return func(more ...string) []string {
-		return append([]string{
-			"request",
-			"--endpoint", fmt.Sprintf("coaps://%s/ski", server.Addr()),
-			"--ca", filepath.Join(dir, "ca.pem"),
-			"--cert", filepath.Join(dir, "edge.pem"),
-			"--key", filepath.Join(dir, "edge.key"),
-		}, more...)
+	return []string{
+		"--endpoint", fmt.Sprintf("coaps://%s/ski", server.Addr()),
+		"--ca", filepath.Join(dir, "ca.pem"),
+		"--cert", filepath.Join(dir, "edge.pem"),
+		"--key", filepath.Join(dir, "edge.key"),
 	}
 }

@@ -22,6 +22,8 @@ type answer struct {
 	// Of an answer to a part of a request, or one that is a part itself:
 	one, two *block
 	etag     []byte
+	observe  uint32 // if observed
+	observed bool
 	size1    uint32
 }
 
@@ -49,6 +51,9 @@ func newAnswer(m *message.Message) (*answer, error) {
 	}
 	if etag, err := m.Options.GetBytes(message.ETag); err == nil {
 		a.etag = bytes.Clone(etag)
+	}
+	if n, err := m.Options.Observe(); err == nil {
+		a.observe, a.observed = n, true
 	}
 	a.size1, _ = m.Options.GetUint32(message.Size1)
 	return a, nil

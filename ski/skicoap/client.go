@@ -105,6 +105,13 @@ type clientSide interface {
 	run() error
 	exchange(ctx context.Context, path string, f ski.Format, body []byte) (*answer, error)
 	close(cause error)
+	// ended is closed when there is nothing more to come.
+	ended() <-chan struct{}
+	// watch begins to expect notifications, unwatch ends that, and register asks
+	// for them. It returns the answer as it is now.
+	watch(path, query string) *watch
+	unwatch(w *watch)
+	register(ctx context.Context, w *watch, have []byte) (*answer, error)
 }
 
 // NewClient returns a Client for the key server at coaps://HOST[:PORT][/PATH] or,

@@ -31,6 +31,7 @@ type clientSession struct {
 
 	mu        sync.Mutex
 	calls     map[uint32]*call // by token
+	watches   map[uint32]*watch
 	nextToken uint32
 	nextTag   uint32
 	nextMID   uint16
@@ -78,6 +79,7 @@ func newClientSession(conn *dtls.Conn, deadAfter time.Duration) *clientSession {
 		deadAfter: deadAfter,
 		wake:      make(chan struct{}, 1),
 		calls:     make(map[uint32]*call),
+		watches:   make(map[uint32]*watch),
 		nextToken: rand.Uint32(),
 		nextMID:   uint16(rand.Uint32()),
 		heard:     time.Now(),
@@ -109,7 +111,12 @@ func (s *clientSession) run() error {
 // ask sends a message and waits for its answer, the context or the end of the
 // session. Whichever comes, nothing is left behind.
 func (s *clientSession) ask(ctx context.Context, options message.Options, payload []byte) (*answer, error) {
-	c, err := s.begin(options, payload)
+	return s.askAs(ctx, codes.POST, nil, options, payload)
+}
+
+// askAs is ask with another method and, where w is not nil, its token.
+func (s *clientSession) askAs(ctx context.Context, method codes.Code, w *watch, options message.Options, payload []byte) (*answer, error) {
+	c, err := s.begin(method, w, options, payload)
 	if err != nil {
 		return nil, err
 	}
@@ -127,28 +134,31 @@ func (s *clientSession) ask(ctx context.Context, options message.Options, payloa
 	}
 }
 
-// begin registers a message under a token and a message ID of its own.
-func (s *clientSession) begin(options message.Options, payload []byte) (*call, error) {
+// begin registers a message under a message ID of its own, and a token that is
+// the watch's or its own.
+func (s *clientSession) begin(method codes.Code, w *watch, options message.Options, payload []byte) (*call, error) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.calls[s.nextToken] != nil {
-		s.nextToken++
+	var token uint32
+	if w != nil {
+		token = w.token
+	} else {
+		token = s.freeToken()
 	}
 	c := &call{
-		token:    s.nextToken,
+		token:    token,
 		mid:      s.nextMID,
 		began:    now,
 		interval: s.rtt.timeout(),
 		done:     make(chan outcome, 1),
 	}
 	c.next = now.Add(c.interval)
-	s.nextToken++
 	s.nextMID++
 
 	datagram, err := encode(message.Message{
-		Type: message.Confirmable, Code: codes.POST, MessageID: int32(c.mid),
-		Token: binary.BigEndian.AppendUint32(nil, c.token), Options: options, Payload: payload,
+		Type: message.Confirmable, Code: method, MessageID: int32(c.mid),
+		Token: tokenBytes(c.token), Options: options, Payload: payload,
 	})
 	if err != nil {
 		return nil, err
@@ -168,35 +178,68 @@ func (s *clientSession) begin(options message.Options, payload []byte) (*call, e
 func (s *clientSession) end(c *call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.calls, c.token)
+	if s.calls[c.token] == c {
+		delete(s.calls, c.token)
+	}
 }
+
+func tokenBytes(token uint32) []byte { return binary.BigEndian.AppendUint32(nil, token) }
 
 // receive is called by the link's reader.
 func (s *clientSession) receive(m *message.Message) {
 	now := time.Now()
 	s.mu.Lock()
 	s.heard = now
-	var c *call
+	expected := false
 	switch {
 	case m.Code == codes.Empty:
 		s.receiveEmpty(m)
 	case m.Code >= 64:
-		if c = s.callOf(m); c != nil {
-			s.rtt.answered(now.Sub(c.began), c.resent > 0)
-			a, err := newAnswer(m)
-			s.settle(c, outcome{a, err})
-		}
+		expected = s.receiveAnswer(m, now)
 	}
 	s.mu.Unlock()
 	if m.Code != codes.Empty && m.Type == message.Confirmable {
 		// A separate response (RFC 7252, Section 5.2.2); a request, for which
 		// an edge has no resources, is rejected like one that nobody expects.
 		t := message.Acknowledgement
-		if c == nil {
+		if !expected {
 			t = message.Reset
 		}
 		s.link.sendEmpty(t, m.MessageID)
 	}
+}
+
+// receiveAnswer hands an answer, or a notification, to who waits for it. It
+// reports false if nobody does.
+func (s *clientSession) receiveAnswer(m *message.Message, now time.Time) (expected bool) {
+	c, w := s.callOf(m), s.watchOf(m)
+	if c == nil && w == nil {
+		return false
+	}
+	a, err := newAnswer(m)
+	isNew := err == nil && w != nil && w.isNew(a, now)
+	switch {
+	case c != nil && (w == nil || err != nil || isNew || m.Type == message.Acknowledgement):
+		// A new notification that comes first is as good as the answer.
+		if w != nil {
+			w.drop()
+		}
+		s.rtt.answered(now.Sub(c.began), c.resent > 0)
+		s.settle(c, outcome{a, err})
+	case isNew:
+		w.deliver(a)
+	case a != nil:
+		clear(a.payload)
+	}
+	return true
+}
+
+// watchOf returns the watch whose notification m is, or nil.
+func (s *clientSession) watchOf(m *message.Message) *watch {
+	if len(m.Token) != 4 {
+		return nil
+	}
+	return s.watches[binary.BigEndian.Uint32(m.Token)]
 }
 
 // callOf returns the request that m answers, or nil.

@@ -9,6 +9,10 @@
 // when it is lost. Client answers at once, well or badly; ski.Client around it
 // adds the deadline and the second attempt.
 //
+// Where the Handler is a ski.TicketHandler, the keys of session tickets are a
+// resource that edge servers observe (RFC 7641; docs/protocol.md, section 7), and
+// Client is a ski.TicketSource.
+//
 // # What is from the libraries and what is not
 //
 // The messages are go-coap's, the channels pion's and crypto/tls's. Matching

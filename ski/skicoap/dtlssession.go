@@ -19,12 +19,14 @@ type dtlsSession struct {
 	exchanges exchanges
 	transfers *transfers
 	nextMID   atomic.Uint32
+	unacked   unacked
 }
 
 func newDTLSSession(s *Server, conn *dtls.Conn, peer ski.Peer) *dtlsSession {
 	l := newLink(conn)
 	sess := &dtlsSession{session: newSession(s, peer, l.close), link: l}
 	sess.transfers = newTransfers(&s.transfers, sess.peerTransfers)
+	sess.notify, sess.tell = sess.notifyReliably, sess.notifyOnce
 	sess.expire = func(now time.Time) {
 		sess.exchanges.expire(now)
 		sess.transfers.expire(now)
@@ -39,6 +41,7 @@ func (s *dtlsSession) peerTransfers() *atomic.Int64 { return &s.share.transfers 
 // end forgets what the session has, after its link has ended.
 func (s *dtlsSession) end() {
 	s.cancel()
+	s.unobserve(func(string, *observation) bool { return true })
 	s.exchanges.close()
 	s.transfers.close()
 }
@@ -48,6 +51,10 @@ func (s *dtlsSession) end() {
 func (s *dtlsSession) receive(m *message.Message) {
 	now := time.Now()
 	s.active.Store(now.UnixNano())
+	if m.Code == codes.Empty && (m.Type == message.Acknowledgement || m.Type == message.Reset) {
+		s.unacked.settle(uint16(m.MessageID), m.Type)
+		return
+	}
 	if m.Code < codes.GET || m.Code > 31 || m.Type > message.NonConfirmable {
 		return // no request
 	}
@@ -60,6 +67,10 @@ func (s *dtlsSession) receive(m *message.Message) {
 		return
 	}
 	re := reply{token: bytes.Clone(m.Token), mid: m.MessageID, confirmable: m.Type == message.Confirmable}
+	if tickets, refused := s.server.links.ticketRequest(m); tickets != nil || refused != nil {
+		s.receiveTickets(e, re, tickets, refused)
+		return
+	}
 	in, out, refused := s.server.links.check(m)
 	b, bad := findBlocks(m.Options)
 	if bad != nil && refused == nil {

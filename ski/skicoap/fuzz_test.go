@@ -27,7 +27,7 @@ func FuzzMessage(f *testing.F) {
 		require.NoError(f, err)
 		f.Add(datagram)
 	}
-	links := newResource("/ski")
+	links := newResource("/ski", true)
 	f.Fuzz(func(t *testing.T, datagram []byte) {
 		m := message.Message{Options: make(message.Options, 0, 16)}
 		if _, err := coder.DefaultCoder.Decode(datagram, &m); err != nil {

@@ -15,15 +15,21 @@ import (
 
 const wellKnownCore = "/.well-known/core"
 
-// resource is the SKI resource and what is said of it.
+// resource is the SKI resource, with that of ticket keys below it, and what is
+// said of them.
 type resource struct {
-	path  string
-	links []byte // RFC 6690
+	path    string
+	tickets bool   // there are ticket keys
+	links   []byte // RFC 6690
 }
 
-func newResource(path string) *resource {
-	return &resource{path: path, links: fmt.Appendf(nil, `<%s>;rt="tls-ski";ct="%d %d"`,
+func newResource(path string, tickets bool) *resource {
+	r := &resource{path: path, tickets: tickets, links: fmt.Appendf(nil, `<%s>;rt="tls-ski";ct="%d %d"`,
 		path, ski.CBOR.ContentFormat(), ski.JSON.ContentFormat())}
+	if tickets { // RFC 7641, Section 6
+		r.links = fmt.Appendf(r.links, `,<%s%s>;rt="tls-ski-tickets";ct=%d;obs`, path, ticketsSegment, ski.CBOR.ContentFormat())
+	}
+	return r
 }
 
 // checkPath accepts what can go into Uri-Path options and back (RFC 7252,
@@ -58,7 +64,7 @@ var critical = map[message.OptionID]bool{
 	message.URIHost:  true, // one host is served: whatever its name
 	message.URIPort:  true,
 	message.URIPath:  true,
-	message.URIQuery: true, // no query means anything here
+	message.URIQuery: true, // none means anything but to ticket keys
 	message.Accept:   true,
 	message.Block1:   true,
 	message.Block2:   true,

@@ -25,7 +25,8 @@ import (
 type ServerConfig struct {
 	// Handler answers the requests, each in a goroutine of its own. It has to
 	// bound the processors it takes: a ping is answered beside it, and a peer
-	// that gets no answer to pings takes the server for dead.
+	// that gets no answer to pings takes the server for dead. Where it is a
+	// ski.TicketHandler, ticket keys are the resource Path/tickets.
 	Handler ski.Handler
 	// Path is the resource. Default: "/ski".
 	Path string
@@ -122,6 +123,8 @@ type Server struct {
 	refusals         *rate.Limiter // of log lines
 	badRequests      *rate.Limiter // likewise
 	transfers        atomic.Int64  // block-wise, of all sessions
+	observations     atomic.Int64  // of all sessions
+	ackTimeout       time.Duration // of notifications
 	unlogged         atomic.Uint64 // handshakes that failed without one
 	unloggedRequests atomic.Uint64
 }
@@ -149,13 +152,15 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 }
 
 func newServer(cfg ServerConfig) *Server {
+	_, tickets := cfg.Handler.(ski.TicketHandler)
 	s := &Server{
 		cfg:         cfg,
-		links:       newResource(cfg.Path),
+		links:       newResource(cfg.Path, tickets),
 		log:         cfg.Logger,
 		sessions:    make(map[*session]struct{}),
 		refusals:    rate.NewLimiter(10, 20),
 		badRequests: rate.NewLimiter(10, 20),
+		ackTimeout:  ackTimeout,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.workers = newWorkers(s.ctx.Done())
@@ -422,13 +427,19 @@ func (s *Server) Peers() []ski.Peer {
 }
 
 // CloseSessions ends the sessions whose peer matches, their requests in flight
-// included, and returns their number. The reason is logged.
+// included, and returns their number. The reason is logged. What they observe is
+// taken from them, unless it is net.ErrClosed.
 func (s *Server) CloseSessions(reason error, match func(ski.Peer) bool) int {
 	n := 0
 	var closing sync.WaitGroup // one that takes its time does not hold up the others
 	for _, sess := range s.all() {
 		if match(sess.peer) {
-			closing.Go(func() { sess.close(reason) })
+			closing.Go(func() {
+				if !errors.Is(reason, net.ErrClosed) {
+					sess.revoke()
+				}
+				sess.close(reason)
+			})
 			n++
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,10 +26,16 @@ type session struct {
 	active  atomic.Int64        // time of the last message, Unix nanoseconds
 	working atomic.Int64        // requests that are being worked on
 	share   *share              // of the peer, in all its sessions
+
+	seq          atomic.Uint32 // the last value of Observe
+	observing    sync.Mutex
+	observations map[string]*observation // by site
+	notify       notifyFunc
+	tell         func(o *observation, r *ticketResult) // notify that waits for nothing
 }
 
 // share is what one peer has of what all peers have together.
-type share struct{ working, transfers atomic.Int64 }
+type share struct{ working, transfers, observations atomic.Int64 }
 
 func newSession(s *Server, peer ski.Peer, close func(error)) *session {
 	sess := &session{server: s, peer: peer, close: close, expire: func(time.Time) {}, share: new(share)}

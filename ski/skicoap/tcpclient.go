@@ -55,6 +55,7 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 		deadAfter: c.cfg.DeadAfter,
 		outgoing:  make(chan []byte),
 		calls:     make(map[uint32]chan outcome),
+		watches:   make(map[uint32]*watch),
 		nextToken: rand.Uint32(),
 		heard:     time.Now(),
 		looked:    time.Now(),
@@ -76,6 +77,7 @@ type tcpClientSession struct {
 
 	mu        sync.Mutex
 	calls     map[uint32]chan outcome // by token; each of capacity 1
+	watches   map[uint32]*watch
 	nextToken uint32
 	released  bool // the key server wants no more requests
 	heard     time.Time
@@ -122,15 +124,22 @@ func (s *tcpClientSession) writeAll() {
 // exchange sends a request and waits for its answer, the context or the end of
 // the session. Whichever comes, nothing is left behind.
 func (s *tcpClientSession) exchange(ctx context.Context, path string, f ski.Format, body []byte) (*answer, error) {
-	token, done := s.begin()
-	defer s.end(token)
-	m := message.Message{
-		Code: codes.POST, Token: binary.BigEndian.AppendUint32(nil, token), Payload: body,
-	}
+	m := message.Message{Code: codes.POST, Payload: body}
 	for segment := range strings.SplitSeq(path[1:], "/") {
 		m.Options = append(m.Options, message.Option{ID: message.URIPath, Value: []byte(segment)})
 	}
 	m.Options = append(m.Options, contentFormat(f.ContentFormat())...)
+	s.mu.Lock()
+	token := s.freeToken()
+	s.mu.Unlock()
+	return s.askAs(ctx, token, m)
+}
+
+// askAs is exchange for any request and with a given token.
+func (s *tcpClientSession) askAs(ctx context.Context, token uint32, m message.Message) (*answer, error) {
+	done := s.begin(token)
+	defer s.end(token)
+	m.Token = tokenBytes(token)
 	frame, err := encodeFrame(m)
 	if err != nil {
 		return nil, err
@@ -153,20 +162,16 @@ func (s *tcpClientSession) exchange(ctx context.Context, path string, f ski.Form
 	}
 }
 
-// begin registers a request under a token of its own.
-func (s *tcpClientSession) begin() (token uint32, done chan outcome) {
+// begin registers a request under a token.
+func (s *tcpClientSession) begin(token uint32) (done chan outcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.calls[s.nextToken] != nil {
-		s.nextToken++
-	}
-	token, done = s.nextToken, make(chan outcome, 1)
-	s.nextToken++
+	done = make(chan outcome, 1)
 	if len(s.calls) == 0 {
 		s.heard = time.Now() // silence counts from here
 	}
 	s.calls[token] = done
-	return token, done
+	return done
 }
 
 func (s *tcpClientSession) end(token uint32) {
@@ -186,8 +191,15 @@ func (s *tcpClientSession) receive(m *message.Message) {
 	token := binary.BigEndian.Uint32(m.Token)
 	if done := s.calls[token]; done != nil {
 		delete(s.calls, token)
+		if w := s.watches[token]; w != nil {
+			w.drop()
+		}
 		a, err := newAnswer(m)
 		done <- outcome{a, err}
+	} else if w := s.watches[token]; w != nil {
+		if a, err := newAnswer(m); err == nil { // They come in their order.
+			w.deliver(a)
+		}
 	}
 }
 

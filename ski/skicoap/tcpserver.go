@@ -129,6 +129,8 @@ func (s *Server) serveTCP(conn net.Conn) {
 	var sess *tcpSession
 	if err == nil {
 		sess = &tcpSession{session: newSession(s, peer, link.close), link: link}
+		sess.notify, sess.tell = sess.notifyOrdered, func(o *observation, r *ticketResult) { _ = sess.notifyOrdered(o, r, nil) }
+		defer sess.unobserve(func(string, *observation) bool { return true })
 		defer sess.cancel()
 		err = s.add(sess.session)
 	}
@@ -181,6 +183,10 @@ func (s *tcpSession) receive(m *message.Message) {
 		return // no request
 	}
 	token := bytes.Clone(m.Token)
+	if tickets, refused := s.server.links.ticketRequest(m); tickets != nil || refused != nil {
+		s.receiveTickets(token, tickets, refused)
+		return
+	}
 	in, out, refused := s.server.links.check(m)
 	if refused == nil {
 		// Blocks are not announced with the CSM (RFC 8323, Section 5.3.2).

@@ -69,6 +69,16 @@ func (p *InProcess) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Respo
 	}
 }
 
+// WatchTickets watches the Handler's ticket keys. It is no request: who watches
+// ends before Close.
+func (p *InProcess) WatchTickets(ctx context.Context, site string, update func(*ski.TicketKeys)) error {
+	source, ok := p.direct.(ski.TicketSource)
+	if !ok {
+		return ski.ErrNoTickets
+	}
+	return source.WatchTickets(ctx, site, update)
+}
+
 func (p *InProcess) begin() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -38,6 +38,21 @@ func PrintRights(w io.Writer, rights []keyserver.Right, keys keyserver.KeyStore)
 	}
 }
 
+// PrintTicketRights prints a table of who gets which ticket keys; nothing if
+// nobody does.
+func PrintTicketRights(w io.Writer, rights []keyserver.TicketRight) {
+	if len(rights) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "EDGE\tTICKET SITE\tROTATE\tLIFETIME")
+	for _, r := range rights {
+		fmt.Fprintf(table, "%s\t%s\t%v\t%v\n", r.Edge, r.Site, r.Rotate, r.Lifetime)
+	}
+	table.Flush()
+}
+
 func list[T ~string](values []T, none string) string {
 	if len(values) == 0 {
 		return none

@@ -32,6 +32,18 @@ func NewTicketKey() TicketKey {
 	return k
 }
 
+// TicketKeyLen is the length in bytes of what a TicketKey is made from.
+const TicketKeyLen = 16 + 32
+
+// TicketKeyFrom returns the key that consists of TicketKeyLen secret random
+// bytes, the first 16 of which are its name and not kept secret.
+func TicketKeyFrom(material []byte) TicketKey {
+	var k TicketKey
+	copy(k.name[:], material)
+	copy(k.secret[:], material[len(k.name):])
+	return k
+}
+
 // session is what a ticket holds.
 type session struct {
 	suite                uint16

@@ -1,0 +1,259 @@
+package keyserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// MinTicketSecret is the shortest Options.TicketSecret, in bytes.
+const MinTicketSecret = 32
+
+// ticketMaker derives the keys of session tickets. It keeps none, so that key
+// servers with the same secret, the same policy and the same edges cut off have
+// the same keys and need not know of each other.
+type ticketMaker struct {
+	prk    []byte
+	random bool // the secret is this process's own
+	told   sync.Once
+	now    func() time.Time
+
+	mu      sync.Mutex
+	changed chan struct{} // closed when an answer may be another
+}
+
+func newTicketMaker(secret []byte) (*ticketMaker, error) {
+	m := &ticketMaker{changed: make(chan struct{}), now: time.Now}
+	switch {
+	case secret == nil:
+		m.random = true
+		secret = make([]byte, MinTicketSecret)
+		rand.Read(secret)
+		defer clear(secret)
+	case len(secret) < MinTicketSecret:
+		return nil, fmt.Errorf("keyserver: TicketSecret has less than %d bytes", MinTicketSecret)
+	}
+	var err error
+	m.prk, err = hkdf.Extract(sha256.New, secret, []byte("tlsski ticket keys 1"))
+	return m, err
+}
+
+// wait returns a channel that is closed with the next change.
+func (m *ticketMaker) wait() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
+}
+
+// change has everybody who waits look again.
+func (m *ticketMaker) change() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// keys returns the keys of a site at a time, and when there are others. The
+// epochs of Unix time, each as long as 'rotate', have a key each; members are
+// those who may know it.
+func (m *ticketMaker) keys(site *ticketSite, members []byte, now time.Time) (*ski.TicketKeys, time.Time) {
+	rotate := int64(site.rotate / time.Second)
+	current := now.Unix() / rotate
+	t := &ski.TicketKeys{Site: site.name}
+	for epoch := max(0, current-site.formerKeys()); epoch <= current+1; epoch++ {
+		info := []byte("ticket key")
+		info = append(append(info, byte(len(site.name))), site.name...)
+		info = binary.BigEndian.AppendUint64(info, uint64(rotate))
+		info = binary.BigEndian.AppendUint64(info, uint64(epoch))
+		out, err := hkdf.Expand(sha256.New, m.prk, string(append(info, members...)), len(ski.TicketKey{}.Secret)+len(ski.TicketKeyID{}))
+		if err != nil {
+			panic(err) // The length is a fixed one.
+		}
+		k := ski.TicketKey{From: time.Unix(epoch*rotate, 0), To: time.Unix((epoch+1)*rotate, 0)}
+		k.Until = k.To.Add(site.lifetime)
+		n := copy(k.Secret[:], out)
+		copy(k.ID[:], out[n:])
+		clear(out)
+		if now.Before(k.Until) {
+			t.Keys = append(t.Keys, k)
+		}
+	}
+	next := time.Unix((current+1)*rotate, 0)
+	if first := t.Keys[0].Until; first.Before(next) {
+		next = first
+	}
+	return t, next
+}
+
+// ticketMembers returns a digest of who may have a site's keys: the edges that
+// the policy grants them and that are not cut off. Whenever one leaves, or is
+// let in, the others have keys that it does not know. What is cut off by its
+// certificate or key may be any of the edges, and changes the keys of all sites.
+func (s *Server) ticketMembers(site *ticketSite) []byte {
+	h := sha256.New()
+	part := func(data []byte) { writePart(h, data) }
+	part(binary.BigEndian.AppendUint32(nil, site.generation))
+	suspended := s.suspensions.now.Load()
+	edges := make(map[string]*edge)
+	for _, e := range site.edges {
+		if _, off := suspended.byName[e.name]; !off {
+			edges[e.name] = e
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(edges)) {
+		part([]byte("edge " + name))
+		for _, identity := range slices.Sorted(slices.Values(edges[name].psks)) {
+			if s.psks == nil {
+				continue
+			}
+			if key := s.psks.Key(identity); key != nil {
+				digest := sha256.Sum256(key)
+				part([]byte("psk " + identity))
+				part(digest[:])
+			}
+		}
+	}
+	peers := slices.SortedFunc(maps.Keys(suspended.byPeer), func(a, b ski.PeerID) int { return strings.Compare(a.String(), b.String()) })
+	for _, id := range peers {
+		part([]byte("suspended " + id.String()))
+	}
+	if s.revocations != nil {
+		part([]byte("revoked"))
+		part(s.revocations.digest())
+	}
+	return h.Sum(nil)
+}
+
+// writePart writes data so that what follows cannot be taken for its end.
+func writePart(h hash.Hash, data []byte) {
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(data))))
+	h.Write(data)
+}
+
+// digest stands for which certificates are revoked.
+func (r *Revocations) digest() []byte {
+	var all [][]byte
+	for _, l := range *r.now.Load() {
+		all = append(all, l.digest)
+	}
+	slices.SortFunc(all, bytes.Compare)
+	sum := sha256.Sum256(slices.Concat(all...))
+	return sum[:]
+}
+
+// digestSerials is that of one list, whose number and times do not count.
+func (l *revocationList) digestSerials() []byte {
+	h := sha256.New()
+	writePart(h, l.signer[:])
+	for _, serial := range slices.Sorted(maps.Keys(l.serials)) {
+		writePart(h, []byte(serial))
+	}
+	return h.Sum(nil)
+}
+
+var _ ski.TicketHandler = (*Server)(nil)
+
+// ServeTickets hands out the keys of a site's session tickets to an edge that
+// the policy grants them, with a Record each time.
+func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, have ski.TicketTag) *ski.TicketAnswer {
+	changed := s.tickets.wait() // before anything is looked at
+	policy, edges, rec := s.begin(peer)
+	rec.Event = EventTickets
+	granted := policy.tickets[site]
+	if granted != nil {
+		rec.TicketSite = site // Others are whatever the peer likes.
+	}
+	out, ok := s.enter(rec.Time, peer, policy, edges)
+	var keys *ski.TicketKeys
+	var next time.Time
+	if ok {
+		keys, next, out = s.ticketKeys(granted, edges)
+		s.leave(edges)
+	}
+	if keys != nil && keys.Tag() == have {
+		keys.Clear()
+		s.metrics.handedOutTickets(rec.TicketSite, "same")
+		return &ski.TicketAnswer{Same: true, Changed: changed, Next: next}
+	}
+	s.states.each(edges, func(e *edgeState) { e.count(rec.Time, out.wire != "") })
+	rec.Reason = out.reason
+	rec.Outcome = outcomeOutput
+	if keys == nil {
+		rec.Outcome = string(out.wire)
+	} else {
+		rec.TicketKeys = ticketIDs(keys)
+	}
+	if err := s.record(ctx, rec); err != nil && s.auditRequired && keys != nil {
+		keys.Clear()
+		keys, out = nil, refused(ski.UnspecifiedError, "")
+		rec.Outcome = string(out.wire)
+	}
+	s.metrics.handedOutTickets(rec.TicketSite, rec.Outcome)
+	if out.limit != "" {
+		s.metrics.Limited(out.limit)
+	}
+	if keys == nil {
+		return &ski.TicketAnswer{Error: out.wire, RetryAfter: out.retryAfter}
+	}
+	return &ski.TicketAnswer{Keys: keys, Changed: changed, Next: next}
+}
+
+func (s *Server) ticketKeys(site *ticketSite, edges []*edge) (*ski.TicketKeys, time.Time, outcome) {
+	switch {
+	case len(edges) == 0:
+		return nil, time.Time{}, refused(ski.RequestDenied, denialUnknownPeer)
+	case site == nil || !slices.ContainsFunc(edges, func(e *edge) bool { return slices.Contains(site.edges, e) }):
+		return nil, time.Time{}, refused(ski.RequestDenied, "the policy does not grant the ticket keys of this site")
+	}
+	keys, next := s.tickets.keys(site, s.ticketMembers(site), s.tickets.now())
+	return keys, next, outcome{}
+}
+
+func ticketIDs(t *ski.TicketKeys) string {
+	ids := make([]string, len(t.Keys))
+	for i := range t.Keys {
+		ids[i] = t.Keys[i].ID.String()
+	}
+	return strings.Join(ids, ",")
+}
+
+// noteTickets is called with each policy.
+func (s *Server) noteTickets(p *Policy) {
+	if s.tickets.random && len(p.tickets) > 0 {
+		s.tickets.told.Do(func() {
+			s.log.Info("no ticket secret: the ticket keys are this process's own and end with it, " +
+				"set the same on all key servers whose edges share tickets")
+		})
+	}
+	s.tickets.change()
+}
+
+// TicketRightsOf returns the ticket sites that the policy grants a peer, by
+// name.
+func (p *Policy) TicketRightsOf(peer ski.Peer) []TicketRight { return p.ticketRights(p.match(peer)) }
+
+// TicketRights returns those of all edges, in the file's order.
+func (p *Policy) TicketRights() []TicketRight { return p.ticketRights(p.edges) }
+
+func (p *Policy) ticketRights(edges []*edge) (rights []TicketRight) {
+	for _, e := range edges {
+		for _, name := range slices.Sorted(maps.Keys(p.tickets)) {
+			if site := p.tickets[name]; slices.Contains(site.edges, e) {
+				rights = append(rights, TicketRight{e.name, name, site.rotate, site.lifetime})
+			}
+		}
+	}
+	return rights
+}
