@@ -6,6 +6,7 @@ with the one that made them: Debian's python3-cbor2 and python3-cryptography.
 
 codec-*.json: the message decodes to what the file says, or is malformed. What
 it decodes to is also held against the CDDL in PROTOCOL.md.
+tickets-*.json: likewise, for ticket keys.
 input-*.json: both encodings of request and response say the same, and the
 response is right: the signature verifies, the PreMasterSecret decrypts, and that
 of the second exchange of ECDHE-PMS is what the client gets with the params of the
@@ -184,7 +185,7 @@ def from_base64(s):
 # As much of CDDL (RFC 8610) as PROTOCOL.md uses.
 
 class CDDL:
-    TOKEN = re.compile(r'"[^"]*"|=>|\.\.|\.[a-z]+|[A-Za-z_][\w-]*|\d+|[={}()/,:?*]')
+    TOKEN = re.compile(r'"[^"]*"|=>|\.\.|\.[a-z]+|[A-Za-z_][\w-]*|\d+|[={}()\[\]/,:?*]')
 
     def __init__(self, source):
         self.rules = {}
@@ -206,6 +207,12 @@ class CDDL:
         first = t.pop(0)
         if first == "{":
             return self.map(t)
+        if first == "[":  # of one type only: [1*8 type]
+            low, star, high = int(t.pop(0)), t.pop(0), int(t.pop(0))
+            assert star == "*", star
+            element = self.type(t)
+            assert t.pop(0) == "]"
+            return lambda v: isinstance(v, list) and low <= len(v) <= high and all(element(x) for x in v)
         if first == "(":
             inner = self.type(t)
             assert t.pop(0) == ")"
@@ -274,8 +281,8 @@ def integer(v):
 
 def load_cddl(file):
     with open(file, encoding="utf-8") as f:
-        block = re.search(r"```cddl\n(.*?)```", f.read(), re.S)
-    return CDDL(block.group(1))
+        blocks = re.findall(r"```cddl\n(.*?)```", f.read(), re.S)
+    return CDDL("\n".join(blocks))
 
 
 # The vectors.
@@ -304,6 +311,36 @@ def check_codec(cddl, v):
     same(message, v[v["message"]])
     if v.get("deterministic") and v["format"] == "CBOR":
         assert cbor2.dumps(message, canonical=True) == data, "cbor2's canonical encoding is another"
+
+
+def check_tickets(cddl, v):
+    global DEPTH
+    DEPTH, before = 4, DEPTH
+    try:
+        message = decode_tickets(cddl, bytes.fromhex(v["hex"]))
+    except Malformed as e:
+        assert v["class"] == "malformed", "it is malformed here: %s" % e
+        return
+    finally:
+        DEPTH = before
+    assert v["class"] == "ok", "it is well-formed here: %r" % message
+    assert message["site"] == v["site"] and len(message["keys"]) == len(v["keys"])
+    for key, want in zip(message["keys"], v["keys"]):
+        same(key, want)
+
+
+def decode_tickets(cddl, data):
+    if len(data) > 1024:
+        raise Malformed("too large")
+    message = from_cbor(data)
+    if not cddl.rules["tickets"](message):
+        raise Malformed("it does not match the CDDL")
+    keys = message["keys"]
+    if not all(k["from"] < k["to"] <= k["until"] < 2 ** 40 for k in keys):
+        raise Malformed("times")
+    if len({k["id"] for k in keys}) < len(keys) or keys != sorted(keys, key=lambda k: k["from"]):
+        raise Malformed("an id twice, or the order")
+    return message
 
 
 def same(message, want):
@@ -441,6 +478,8 @@ def main():
         try:
             if name.startswith("codec-"):
                 check_codec(cddl, v)
+            elif name.startswith("tickets-"):
+                check_tickets(cddl, v)
             elif name.startswith("input-"):
                 check_input(cddl, folder, v)
             else:

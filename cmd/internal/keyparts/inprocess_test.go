@@ -87,3 +87,26 @@ func TestCloseDoesNotWaitForEver(t *testing.T) {
 	h.answer <- nil
 	<-p.ended
 }
+
+// ticketHandler hands out one ticket key.
+type ticketHandler struct{ ski.HandlerFunc }
+
+func (ticketHandler) ServeTickets(_ context.Context, peer ski.Peer, site string, _ ski.TicketTag) *ski.TicketAnswer {
+	if peer.PSK != "edge" {
+		return &ski.TicketAnswer{Error: ski.RequestDenied}
+	}
+	return &ski.TicketAnswer{Keys: &ski.TicketKeys{Site: site}, Next: time.Now().Add(time.Hour)}
+}
+
+func TestInProcessHasTheTicketKeysOfItsHandler(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	p := NewInProcess(ticketHandler{}, ski.Peer{PSK: "edge"}, 1)
+	require.ErrorIs(t, p.WatchTickets(ctx, "www.example.com", func(k *ski.TicketKeys) {
+		require.Equal(t, "www.example.com", k.Site)
+		cancel()
+	}), context.Canceled)
+	p = NewInProcess(ticketHandler{}, ski.Peer{}, 1)
+	require.ErrorIs(t, p.WatchTickets(t.Context(), "www.example.com", nil), ski.RequestDenied)
+	p = NewInProcess(ski.HandlerFunc(nil), ski.Peer{}, 1)
+	require.ErrorIs(t, p.WatchTickets(t.Context(), "www.example.com", nil), ski.ErrNoTickets)
+}
