@@ -67,7 +67,7 @@ func startFleet(t *testing.T, lines string) *fleet {
 			t.Log(tail(f.read(f.edgeLog), 40))
 		}
 	})
-	f.logged(`the key server has the key`, 2*len(f.endpoints.Sites)) // with either engine
+	f.logged(`the key server has the key`, 2*2*len(f.endpoints.Sites)) // with either engine, at both
 	f.edgeAt = regexp.MustCompile(`msg=listening addr=(\S+)`).FindStringSubmatch(f.read(f.edgeLog))[1]
 	return f
 }
