@@ -50,7 +50,7 @@ func startFleet(t *testing.T, lines string) *fleet {
 		f.startKeyServer(i)
 	}
 	config := regexp.MustCompile(`(?m)^  url: .*$`).ReplaceAllString(f.read("edge/edge.yaml"),
-		fmt.Sprintf("  urls: [coaps://%s/ski, coaps://%s/ski]\n%s", f.addrs[0], f.addrs[1], lines))
+		fmt.Sprintf("  urls: [coaps://%s/ski, coaps://%s/ski]\n  server_name: 127.0.0.1\n%s", f.addrs[0], f.addrs[1], lines))
 	config = strings.ReplaceAll(config, f.edgeAddr(), "127.0.0.1:0")
 	file := filepath.Join(f.dir, "edge/fleet.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
@@ -67,7 +67,7 @@ func startFleet(t *testing.T, lines string) *fleet {
 			t.Log(tail(f.read(f.edgeLog), 40))
 		}
 	})
-	f.logged(`the key server has the key`, 2*len(f.endpoints.Sites)) // with either engine
+	f.logged(`the key server has the key`, 2*2*len(f.endpoints.Sites)) // with either engine, at both
 	f.edgeAt = regexp.MustCompile(`msg=listening addr=(\S+)`).FindStringSubmatch(f.read(f.edgeLog))[1]
 	return f
 }
@@ -77,7 +77,7 @@ func (f *fleet) startKeyServer(i int) {
 	config := f.read("keyserver/keyserver.yaml")
 	addr := f.addrs[i]
 	if addr == "" {
-		addr = "127.0.0.1:0"
+		addr = "127.0.0.2:0" // whose ports no client's socket takes while it is gone
 	}
 	config = regexp.MustCompile(`(?m)^(coaps_tcp|https): .*\n`).ReplaceAllString(config, "")
 	config = regexp.MustCompile(`(?m)^listen: .*$`).ReplaceAllString(config, "listen: "+addr+"\nstate_key_file: state.key")

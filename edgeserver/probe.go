@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"strconv"
 	"sync"
 
 	"github.com/tlsski/tlsski/ski"
@@ -31,9 +32,9 @@ func (s *Server) Sites() []SiteInfo {
 	return infos
 }
 
-// Probe asks the key server for the key of each certificate, and logs a warning
-// for each that it would not use or that it cannot be asked for. It returns
-// when all answers are there, at the latest after KeyServer.Timeout.
+// Probe asks the key server, each of several, for the key of each certificate, and
+// logs a warning for each that it would not use or that it cannot be asked for.
+// It returns when all answers are there, at the latest after KeyServer.Timeout.
 func (s *Server) Probe(ctx context.Context) {
 	g := s.current()
 	if !g.acquire() { // It has ended.
@@ -42,8 +43,11 @@ func (s *Server) Probe(ctx context.Context) {
 	defer g.release()
 	var wg sync.WaitGroup
 	for _, site := range g.sites.all {
+		all := site.asking.each()
 		for i, chain := range site.chains {
-			wg.Go(func() { s.probe(ctx, site, site.Certificates[i], chain.Key.ID()) })
+			for name, asked := range all {
+				wg.Go(func() { s.probe(ctx, site, name, asked, site.Certificates[i], chain.Key.ID()) })
+			}
 		}
 	}
 	wg.Wait()
@@ -63,7 +67,25 @@ func javaProbe() []byte {
 	return append(append(input, 3, 0, byte(tls.CurveP256), byte(len(point))), point...)
 }
 
-func (s *Server) probe(ctx context.Context, site *site, file string, key ski.KeyID) {
+// each returns the key servers, by name where there are several. A key that one
+// of them lacks shows otherwise only when that one's turn comes.
+func (a asking) each() map[string]asking {
+	pool, ok := a.transport.(interface{ Members() []ski.Transport })
+	if !ok {
+		return map[string]asking{"": a}
+	}
+	all := map[string]asking{}
+	for i, t := range pool.Members() {
+		name := strconv.Itoa(i)
+		if named, ok := t.(interface{ Endpoint() string }); ok {
+			name = named.Endpoint()
+		}
+		all[name] = asking{&ski.Client{Transports: []ski.Transport{t}, Timeout: a.timeout}, a.timeout}
+	}
+	return all
+}
+
+func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked asking, file string, key ski.KeyID) {
 	// The input is what no handshake needs signed. That a key server finds
 	// that malformed means that it has the key and would use it for this
 	// edge: it looks for those first.
@@ -77,11 +99,14 @@ func (s *Server) probe(ctx context.Context, site *site, file string, key ski.Key
 	if site.java {
 		req.Input = javaProbe()
 	}
-	resp, err := site.asking.RoundTrip(ctx, req)
+	resp, err := asked.RoundTrip(ctx, req)
 	if err == nil && resp.Error != ski.MalformedRequest {
 		err = resp.Err()
 	}
 	log := s.log.With("site", site.label, "certificate", file, "spki", key)
+	if keyServer != "" {
+		log = log.With("keyserver", keyServer)
+	}
 	switch {
 	case err == nil:
 		log.Info("the key server has the key")

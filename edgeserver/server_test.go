@@ -287,3 +287,14 @@ func TestProbe(t *testing.T) {
 	assert.Contains(t, e.log.String(), `level=INFO msg="the key server has the key" site=a.test`)
 	assert.Regexp(t, `level=WARN msg="the key server does not serve the key.*site=b.test .*reason="spki not found"`, e.log.String())
 }
+
+// Each of several key servers is asked: one that lacks a key fails the handshakes
+// that come to it.
+func TestProbeOfSeveralKeyServers(t *testing.T) {
+	p, other := newPKI(t), newPKI(t)
+	cfg := Config{Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: p.dir}}}
+	e := start(t, cfg, &ski.Client{Transports: []ski.Transport{p.transport(), other.transport()}})
+	e.Probe(t.Context())
+	assert.Regexp(t, `level=INFO msg="the key server has the key" site=a.test .*keyserver=0`, e.log.String())
+	assert.Regexp(t, `level=WARN msg="the key server does not serve the key.*keyserver=1 reason="spki not found"`, e.log.String())
+}

@@ -71,6 +71,15 @@ func (c *Client) Replace(transports []Transport) {
 	c.replace(transports)
 }
 
+// Members returns the key servers as they are now.
+func (c *Client) Members() []Transport {
+	var all []Transport
+	for _, m := range c.pool() {
+		all = append(all, m.transport)
+	}
+	return all
+}
+
 func (c *Client) replace(transports []Transport) {
 	var old []*member
 	if p := c.members.Load(); p != nil {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -280,6 +281,61 @@ func TestAKeyServerThatDoesNotAnswerHasItsNameLookedUpAgain(t *testing.T) {
 	n.answer(nil, "127.0.0.1", "127.0.0.2")
 	n.ask(c) // waits for the look-up
 	assert.EqualValues(t, 1, a.asked.Load()+b.asked.Load())
+}
+
+// What can be wrong with a key server costs no request that another can answer,
+// and of those that come later no time.
+func TestAKeyServerThatIsOfNoUse(t *testing.T) {
+	for _, scheme := range []string{"coaps", "coaps+tcp", "https"} {
+		for what, addr := range map[string]func(t *testing.T, n *network) string{
+			"it takes everything and says nothing": func(t *testing.T, _ *network) string { return blackHole(t, scheme) },
+			"nobody listens": func(t *testing.T, n *network) string {
+				gone := n.serve(scheme, "127.0.0.1:0")
+				require.NoError(t, gone.close())
+				return gone.addr.String()
+			},
+			"its certificate is another's": func(t *testing.T, n *network) string {
+				return newNetwork(t).serve(scheme, "127.0.0.1:0").addr.String()
+			},
+			"it does not answer any more": func(t *testing.T, n *network) string {
+				silent := n.serve(scheme, "127.0.0.1:0")
+				silent.slow(func(int64) time.Duration { return time.Hour })
+				return silent.addr.String()
+			},
+		} {
+			t.Run(scheme+", "+what, func(t *testing.T) {
+				t.Parallel()
+				n := newNetwork(t)
+				good := n.serve(scheme, "127.0.0.1:0")
+				var failovers atomic.Int64
+				c := &ski.Client{Timeout: 4 * time.Second, OnAttempt: func(a ski.Attempt) {
+					if a.Kind == ski.FailoverAttempt {
+						failovers.Add(1)
+					}
+				}}
+				n.dial(c, scheme+"://"+addr(t, n), scheme+"://"+good.addr.String())
+				for range 20 {
+					n.ask(c)
+				}
+				assert.EqualValues(t, 20, good.asked.Load())
+				assert.EqualValues(t, 1, failovers.Load(), "the first finds out, for all that follow")
+			})
+		}
+	}
+}
+
+// blackHole returns an address where everything is taken and nothing answered.
+func blackHole(t *testing.T, scheme string) string {
+	if scheme == "coaps" {
+		udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = udp.Close() })
+		return udp.LocalAddr().String()
+	}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0") // whose backlog the kernel fills
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tcp.Close() })
+	return tcp.Addr().String()
 }
 
 func TestASlowKeyServerIsHedgedAroundUpToTheCap(t *testing.T) {
