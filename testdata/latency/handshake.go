@@ -116,19 +116,28 @@ func (r *row) connect(config *tls.Config, ask bool) (time.Duration, error) {
 	return took, err
 }
 
-// predict returns the sum of the round trips, as the analysis writes it, and in
-// time: there is none for anything else.
-func (r *row) predict(x *experiment) (formula string, sum time.Duration) {
-	name, trip := "AB", x.ab.median()
+// first is the path between the client and the row's host.
+func (r *row) first(x *experiment) (name string, p *path) {
 	if r.host == x.origin {
-		name, trip = "AC", x.ac.median()
+		return "AC", x.ac
 	}
-	formula, sum = fmt.Sprint(r.trips, " ", name), time.Duration(r.trips)*trip
+	return "AB", x.ab
+}
+
+// formula is the sum of the round trips as the analysis writes it.
+func (r *row) formula(x *experiment) string {
+	name, _ := r.first(x)
+	formula := fmt.Sprint(r.trips, " ", name)
 	if r.questions > 0 {
 		formula += fmt.Sprintf(" + %d BC", r.questions)
-		sum += time.Duration(r.questions) * x.bc.median()
 	}
-	return formula, sum
+	return formula
+}
+
+// sum is the sum of the round trips, each as long as of says.
+func (r *row) sum(x *experiment, of func(*path) time.Duration) time.Duration {
+	_, first := r.first(x)
+	return time.Duration(r.trips)*of(first) + time.Duration(r.questions)*of(x.bc)
 }
 
 func (x *experiment) table(rows []*row) string {
@@ -142,8 +151,8 @@ func (x *experiment) table(rows []*row) string {
 	b.WriteString("| private key | handshake | round trips | predicted, ms | measured, ms | over, ms |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows {
 		took := time.Duration(lab.Median(r.took))
-		formula, predicted := r.predict(x)
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", r.where, r.what, formula, ms(predicted), ms(took), ms(took-predicted))
+		predicted := r.sum(x, (*path).median)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", r.where, r.what, r.formula(x), ms(predicted), ms(took), ms(took-predicted))
 	}
 	return b.String()
 }

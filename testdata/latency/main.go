@@ -65,11 +65,13 @@ func run() (err error) {
 			return err
 		}
 	}
-	x.ab, x.bc, x.ac = &path{from: x.client, to: x.edge}, &path{from: x.edge, to: x.keyServer}, &path{from: x.client, to: x.origin}
+	x.ab = &path{from: x.client, to: x.edge, roundTrip: clientEdge}
+	x.bc = &path{from: x.edge, to: x.keyServer, roundTrip: edgeKeyServer}
+	x.ac = &path{from: x.client, to: x.origin, roundTrip: clientOrigin}
 	n := newNetwork(x.client, x.edge, x.origin, x.keyServer)
-	n.connect(x.ab, clientEdge)
-	n.connect(x.bc, edgeKeyServer)
-	n.connect(x.ac, clientOrigin)
+	for _, p := range []*path{x.ab, x.bc, x.ac} {
+		n.connect(p)
+	}
 	n.start()
 	defer n.stop()
 	if x.site, err = lab.NewSite(dir, net.JoinHostPort(x.keyServer.addr, "5684"), ":443"); err != nil {
@@ -96,6 +98,9 @@ func run() (err error) {
 		}
 		for _, r := range rows {
 			took, err := r.handshake(x)
+			if least := r.sum(x, func(p *path) time.Duration { return p.roundTrip }); err == nil && took < least {
+				err = fmt.Errorf("it took %v: fewer round trips than the %s that were thought of", took, r.formula(x))
+			}
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", r.where, r.what, err)
 			}

@@ -19,7 +19,7 @@ type network struct {
 type direction struct{ from, to netip.Addr }
 
 type packet struct {
-	due  time.Time
+	at   time.Time
 	data []byte
 }
 
@@ -32,14 +32,14 @@ func newNetwork(hosts ...*host) *network {
 }
 
 // connect lets packets through between the ends of p. It is called before start.
-func (n *network) connect(p *path, roundTrip time.Duration) {
+func (n *network) connect(p *path) {
 	for _, ends := range [][2]*host{{p.from, p.to}, {p.to, p.from}} {
 		line := make(chan packet, queueLen)
 		n.lines[direction{netip.MustParseAddr(ends[0].addr), netip.MustParseAddr(ends[1].addr)}] = line
 		n.running.Go(func() {
-			for p := range line {
-				waitUntil(p.due.Add(roundTrip / 2))
-				_, _ = ends[1].tun.Write(p.data) // a packet that is lost is not the network's fault
+			for sent := range line {
+				waitUntil(sent.at.Add(p.roundTrip / 2))
+				_, _ = ends[1].tun.Write(sent.data) // a packet that is lost is not the network's fault
 			}
 		})
 	}
