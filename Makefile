@@ -36,7 +36,7 @@ footprint: build
 	$(GO) run ./testdata/footprint
 
 latency: build test-tools
-	$(GO) run ./testdata/latency
+	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/latency
 
 race: test-tools
 	$(GO) test -race -timeout 15m ./...
