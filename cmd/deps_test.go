@@ -1,6 +1,8 @@
 package cmd_test
 
 import (
+	"debug/buildinfo"
+	"debug/elf"
 	"go/parser"
 	"go/token"
 	"os"
@@ -65,6 +67,34 @@ func TestTheEdgeServerHasAKeyServerInItOnlyWhenBuiltSo(t *testing.T) {
 	}
 	assert.NotContains(t, without, "C")
 	assert.Contains(t, with, "C")
+}
+
+// The program itself, as it goes to small machines.
+func TestTheEdgeServersProgramHasNothingOfAKeyServerInIt(t *testing.T) {
+	contents := func(program string) (symbols, modules string) {
+		f, err := elf.Open(filepath.Join(bin, program))
+		require.NoError(t, err)
+		defer f.Close()
+		all, err := f.Symbols()
+		require.NoError(t, err)
+		for _, s := range all {
+			symbols += s.Name + "\n"
+		}
+		info, err := buildinfo.ReadFile(filepath.Join(bin, program))
+		require.NoError(t, err)
+		for _, m := range info.Deps {
+			modules += m.Path + "\n"
+		}
+		return symbols, modules
+	}
+	symbols, modules := contents("ski-edgeserver")
+	withSymbols, withModules := contents("ski-edgeserver-embedded")
+	for _, of := range []string{module + "keyserver.", module + "hsm.", module + "cmd/internal/keyparts.", "github.com/miekg/pkcs11."} {
+		assert.False(t, strings.Contains(symbols, of), of)
+		assert.True(t, strings.Contains(withSymbols, of), of)
+	}
+	assert.NotContains(t, modules, "github.com/miekg/pkcs11")
+	assert.Contains(t, withModules, "github.com/miekg/pkcs11")
 }
 
 // The rest of the key server does not depend on who counts.

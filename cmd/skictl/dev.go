@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -178,33 +177,11 @@ const devLife = 30 * day
 
 // makePKI makes the certificates of the SKI channel.
 func (d *dev) makePKI() error {
-	now := time.Now()
-	authority, err := newAuthority(now, devLife+day)
-	if err != nil {
-		return err
-	}
-	if err := authority.write(d.path("pki/ca"), false); err != nil {
-		return err
-	}
-	for prefix, l := range map[string]leaf{
-		"keyserver/keyserver": {name: "key server", usage: x509.ExtKeyUsageServerAuth, ips: []net.IP{net.IPv4(127, 0, 0, 1)}, life: devLife},
-		"edge/edge":           {name: "edge", usage: x509.ExtKeyUsageClientAuth, dns: []string{devEdgeName}, life: devLife},
-	} {
-		id, err := authority.issue(l, now)
-		if err != nil {
-			return err
-		}
-		if err := id.write(d.path(prefix), false); err != nil {
-			return err
-		}
-		ca := filepath.Join(filepath.Dir(d.path(prefix)), "ca.pem")
-		if err := os.WriteFile(ca, authority.certPEM(), 0o644); err != nil {
-			return err
-		}
-	}
 	d.endpoints.EdgeCert, d.endpoints.EdgeKey = d.path("edge/edge.pem"), d.path("edge/edge.key")
 	d.endpoints.KeyServerCA = d.path("edge/ca.pem")
-	return nil
+	return makeChannel(d.dir, devLife+day,
+		leaf{name: "key server", usage: x509.ExtKeyUsageServerAuth, ips: []net.IP{net.IPv4(127, 0, 0, 1)}, life: devLife},
+		leaf{name: "edge", usage: x509.ExtKeyUsageClientAuth, dns: []string{devEdgeName}, life: devLife})
 }
 
 // makePSK makes a pre-shared key for clients that have no certificate. The edge

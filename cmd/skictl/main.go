@@ -52,7 +52,8 @@ func newRootCommand() *cobra.Command {
 		Use:   "skictl",
 		Short: "Makes certificates for the SKI channel and asks key servers",
 		Long: `skictl makes the certificates by which key servers and edge servers know each
-other, asks key servers by hand, and runs both servers for development.`,
+other, sets both up for a site, asks key servers by hand, and runs both servers
+for development.`,
 		SilenceUsage:       true,
 		SilenceErrors:      true,
 		DisableSuggestions: true, // They would make an error more than one line.
@@ -69,6 +70,7 @@ other, asks key servers by hand, and runs both servers for development.`,
 		newPKICommand(),
 		newPSKCommand(),
 		newRequestCommand(),
+		newSetupCommand(),
 		newSPKICommand(),
 		newTicketsCommand(),
 		newVersionCommand(),

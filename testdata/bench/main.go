@@ -5,7 +5,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -20,22 +19,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tlsski/tlsski/testdata/internal/lab"
 )
 
 var (
 	runs     = flag.Int("runs", 3, "how often each load is run; medians are taken")
 	duration = flag.Duration("duration", 3*time.Second, "how long each is measured")
 	document = flag.String("write", "docs/performance.md", "the file whose table is written")
-)
-
-const (
-	beginMark = "<!-- written by make bench: begin -->"
-	endMark   = "<!-- written by make bench: end -->"
 )
 
 func main() {
@@ -156,7 +151,7 @@ func run() error {
 	}
 	defer s.stop()
 	time.Sleep(2 * time.Second) // idle is after the start
-	idle, err := resident(s.endpoints.PIDs.KeyServer)
+	idle, err := lab.Resident(s.endpoints.PIDs.KeyServer)
 	if err != nil {
 		return err
 	}
@@ -203,12 +198,7 @@ func run() error {
 		}
 		decrypt = append(decrypt, bareDecrypt())
 	}
-	return write(table(loads, median(sign), median(decrypt), idle))
-}
-
-func median(all []float64) float64 {
-	slices.Sort(all)
-	return all[len(all)/2]
+	return lab.Write(*document, "bench", table(loads, lab.Median(sign), lab.Median(decrypt), idle))
 }
 
 func (l *load) median(of func(figures) float64) float64 {
@@ -216,7 +206,7 @@ func (l *load) median(of func(figures) float64) float64 {
 	for _, f := range l.all {
 		all = append(all, of(f))
 	}
-	return median(all)
+	return lab.Median(all)
 }
 
 // cpuOf is the CPU time of f in microseconds an operation, for about a second.
@@ -272,25 +262,9 @@ func bareDecrypt() float64 {
 	})
 }
 
-// resident is in MiB.
-func resident(pid int) (float64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if kib, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			n, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(kib), " kB"), 64)
-			return n / 1024, err
-		}
-	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", pid)
-}
-
 func table(loads []*load, sign, decrypt, idle float64) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s, %d processors, %s, %s. Medians of %d runs of %v, interleaved.\n\n",
-		time.Now().UTC().Format("2006-01-02"), processor(), runtime.NumCPU(), runtime.Version(), runtime.GOOS+"/"+runtime.GOARCH, *runs, *duration)
+	fmt.Fprintf(&b, "%s. Medians of %d runs of %v, interleaved.\n\n", lab.Machine(), *runs, *duration)
 	b.WriteString("| load (connections x in flight) | server CPU, us/op | x bare operation | op/s | p50, us | p99, us | bytes out + in |\n|---|---|---|---|---|---|---|\n")
 	fmt.Fprintf(&b, "| bare ECDSA P-256 signature (RFC 6979), one thread | %.1f | 1.00 | | | | |\n", sign)
 	fmt.Fprintf(&b, "| bare RSA-2048 decryption, one thread | %.0f | 1.00 | | | | |\n", decrypt)
@@ -313,31 +287,4 @@ func table(loads []*load, sign, decrypt, idle float64) string {
 	fmt.Fprintf(&b, "\nECDSA median while RSA saturates the key server: %.1f x the one without. Resident memory, idle: %.1f MiB.\n",
 		loads[5].median(p50)/loads[4].median(p50), idle)
 	return b.String()
-}
-
-func processor() string {
-	data, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown processor"
-	}
-	for line := range strings.Lines(string(data)) {
-		if name, ok := strings.CutPrefix(line, "model name"); ok {
-			return strings.TrimSpace(strings.TrimLeft(name, "\t :"))
-		}
-	}
-	return "unknown processor"
-}
-
-func write(text string) error {
-	fmt.Print(text)
-	data, err := os.ReadFile(*document)
-	if err != nil {
-		return err
-	}
-	before, rest, ok := bytes.Cut(data, []byte(beginMark))
-	_, after, ok2 := bytes.Cut(rest, []byte(endMark))
-	if !ok || !ok2 {
-		return fmt.Errorf("%s has no marks to write between", *document)
-	}
-	return os.WriteFile(*document, slices.Concat(before, []byte(beginMark+"\n"+text), []byte(endMark), after), 0o644)
 }

@@ -24,6 +24,14 @@ const (
 	maxOverhead = explicitNonceLen + 16
 )
 
+// maxRecordLen is the longest record, minRecordBuf the first length of the buffer
+// for records: clients that only ask questions have short ones, and a thousand of
+// them that are idle need not have room for long ones.
+const (
+	maxRecordLen = recordHeaderLen + maxPlaintext + maxOverhead
+	minRecordBuf = 2 << 10
+)
+
 // errRecordLimit is the end of a connection whose keys have protected as many
 // records as they may.
 var errRecordLimit = errors.New("split: the connection's keys have protected as many records as they may")
@@ -31,7 +39,7 @@ var errRecordLimit = errors.New("split: the connection's keys have protected as 
 // recordReader reads the records of TLS.
 type recordReader struct {
 	conn  net.Conn
-	buf   []byte // made at the first read
+	buf   []byte // made at the first read, and as long as records have needed
 	start int    // buf[start:end] has been read from conn but not returned
 	end   int
 
@@ -47,9 +55,6 @@ type recordReader struct {
 // until the next call. An *Error is the client's fault; others are those of the
 // connection, io.EOF only between two records.
 func (r *recordReader) next() (uint8, []byte, error) {
-	if r.buf == nil {
-		r.buf = make([]byte, recordHeaderLen+maxPlaintext+maxOverhead)
-	}
 	if err := r.fill(recordHeaderLen); err != nil {
 		return 0, nil, err
 	}
@@ -119,11 +124,22 @@ func (r *recordReader) checkFirst(header []byte, contentType uint8) error {
 	return nil
 }
 
-// fill reads until there are n bytes at buf[start:].
+// fill reads until there are n bytes, of which a record has no more than
+// maxRecordLen, at buf[start:].
 func (r *recordReader) fill(n int) error {
 	if r.start == r.end {
 		r.start, r.end = 0, 0
-	} else if r.start+n > len(r.buf) {
+	}
+	switch {
+	case n > len(r.buf):
+		size := max(minRecordBuf, len(r.buf))
+		for size < n {
+			size *= 2
+		}
+		longer := make([]byte, min(size, maxRecordLen))
+		r.end = copy(longer, r.buf[r.start:r.end])
+		r.buf, r.start = longer, 0
+	case r.start+n > len(r.buf):
 		r.end = copy(r.buf, r.buf[r.start:r.end])
 		r.start = 0
 	}

@@ -3,8 +3,10 @@ package split
 import (
 	"bytes"
 	"crypto/tls"
+	"io"
 	"net"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -154,3 +156,38 @@ func (h *hostile) endsWith(r *rogue, want Alert) {
 	r.conn.Close()
 	assert.Error(h.t, h.outcome(h.t).err)
 }
+
+// Of a thousand idle connections each has a buffer.
+func TestTheBufferIsAsLongAsTheRecordsHaveNeeded(t *testing.T) {
+	stream := new(bytes.Buffer)
+	client := recordWriter{conn: discard{}, limit: maxPlaintext}
+	lengths := []int{1, 700, minRecordBuf, 5, 3 * minRecordBuf, maxPlaintext, 2}
+	for i, n := range lengths {
+		require.NoError(t, client.add(recordApplicationData, bytes.Repeat([]byte{byte(i)}, n)))
+	}
+	stream.Write(client.buf)
+	for name, read := range map[string]func(io.Reader) io.Reader{
+		"all at once": func(r io.Reader) io.Reader { return r }, "by the byte": iotest.OneByteReader,
+	} {
+		r := recordReader{conn: readerConn{Reader: read(bytes.NewReader(stream.Bytes()))}, limit: maxPlaintext}
+		for i, n := range lengths {
+			_, payload, err := r.next()
+			require.NoError(t, err, name)
+			assert.Equal(t, bytes.Repeat([]byte{byte(i)}, n), payload, name)
+			if i == 1 {
+				assert.Len(t, r.buf, minRecordBuf, name)
+			}
+		}
+		assert.Len(t, r.buf, maxRecordLen, name)
+		_, _, err := r.next()
+		assert.Equal(t, io.EOF, err, name)
+	}
+}
+
+// readerConn is a net.Conn that can only be read from.
+type readerConn struct {
+	net.Conn
+	io.Reader
+}
+
+func (c readerConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
