@@ -162,8 +162,12 @@ func (s *Server) url(addr net.Addr) string {
 	return "https://" + net.JoinHostPort(host, port)
 }
 
-// Draining reports whether Shutdown or Close has been called: there will be no
-// new connections, and whoever shares them out is to look elsewhere.
+// Drain is for some time before Shutdown: the Server goes on, but says that it is
+// Draining, to clients too.
+func (s *Server) Drain() { s.draining.Store(true) }
+
+// Draining reports whether the Server is about to end, after Drain, Shutdown or
+// Close: whoever shares new connections out is to look elsewhere.
 func (s *Server) Draining() bool { return s.draining.Load() }
 
 // Shutdown stops listening, ends the handshakes that are not done, lets
@@ -192,7 +196,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // stop ends accepting, once, and returns the generations that there are.
 func (s *Server) stop() (living []*generation) {
-	s.draining.Store(true)
+	s.Drain()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stopped {
@@ -253,9 +257,9 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "There are no tunnels here.", http.StatusNotImplemented)
 		return
 	}
-	if c.gen.old.Load() && r.Header.Get("Upgrade") == "" {
-		// The client's next connection is of the new configuration. For HTTP/2
-		// net/http makes a GOAWAY of it.
+	if (c.gen.old.Load() || s.Draining()) && r.Header.Get("Upgrade") == "" {
+		// The client's next connection is of the new configuration, or at another
+		// edge server. For HTTP/2 net/http makes a GOAWAY of it.
 		w.Header().Set("Connection", "close")
 	}
 	// A request without a Host, which is one of HTTP/1.0, names no other site.

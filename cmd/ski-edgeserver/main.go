@@ -3,17 +3,13 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"strings"
-	"syscall"
 
 	"github.com/tlsski/tlsski/edgeserver"
 )
@@ -154,22 +150,24 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		defer own.close()
 	}
-	srv, keyServers, err := newServer(cfg, own, log)
+	passed := inherit()
+	passed.give(&cfg)
+	d, err := newDaemon(*file, cfg, own, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer keyServers.Close()
+	defer d.close()
 	if *check {
-		defer srv.Close()
-		summary(stdout, *file, cfg, srv.Sites())
+		summary(stdout, *file, cfg, d.srv.Sites())
 		if own != nil {
-			own.summary(stdout, srv.Sites())
+			own.summary(stdout, d.srv.Sites())
 		}
 		return 0
 	}
 	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(endpoints(cfg), ","), "sites", len(cfg.Sites))
-	keyServers.start()
-	if err := serve(srv, cfg, log); err != nil {
+	d.sockets = passed
+	d.keyServers.start()
+	if err := d.serve(); err != nil {
 		log.Error("the edge server has ended", "error", err)
 		return 1
 	}
@@ -184,42 +182,6 @@ func fail(stderr io.Writer, err error) int {
 		return status.ExitStatus()
 	}
 	return 1
-}
-
-// serve runs the server until a signal ends it.
-func serve(srv *edgeserver.Server, cfg edgeserver.Config, log *slog.Logger) error {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-
-	ctx, cancel := context.WithCancel(context.Background())
-	probed := make(chan struct{})
-	go func() {
-		srv.Probe(ctx)
-		close(probed)
-	}()
-	defer func() { cancel(); <-probed }()
-
-	ended := make(chan error, 1)
-	go func() { ended <- srv.ListenAndServe() }()
-	select {
-	case err := <-ended:
-		return err
-	case sig := <-signals:
-		log.Info("stopping", "signal", sig.String(), "timeout", cfg.ShutdownTimeout)
-	}
-
-	grace, stop := context.WithTimeout(context.Background(), cfg.ShutdownTimeout)
-	defer stop()
-	go func() {
-		<-signals
-		stop()
-	}()
-	if err := srv.Shutdown(grace); err != nil {
-		<-ended
-		return fmt.Errorf("requests were cut short: %w", err)
-	}
-	return <-ended
 }
 
 func buildVersion() string {
