@@ -47,6 +47,8 @@ type Config struct {
 	// Forwarded and X-Forwarded-* goes on to the origin, extended; that of all
 	// others is replaced. Default: none.
 	TrustedProxies []string `yaml:"trusted_proxies"`
+	// Limits bound what clients can take for themselves.
+	Limits Limits `yaml:"limits"`
 	// ShutdownTimeout is how long requests in flight may take to finish once
 	// the server stops. Default: 10s.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
@@ -159,6 +161,7 @@ func (c Config) withDefaults() Config {
 		c.Listen = c.defaultListen()
 	}
 	c.KeyServer, c.KeyServers = c.keyServersWithDefaults()
+	c.Limits = c.Limits.withDefaults()
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 10 * time.Second
 	}
@@ -192,6 +195,7 @@ func Load(file string) (Config, error) {
 	for i := range src.length("sites") {
 		durations = append(durations, fmt.Sprintf("sites[%d].idle_timeout", i))
 	}
+	durations = append(durations, limitDurations...)
 	if err := src.checkDurations(durations...); err != nil {
 		return Config{}, err
 	}

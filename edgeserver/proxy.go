@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 )
@@ -119,6 +120,14 @@ func (p *proxy) Close() error {
 
 // originFailed answers a request that the origin did not.
 func originFailed(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
+	if errors.Is(err, os.ErrDeadlineExceeded) { // RFC 9110, Section 15.5.9
+		log.Debug("the client has not sent its request in time", "remote", r.RemoteAddr)
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close")
+		}
+		http.Error(w, "The request has not come in time.", http.StatusRequestTimeout)
+		return
+	}
 	if u := uploadFrom(r.Context()); u != nil && u.failed.Load() {
 		log.Debug("the request's body is not whole", "remote", r.RemoteAddr, "error", err)
 		if r.ProtoMajor == 1 {

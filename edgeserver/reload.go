@@ -51,6 +51,9 @@ func (s *Server) replace(g *generation, added []*listener) bool {
 	before := s.now
 	s.now = g
 	s.living[g] = struct{}{}
+	s.bounds.mu.Lock()
+	s.bounds.wake() // The limit may be another one.
+	s.bounds.mu.Unlock()
 	before.old.Store(true)
 	if before.feeds.stop() {
 		g.feeds.start(s.ctx, g.sites.all, s.log)

@@ -8,22 +8,15 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/tlsski/tlsski/ski"
-)
-
-// The bounds on what a client can take for itself.
-const (
-	headerTime     = 10 * time.Second // to send a request's header
-	idleTime       = 2 * time.Minute  // between two requests
-	maxHeaderBytes = 64 << 10
 )
 
 // Server serves the sites of a Config. Make it with New; end it with Shutdown
 // or Close. It is not used again after that.
 type Server struct {
 	log      *slog.Logger
+	bounds   *bounds
 	draining atomic.Bool
 	requests *refs // those under way, on upgraded connections too
 
@@ -65,7 +58,7 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 	if log == nil {
 		log = slog.Default()
 	}
-	s := &Server{log: log, requests: newRefs(), accepting: map[*handshaker]struct{}{},
+	s := &Server{log: log, bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
 		stopping: make(chan struct{}), failed: make(chan error, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	g, err := s.newGeneration(cfg, transport, nil)
@@ -131,6 +124,9 @@ func (s *Server) current() *generation {
 	defer s.mu.Unlock()
 	return s.now
 }
+
+// maxConnections is the limit of now.
+func (s *Server) maxConnections() int { return s.current().cfg.Limits.Connections }
 
 // acquire is current with the caller as a user, who releases it.
 func (s *Server) acquire() *generation {
@@ -269,6 +265,9 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		s.log.Debug("misdirected request", "site", c.site.label, "host", r.Host, "remote", r.RemoteAddr)
 		http.Error(w, "This connection is for another site.", http.StatusMisdirectedRequest)
 		return
+	}
+	if r.ProtoMajor == 2 {
+		w = &stallWriter{w, http.NewResponseController(w), c.gen.cfg.Limits.WriteTimeout}
 	}
 	c.site.handler.ServeHTTP(w, r)
 }

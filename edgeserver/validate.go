@@ -41,6 +41,9 @@ func (c *Config) validate() error {
 	if _, err := c.trustedProxies(); err != nil {
 		return err
 	}
+	if err := c.validateLimits(); err != nil {
+		return err
+	}
 	if _, err := c.balancers(); err != nil {
 		return err
 	}

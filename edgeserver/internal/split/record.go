@@ -22,6 +22,10 @@ const (
 	// explicit nonce and the tag. RFC 5246, Section 6.2.3 allows more, for
 	// ciphers that are not here.
 	maxOverhead = explicitNonceLen + 16
+	// smallRecords is what is enough for a ClientHello, and for the requests of
+	// most clients. Only a longer record gets a buffer for the longest: there are
+	// many clients that are idle, or that send nothing at all.
+	smallRecords = 2 << 10
 )
 
 // errRecordLimit is the end of a connection whose keys have protected as many
@@ -31,7 +35,7 @@ var errRecordLimit = errors.New("split: the connection's keys have protected as 
 // recordReader reads the records of TLS.
 type recordReader struct {
 	conn  net.Conn
-	buf   []byte // made at the first read
+	buf   []byte // made at the first read, and anew for the first long record
 	start int    // buf[start:end] has been read from conn but not returned
 	end   int
 
@@ -48,7 +52,7 @@ type recordReader struct {
 // connection, io.EOF only between two records.
 func (r *recordReader) next() (uint8, []byte, error) {
 	if r.buf == nil {
-		r.buf = make([]byte, recordHeaderLen+maxPlaintext+maxOverhead)
+		r.buf = make([]byte, smallRecords)
 	}
 	if err := r.fill(recordHeaderLen); err != nil {
 		return 0, nil, err
@@ -123,9 +127,14 @@ func (r *recordReader) checkFirst(header []byte, contentType uint8) error {
 func (r *recordReader) fill(n int) error {
 	if r.start == r.end {
 		r.start, r.end = 0, 0
-	} else if r.start+n > len(r.buf) {
-		r.end = copy(r.buf, r.buf[r.start:r.end])
-		r.start = 0
+	}
+	if r.start+n > len(r.buf) {
+		buf := r.buf
+		if n > len(buf) {
+			buf = make([]byte, recordHeaderLen+maxPlaintext+maxOverhead)
+		}
+		r.end = copy(buf, r.buf[r.start:r.end])
+		r.buf, r.start = buf, 0
 	}
 	for r.end-r.start < n {
 		got, err := r.conn.Read(r.buf[r.end:])
