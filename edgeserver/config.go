@@ -264,6 +264,7 @@ func (c *Config) Files() (files []string) {
 	}
 	for _, site := range c.Sites {
 		add(site.Certificates...)
+		add(site.ClientCertificates.CA)
 	}
 	return files
 }

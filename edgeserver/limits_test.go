@@ -199,7 +199,7 @@ func TestTimeoutsOfRequests(t *testing.T) {
 	for name, tt := range map[string]struct{ send, want string }{
 		"nothing":        {"", ""},
 		"half a header":  {"GET / HTTP/1.1\r\nHost: a.t", ""},
-		"half a body":    {"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\n12345", "HTTP/1.1 408 "},
+		"half a body":    {"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\n12345", ""},
 		"then nothing":   {"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", "HTTP/1.1 200 OK"},
 		"a large header": {"GET / HTTP/1.1\r\nHost: a.test\r\nX: " + strings.Repeat("x", 8<<10) + "\r\n\r\n", "HTTP/1.1 431 "},
 	} {
@@ -216,6 +216,25 @@ func TestTimeoutsOfRequests(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestTimeoutOfARequestOverHTTP2(t *testing.T) {
+	p := newPKI(t)
+	origin := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+	}))
+	defer origin.Close()
+	cfg := limitedConfig(t, p, "", Limits{RequestTimeout: 200 * time.Millisecond})
+	cfg.Sites[0].Static, cfg.Sites[0].Proxy = "", origin.URL
+	e := start(t, cfg, p.transport())
+	body, w := io.Pipe()
+	defer w.Close()
+	go io.WriteString(w, "half")
+	resp, err := e.client(t, p).Post("https://a.test/", "text/plain", body)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	assert.Equal(t, 2, resp.ProtoMajor)
+	assert.Equal(t, http.StatusRequestTimeout, resp.StatusCode)
 }
 
 // A client that does not take its answer is given up, and the request to the
