@@ -37,20 +37,30 @@ type process struct {
 // startProcess starts the command in a folder that writePKI has filled, on a
 // free port. lines are the rest of the configuration.
 func startProcess(t *testing.T, dir, keyserver, lines string) *process {
+	p := prepareProcess(t, dir, keyserver, `listen: ["127.0.0.1:0"]`, lines)
+	p.start(t)
+	return p
+}
+
+// prepareProcess is startProcess with another line for the addresses, for a
+// process that is not started yet.
+func prepareProcess(t *testing.T, dir, keyserver, listen, lines string) *process {
 	file := filepath.Join(dir, "edge.yaml")
-	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `listen: ["127.0.0.1:0"]
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `%s
 keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.pem, server_name: edge.test, timeout: 2s}
-%s`, keyserver, lines), 0o600))
+%s`, listen, keyserver, lines), 0o600))
 	command, err := exec.LookPath("ski-edgeserver") // put there by testscript.Main
 	require.NoError(t, err)
-	p := &process{Cmd: exec.Command(command, "-config", file)}
+	return &process{Cmd: exec.Command(command, "-config", file)}
+}
+
+func (p *process) start(t *testing.T) {
 	stderr, err := p.StderrPipe()
 	require.NoError(t, err)
 	p.stderr = bufio.NewReader(stderr)
 	require.NoError(t, p.Start())
 	hung := time.AfterFunc(time.Minute, func() { p.Process.Kill() }) // or until would wait for ever
 	t.Cleanup(func() { hung.Stop(); p.Process.Kill() })
-	return p
 }
 
 // until returns the submatches of the first line of the log that matches. It
