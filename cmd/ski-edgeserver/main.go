@@ -85,6 +85,18 @@ the default, or what else could be there.
       # default: false       # also for unknown names and clients without SNI
   # proxy_protocol: {from: [192.0.2.0/24]}    # load balancers, whose connections have
                              # to begin with a PROXY header, version 2; default: none
+  # limits:                # what clients can take for themselves
+    # connections: 16384     # further ones wait until others have ended
+    # connections_per_address: 1024   # of an IPv4 address or IPv6 /64; further ones
+                             # are closed at once
+    # handshakes: 4096       # from the ClientHello on; further ones get an alert
+    # header_bytes: 65536    # of a request
+    # handshake_timeout: 10s # for the client's part of it, its ClientHello first
+    # header_timeout: 10s    # to send a request's header
+    # request_timeout:       # to send a whole request; default: as long as it takes
+    # write_timeout: 1m      # to take a piece of an answer
+    # idle_timeout: 2m       # without a request
+  # shutdown_delay: 0s       # goes on so long, not ready, before it stops
   # shutdown_timeout: 10s    # for requests in flight
   # key_log: keys.txt      # the secrets of all connections, for debugging only
   # log: {level: info, format: text}    # debug, warn, error; json
@@ -105,8 +117,15 @@ and its policy knows this edge server as one with
 -check shows what it grants. On SIGHUP the audit log is opened anew if the file was
 moved away, and the policy is read again, as it is when it changes.
 
+On SIGHUP, and when one of them changes, it reads the configuration and the files
+it names again: new connections get what is new, those that there are go on and
+end with the answer to their next request. A configuration with a fault in it is
+refused with a line in the log, and the one before stays. What stands in log,
+embedded and keyserver.yaml takes a restart.
 On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A
 second signal ends it at once.
+systemd is told when it is ready, reloads and stops (Type=notify), and that it is
+alive (WatchdogSec=).
 `
 
 func main() {

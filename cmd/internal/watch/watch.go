@@ -15,8 +15,8 @@ import (
 )
 
 // settles is how long files must have been left alone: half of one, written
-// where the old one was, could look whole.
-const settles = 200 * time.Millisecond
+// where the old one was, could look whole. Tests have less patience.
+var settles = 200 * time.Millisecond
 
 // maxLinks bounds the symbolic links that are followed, as Linux does
 // (path_resolution(7)).
