@@ -20,13 +20,13 @@ type conn struct {
 	bounds     *bounds
 	client     netip.Prefix // it counts for; invalid: for nobody yet
 	handshakes bool         // it counts as a handshake
-	ended      sync.Once
-	deadline   atomic.Bool // one is set for Write
-	replay     []byte      // what has been read already, and is to be read again
-	serverName string      // in the ClientHello
-	site       *site       // the site it is bound to
-	unknown    bool        // no site has serverName
-	engine     string      // that speaks TLS on it
+	ended      sync.Once    // it counts no more
+	deadline   atomic.Bool  // one is set for Write
+	replay     []byte       // what has been read already, and is to be read again
+	serverName string       // in the ClientHello
+	site       *site        // the site it is bound to
+	unknown    bool         // no site has serverName
+	engine     string       // that speaks TLS on it
 	asked      question
 	state      tls.ConnectionState // once the handshake is done
 
@@ -49,11 +49,11 @@ func (c *conn) LocalAddr() net.Addr {
 	return c.Conn.LocalAddr()
 }
 
-// newConn returns the conn for a TCP connection, which l counts, of the generation
+// newConn returns the conn for a TCP connection, which b counts, of the generation
 // that is current, whose it stays until it is closed.
-func newConn(raw net.Conn, g *generation, l *bounds) *conn {
+func newConn(raw net.Conn, g *generation, b *bounds) *conn {
 	g.acquire() // The caller is one of its users, so it is there.
-	return &conn{Conn: raw, gen: g, bounds: l}
+	return &conn{Conn: raw, gen: g, bounds: b}
 }
 
 // Close closes it.
@@ -64,6 +64,19 @@ func (c *conn) Close() error {
 		c.gen.release()
 	})
 	return err
+}
+
+// admit counts it for its client, who can have no more than so many.
+func (c *conn) admit() error {
+	client := clientOf(c.RemoteAddr())
+	if !client.IsValid() {
+		return nil
+	}
+	if err := c.bounds.admit(client, c.gen.cfg.Limits.ConnectionsPerAddress); err != nil {
+		return err
+	}
+	c.client = client
+	return nil
 }
 
 // begin is called with the ClientHello, from which on a handshake counts.

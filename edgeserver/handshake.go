@@ -112,19 +112,15 @@ func (h *handshaker) serve(raw net.Conn) {
 	}()
 
 	defer c.begun()
-	client, limits := clientOf(raw.RemoteAddr()), g.cfg.Limits
-	if client.IsValid() {
-		if !h.server.bounds.admit(client, limits.ConnectionsPerAddress) {
-			return
-		}
-		c.client = client
-	}
 	start := time.Now()
-	raw.SetReadDeadline(start.Add(limits.HandshakeTimeout)) // until begin
+	raw.SetReadDeadline(start.Add(g.cfg.Limits.HandshakeTimeout)) // until begin
 	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), g.timeout)
 	defer cancel()
 	var secure secureConn
 	err := c.receiveFrom(ctx, g.sites.balancers) // c has the client's addresses from here on
+	if err == nil {
+		err = c.admit()
+	}
 	if err == nil {
 		secure, err = g.engines.begin(ctx, c)
 	}

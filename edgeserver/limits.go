@@ -194,18 +194,17 @@ func (b *bounds) leave(client netip.Prefix) {
 	}
 }
 
-// admit counts a connection for its client, or returns false where that has
-// enough.
-func (b *bounds) admit(client netip.Prefix, limit int) bool {
+// admit counts a connection for its client, unless that has enough.
+func (b *bounds) admit(client netip.Prefix, limit int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.clients[client] >= limit {
 		b.ConnectionsRefused++
 		b.say("limits.connections_per_address is reached: connections are closed", "remote", client.Addr(), "connections", b.clients[client])
-		return false
+		return errCrowd
 	}
 	b.clients[client]++
-	return true
+	return nil
 }
 
 // clientOf returns the part of an address that stands for one client.
@@ -223,7 +222,11 @@ func clientOf(addr net.Addr) netip.Prefix {
 	return prefix
 }
 
-var errBusy = errors.New("edgeserver: limits.handshakes is reached")
+// Why a connection ends.
+var (
+	errCrowd = errors.New("limits.connections_per_address is reached")
+	errBusy  = errors.New("limits.handshakes is reached")
+)
 
 // begin counts a handshake.
 func (b *bounds) begin(limit int) error {

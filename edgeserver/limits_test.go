@@ -110,6 +110,24 @@ func TestLimitOfConnectionsPerAddress(t *testing.T) {
 	c.Close()
 }
 
+// Behind a load balancer it is the clients that are counted.
+func TestLimitOfConnectionsPerAddressBehindALoadBalancer(t *testing.T) {
+	p := newPKI(t)
+	cfg := limitedConfig(t, p, "", Limits{ConnectionsPerAddress: 1})
+	cfg.ProxyProtocol.From = []string{"127.0.0.1"}
+	e := start(t, cfg, p.transport())
+	for _, tt := range []struct {
+		client string
+		served bool
+	}{{"192.0.2.1", true}, {"192.0.2.2", true}, {"192.0.2.1", false}} {
+		c := e.tcp(t)
+		require.NoError(t, sendProxyHeader(c, &net.TCPAddr{IP: net.ParseIP(tt.client), Port: 1}, &net.TCPAddr{IP: net.ParseIP("192.0.2.9"), Port: 443}))
+		err := tls.Client(c, &tls.Config{ServerName: "a.test", RootCAs: p.roots}).Handshake()
+		assert.Equal(t, tt.served, err == nil, "%s: %v", tt.client, err)
+	}
+	assert.Contains(t, e.log.String(), `msg="limits.connections_per_address is reached: connections are closed" remote=192.0.2.1 `)
+}
+
 func TestWhichAddressesAreOneClient(t *testing.T) {
 	for addr, want := range map[string]string{
 		"192.0.2.1": "192.0.2.1/32", "::ffff:192.0.2.1": "192.0.2.1/32", "2001:db8:0:1:2::3": "2001:db8:0:1::/64",
