@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 )
@@ -96,7 +95,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), uploadKey{}, u))
 	r.Body = u
 	p.ReverseProxy.ServeHTTP(w, r)
-	if r.ProtoMajor == 1 && !u.ended.Load() {
+	if r.ProtoMajor == 1 && !u.ended.Load() && !u.late.Load() {
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTime))
 	}
 }
@@ -120,20 +119,16 @@ func (p *proxy) Close() error {
 
 // originFailed answers a request that the origin did not.
 func originFailed(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
-	if errors.Is(err, os.ErrDeadlineExceeded) { // RFC 9110, Section 15.5.9
-		log.Debug("the client has not sent its request in time", "remote", r.RemoteAddr)
-		if r.ProtoMajor == 1 {
-			w.Header().Set("Connection", "close")
-		}
-		http.Error(w, "The request has not come in time.", http.StatusRequestTimeout)
-		return
-	}
 	if u := uploadFrom(r.Context()); u != nil && u.failed.Load() {
 		log.Debug("the request's body is not whole", "remote", r.RemoteAddr, "error", err)
 		if r.ProtoMajor == 1 {
 			w.Header().Set("Connection", "close")
 		}
-		http.Error(w, "The body of the request is not whole.", http.StatusBadRequest)
+		status := http.StatusBadRequest
+		if u.late.Load() {
+			status = http.StatusRequestTimeout
+		}
+		http.Error(w, "The body of the request is not whole.", status)
 		return
 	}
 	if r.Context().Err() != nil {

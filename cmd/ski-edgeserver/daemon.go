@@ -177,7 +177,7 @@ func (d *daemon) serve() error {
 	d.sockets.warn(d.log)
 	ended := make(chan error, 1)
 	go func() { ended <- d.srv.ListenAndServe() }()
-	d.running.Go(func() { keepAlive(d.ctx, d.log) })
+	d.running.Go(func() { keepAlive(d.ctx, func() { d.srv.Usage() }, d.log) })
 	notifyReady(d.log)
 	for {
 		select {
@@ -188,7 +188,7 @@ func (d *daemon) serve() error {
 		case <-changes:
 			d.reload()
 		case sig := <-signals:
-			d.log.Info("stopping", "signal", sig.String(), "timeout", d.cfg.ShutdownTimeout)
+			d.log.Info("stopping", "signal", sig.String(), "delay", d.cfg.ShutdownDelay, "timeout", d.cfg.ShutdownTimeout)
 			return d.stop(signals, ended)
 		}
 	}

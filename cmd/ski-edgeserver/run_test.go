@@ -172,6 +172,29 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// During shutdown_delay it goes on, but sends clients away; a second signal ends
+// that too.
+func TestShutdownDelay(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	p := startProcess(t, dir, startKeyServer(t, dir), staticSite+"shutdown_delay: 1h\n")
+	addr := p.until(t, `msg=listening addr=(127\.0\.0\.1:\d+)`)[1]
+	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+	p.until(t, "msg=stopping signal=terminated delay=1h0m0s timeout=10s")
+	require.Eventually(t, func() bool {
+		c, err := tls.Dial("tcp", addr, &tls.Config{ServerName: "site.test", InsecureSkipVerify: true})
+		require.NoError(t, err)
+		defer c.Close()
+		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: site.test\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		require.NoError(t, err)
+		resp.Body.Close()
+		return resp.Close
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+	assert.Equal(t, 1, p.end())
+}
+
 func TestAddressInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

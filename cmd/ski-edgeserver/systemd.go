@@ -96,8 +96,8 @@ func notifyReloading(log *slog.Logger) (done func()) {
 }
 
 // keepAlive tells systemd twice in each WatchdogSec= that the process is alive,
-// if it wants to know, until ctx ends.
-func keepAlive(ctx context.Context, log *slog.Logger) {
+// if it wants to know, until ctx ends. alive does not return where it is stuck.
+func keepAlive(ctx context.Context, alive func(), log *slog.Logger) {
 	interval, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
 		log.Warn("systemd's watchdog", "error", err)
@@ -108,6 +108,7 @@ func keepAlive(ctx context.Context, log *slog.Logger) {
 	ticker := time.NewTicker(interval / 2)
 	defer ticker.Stop()
 	for {
+		alive()
 		notify(sd.SdNotifyWatchdog, log)
 		select {
 		case <-ticker.C:
