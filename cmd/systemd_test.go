@@ -35,10 +35,39 @@ func TestTheSystemdUnits(t *testing.T) {
 			require.NoError(t, err, "%s", out)
 		})
 	}
+	edgeServer, err := os.ReadFile("../docs/systemd/ski-edgeserver.service")
+	require.NoError(t, err)
+	require.Contains(t, string(edgeServer), "\nType=notify\n", "READY=1 comes when it listens")
+	require.Contains(t, string(edgeServer), "\nExecReload=/bin/kill -HUP $MAINPID\n")
 	keyServer, err := os.ReadFile("../docs/systemd/ski-keyserver.service")
 	require.NoError(t, err)
 	require.Contains(t, string(keyServer), "\nRestartPreventExitStatus=3\n", "each start is an attempt with a token's PIN")
 	require.Contains(t, string(keyServer), "\nExecReload=/bin/kill -HUP $MAINPID\n")
+}
+
+// The socket belongs to the edge server's unit, and has the name that the
+// configuration in its comment uses.
+func TestTheSystemdSocket(t *testing.T) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	service, err := os.ReadFile("../docs/systemd/ski-edgeserver.service")
+	require.NoError(t, err)
+	socket, err := os.ReadFile("../docs/systemd/ski-edgeserver.socket")
+	require.NoError(t, err)
+	require.Contains(t, string(socket), "\nFileDescriptorName=https\n")
+	require.Contains(t, string(socket), `listen: ["systemd:https"]`)
+	verify := func(socket string) string {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "ski-edgeserver.socket")
+		require.NoError(t, os.WriteFile(file, []byte(socket), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "ski-edgeserver.service"),
+			[]byte(strings.ReplaceAll(string(service), "ExecStart=/usr/local/bin/ski-edgeserver", "ExecStart="+self)), 0o644))
+		out, err := exec.Command("systemd-analyze", "verify", "--man=no", file).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	require.Empty(t, verify(string(socket)))
+	require.Contains(t, verify(strings.Replace(string(socket), "[Install]", "NoSuchThing=1\n[Install]", 1)), "NoSuchThing", "it is read")
 }
 
 // The drop-in for tokens, as it stands and with all that is commented out in it.

@@ -115,6 +115,9 @@ func (c *Config) validateSiteAddresses(field string, s *Site) error {
 // addresses in listen.
 func covered(listen []string, place netip.AddrPort) bool {
 	return slices.ContainsFunc(listen, func(addr string) bool {
+		if _, ok := socketName(addr); ok {
+			return true // Only systemd knows its address.
+		}
 		host, service, err := net.SplitHostPort(addr)
 		if err != nil {
 			return false

@@ -2,9 +2,12 @@ package edgeserver
 
 import (
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -13,11 +16,15 @@ import (
 // Config is what a Server is made from, and the shape of the configuration
 // file. Where a field says nothing of a default, the zero value is it.
 type Config struct {
-	// Listen are the TCP addresses on which ListenAndServe serves HTTPS.
-	// Default: the sites' Addresses, with port 8443 where one has none, and
+	// Listen are the TCP addresses on which ListenAndServe serves HTTPS, or
+	// "systemd:NAME" for the sockets of that FileDescriptorName that systemd has
+	// passed. Default: the sites' Addresses, with port 8443 where one has none, and
 	// ":8443" if a site has no Addresses; with ProxyProtocol ":8443" alone, since
 	// Addresses can be those of a load balancer then.
 	Listen []string `yaml:"listen"`
+	// Sockets returns the listeners for a NAME in Listen; where it is nil there
+	// are none.
+	Sockets func(name string) ([]net.Listener, error) `yaml:"-"`
 	// KeyServer is where the sites' private keys are. A Server itself looks
 	// only at its Timeout, DraftOnly and JavaNames; the rest is for whoever makes the
 	// ski.Transport.
@@ -40,9 +47,15 @@ type Config struct {
 	// Forwarded and X-Forwarded-* goes on to the origin, extended; that of all
 	// others is replaced. Default: none.
 	TrustedProxies []string `yaml:"trusted_proxies"`
+	// Limits bound what clients can take for themselves.
+	Limits Limits `yaml:"limits"`
 	// ShutdownTimeout is how long requests in flight may take to finish once
 	// the server stops. Default: 10s.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// ShutdownDelay is how long the ski-edgeserver command goes on before that,
+	// while it says that it is not ready, so that a load balancer can look
+	// elsewhere. Default: 0.
+	ShutdownDelay time.Duration `yaml:"shutdown_delay"`
 	// KeyLog is a file that the secrets of all connections are written to, in
 	// the format of NSS (SSLKEYLOGFILE), to look into recorded traffic. Who has
 	// it reads the connections: it is for debugging, and a warning at start says
@@ -148,6 +161,7 @@ func (c Config) withDefaults() Config {
 		c.Listen = c.defaultListen()
 	}
 	c.KeyServer, c.KeyServers = c.keyServersWithDefaults()
+	c.Limits = c.Limits.withDefaults()
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 10 * time.Second
 	}
@@ -174,13 +188,14 @@ func Load(file string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	durations := []string{"keyserver.timeout", "shutdown_timeout"}
+	durations := []string{"keyserver.timeout", "shutdown_timeout", "shutdown_delay"}
 	for _, name := range src.keys("keyservers") {
 		durations = append(durations, keyServerField(name)+".timeout")
 	}
 	for i := range src.length("sites") {
 		durations = append(durations, fmt.Sprintf("sites[%d].idle_timeout", i))
 	}
+	durations = append(durations, limitDurations...)
 	if err := src.checkDurations(durations...); err != nil {
 		return Config{}, err
 	}
@@ -227,6 +242,31 @@ func (c *Config) resolve(dir string) {
 			abs(&c.Sites[i].Certificates[j])
 		}
 	}
+}
+
+// Files returns the files that a Server of c depends on: the one that Load has
+// read and those that it names, but for what is served from Static and the
+// configuration of an embedded key server.
+func (c *Config) Files() (files []string) {
+	add := func(names ...string) {
+		for _, name := range names {
+			if name != "" && !slices.Contains(files, name) {
+				files = append(files, name)
+			}
+		}
+	}
+	if c.source != nil {
+		add(c.source.name)
+	}
+	used := c.UsedKeyServers()
+	for _, name := range slices.Sorted(maps.Keys(used)) {
+		add(used[name].Certificate, used[name].Key, used[name].CA, used[name].PSK)
+	}
+	for _, site := range c.Sites {
+		add(site.Certificates...)
+		add(site.ClientCertificates.CA)
+	}
+	return files
 }
 
 // errorAt returns err with the name of the field it is about, and the field's

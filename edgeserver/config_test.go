@@ -106,8 +106,8 @@ log: {level: debug, format: json}
 			{Names: []string{"a.test", "*.a.test"}, Certificates: []string{"/etc/a.pem", "/etc/b.pem"}, KeyServer: "near", StaticRSA: true, Static: "/srv/a"},
 			{Certificates: []string{"/etc/c.pem"}, Proxy: "https://origin.test/base", Default: true},
 		},
-		ShutdownTimeout: time.Minute,
-		Log:             Log{Level: "debug", Format: "json"},
+		ShutdownTimeout: time.Minute, Limits: Limits{}.withDefaults(),
+		Log: Log{Level: "debug", Format: "json"},
 	}, cfg)
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -15,12 +17,16 @@ import (
 type conn struct {
 	net.Conn
 	gen        *generation
-	ended      sync.Once
-	replay     []byte // what has been read already, and is to be read again
-	serverName string // in the ClientHello
-	site       *site  // the site it is bound to
-	unknown    bool   // no site has serverName
-	engine     string // that speaks TLS on it
+	bounds     *bounds
+	client     netip.Prefix // it counts for; invalid: for nobody yet
+	handshakes bool         // it counts as a handshake
+	ended      sync.Once    // it counts no more
+	deadline   atomic.Bool  // one is set for Write
+	replay     []byte       // what has been read already, and is to be read again
+	serverName string       // in the ClientHello
+	site       *site        // the site it is bound to
+	unknown    bool         // no site has serverName
+	engine     string       // that speaks TLS on it
 	asked      question
 	state      tls.ConnectionState // once the handshake is done
 
@@ -43,18 +49,65 @@ func (c *conn) LocalAddr() net.Addr {
 	return c.Conn.LocalAddr()
 }
 
-// newConn returns the conn for a TCP connection of the generation that is
-// current, whose it stays until it is closed.
-func newConn(raw net.Conn, g *generation) *conn {
+// newConn returns the conn for a TCP connection, which b counts, of the generation
+// that is current, whose it stays until it is closed.
+func newConn(raw net.Conn, g *generation, b *bounds) *conn {
 	g.acquire() // The caller is one of its users, so it is there.
-	return &conn{Conn: raw, gen: g}
+	return &conn{Conn: raw, gen: g, bounds: b}
 }
 
 // Close closes it.
 func (c *conn) Close() error {
 	err := c.Conn.Close()
-	c.ended.Do(c.gen.release)
+	c.ended.Do(func() {
+		c.bounds.leave(c.client)
+		c.gen.release()
+	})
 	return err
+}
+
+// admit counts it for its client, who can have no more than so many.
+func (c *conn) admit() error {
+	client := clientOf(c.RemoteAddr())
+	if !client.IsValid() {
+		return nil
+	}
+	if err := c.bounds.admit(client, c.gen.cfg.Limits.ConnectionsPerAddress); err != nil {
+		return err
+	}
+	c.client = client
+	return nil
+}
+
+// begin is called with the ClientHello, from which on a handshake counts.
+func (c *conn) begin(serverName string) error {
+	c.serverName = serverName
+	c.Conn.SetReadDeadline(time.Time{}) // That of the ClientHello; the context has that of the rest.
+	if err := c.bounds.begin(c.gen.cfg.Limits.Handshakes); err != nil {
+		return err
+	}
+	c.handshakes = true
+	return nil
+}
+
+// begun says that the handshake is done, or has failed.
+func (c *conn) begun() {
+	if c.handshakes {
+		c.handshakes = false
+		c.bounds.end()
+	}
+}
+
+// SetDeadline sets the deadlines of Read and Write.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.deadline.Store(!t.IsZero())
+	return c.Conn.SetDeadline(t)
+}
+
+// SetWriteDeadline sets that of Write, which else has one of its own.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.deadline.Store(!t.IsZero())
+	return c.Conn.SetWriteDeadline(t)
 }
 
 // Read reads.
@@ -110,6 +163,9 @@ func (c *conn) Write(b []byte) (int, error) {
 	at := len(b) - 1
 	if c.asked.err != nil && at >= len(alertRecord) && string(b[at-len(alertRecord):at]) == alertRecord {
 		b = append(append(make([]byte, 0, len(b)), b[:at]...), internalError)
+	}
+	if !c.deadline.Load() {
+		c.Conn.SetWriteDeadline(time.Now().Add(c.gen.cfg.Limits.WriteTimeout))
 	}
 	return c.Conn.Write(b)
 }

@@ -84,7 +84,9 @@ func (e *engines) isForSplit(local net.Addr, hello *split.ClientHello) bool {
 // splitConfig is split.GetConfig.
 func (e *engines) splitConfig(ctx context.Context, hello *split.ClientHello) (*split.Config, error) {
 	c := connFrom(ctx)
-	c.serverName = hello.ServerName
+	if err := c.begin(hello.ServerName); err != nil {
+		return nil, err
+	}
 	if c.site = e.sites.at(c.LocalAddr()).find(hello.ServerName); c.site == nil {
 		c.unknown = true
 		return nil, nil

@@ -50,7 +50,7 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 		if site.Method == string(ski.MethodECDHEPMS) { // It asks twice.
 			timeout *= 2
 		}
-		g.timeout = max(g.timeout, timeout+clientTime)
+		g.timeout = max(g.timeout, timeout+cfg.Limits.HandshakeTimeout)
 	}
 	var err error
 	if g.sites, err = newSites(&cfg, transport, s.log); err != nil {
@@ -74,9 +74,10 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 func (s *Server) newHTTP(g *generation) *http.Server {
 	h := &http.Server{
 		Handler:           http.HandlerFunc(s.serveHTTP),
-		ReadHeaderTimeout: headerTime,
-		IdleTimeout:       idleTime,
-		MaxHeaderBytes:    maxHeaderBytes,
+		ReadHeaderTimeout: g.cfg.Limits.HeaderTimeout,
+		ReadTimeout:       g.cfg.Limits.RequestTimeout,
+		IdleTimeout:       g.cfg.Limits.IdleTimeout,
+		MaxHeaderBytes:    g.cfg.Limits.HeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return s.ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {

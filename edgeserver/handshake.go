@@ -13,11 +13,6 @@ import (
 	"time"
 )
 
-// clientTime is how long a client may take for its part of the handshake. The
-// key server's part, KeyServer.Timeout, comes on top: were the two one, a
-// connection whose key server does not answer would end without an alert.
-const clientTime = 10 * time.Second
-
 // handshaker accepts TCP connections and does their TLS handshakes. http.Server
 // would do the handshakes too, but tells neither which failed nor why.
 type handshaker struct {
@@ -78,6 +73,10 @@ func (h *handshaker) listen() error {
 		c, err := h.Listener.Accept()
 		if err == nil {
 			pause = firstPause
+			if !h.server.bounds.enter(h.ctx, h.server.maxConnections) {
+				c.Close()
+				continue
+			}
 			h.wg.Go(func() { h.serve(c) })
 			continue
 		}
@@ -99,7 +98,7 @@ func (h *handshaker) listen() error {
 func (h *handshaker) serve(raw net.Conn) {
 	g := h.server.acquire()
 	defer g.release()
-	c := newConn(raw, g)
+	c := newConn(raw, g, h.server.bounds)
 	done := false
 	defer func() {
 		// As with http.Server, a panic ends one connection and not the program:
@@ -112,11 +111,16 @@ func (h *handshaker) serve(raw net.Conn) {
 		}
 	}()
 
+	defer c.begun()
 	start := time.Now()
+	raw.SetReadDeadline(start.Add(g.cfg.Limits.HandshakeTimeout)) // until begin
 	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), g.timeout)
 	defer cancel()
 	var secure secureConn
 	err := c.receiveFrom(ctx, g.sites.balancers) // c has the client's addresses from here on
+	if err == nil {
+		err = c.admit()
+	}
 	if err == nil {
 		secure, err = g.engines.begin(ctx, c)
 	}
@@ -126,6 +130,7 @@ func (h *handshaker) serve(raw net.Conn) {
 	if err == nil {
 		c.state = secure.ConnectionState()
 	}
+	c.begun()
 	h.report(c, time.Since(start), err)
 	if err != nil {
 		explainHTTPS(err)

@@ -95,7 +95,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), uploadKey{}, u))
 	r.Body = u
 	p.ReverseProxy.ServeHTTP(w, r)
-	if r.ProtoMajor == 1 && !u.ended.Load() {
+	if r.ProtoMajor == 1 && !u.ended.Load() && !u.late.Load() {
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTime))
 	}
 }
@@ -124,7 +124,11 @@ func originFailed(w http.ResponseWriter, r *http.Request, err error, log *slog.L
 		if r.ProtoMajor == 1 {
 			w.Header().Set("Connection", "close")
 		}
-		http.Error(w, "The body of the request is not whole.", http.StatusBadRequest)
+		status := http.StatusBadRequest
+		if u.late.Load() {
+			status = http.StatusRequestTimeout
+		}
+		http.Error(w, "The body of the request is not whole.", status)
 		return
 	}
 	if r.Context().Err() != nil {

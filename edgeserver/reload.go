@@ -1,10 +1,7 @@
 package edgeserver
 
 import (
-	"fmt"
-	"net"
 	"net/http"
-	"slices"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -54,6 +51,9 @@ func (s *Server) replace(g *generation, added []*listener) bool {
 	before := s.now
 	s.now = g
 	s.living[g] = struct{}{}
+	s.bounds.mu.Lock()
+	s.bounds.wake() // The limit may be another one.
+	s.bounds.mu.Unlock()
 	before.old.Store(true)
 	if before.feeds.stop() {
 		g.feeds.start(s.ctx, g.sites.all, s.log)
@@ -74,122 +74,4 @@ func (s *Server) replace(g *generation, added []*listener) bool {
 		s.changeListeners(g.cfg.Listen, added)
 	}
 	return true
-}
-
-// listener is one of ListenAndServe's.
-type listener struct {
-	addr string // as in Config.Listen
-	net.Listener
-	handshaker *handshaker // once it runs
-}
-
-// open listens on addr.
-func open(addr string) (*listener, error) {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	return &listener{addr: addr, Listener: l}, nil
-}
-
-func closeAll(listeners []*listener) {
-	for _, l := range listeners {
-		l.Close()
-	}
-}
-
-// openNew listens on the addresses of cfg on which ListenAndServe does not yet.
-func (s *Server) openNew(cfg *Config) (added []*listener, err error) {
-	s.mu.Lock()
-	listening, listeners := s.listeners != nil, slices.Clone(s.listeners)
-	s.mu.Unlock()
-	if !listening {
-		return nil, nil
-	}
-	for i, addr := range cfg.Listen {
-		if have := slices.IndexFunc(listeners, func(l *listener) bool { return l.addr == addr }); have >= 0 {
-			listeners = slices.Delete(listeners, have, have+1) // The same address can be there twice, with port 0.
-			continue
-		}
-		l, err := open(addr)
-		if err != nil {
-			closeAll(added)
-			return nil, cfg.errorAt(fmt.Sprintf("listen[%d]", i), err)
-		}
-		added = append(added, l)
-	}
-	return added, nil
-}
-
-// ListenAndServe calls Serve for each address in Config.Listen. It returns nil
-// after Shutdown or Close; if one of the addresses fails, it closes the Server.
-func (s *Server) ListenAndServe() error {
-	if err := s.listen(); err != nil {
-		return err
-	}
-	<-s.stopping
-	s.serving.Wait()
-	select {
-	case err := <-s.failed:
-		return err
-	default:
-		return nil
-	}
-}
-
-// listen opens all addresses and serves on them.
-func (s *Server) listen() error {
-	s.reloading.Lock()
-	defer s.reloading.Unlock()
-	var all []*listener
-	for _, addr := range s.current().cfg.Listen {
-		l, err := open(addr)
-		if err != nil {
-			closeAll(all)
-			return err
-		}
-		all = append(all, l)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.listeners = all
-	for _, l := range all {
-		s.serve(l)
-	}
-	return nil
-}
-
-// serve serves on l. s.mu is held.
-func (s *Server) serve(l *listener) {
-	h := s.acceptLocked(l.Listener, nil)
-	l.handshaker = h
-	s.serving.Go(func() {
-		if err := s.run(h); err != nil {
-			select {
-			case s.failed <- err:
-			default: // Another one was first.
-			}
-			s.Close()
-		}
-	})
-}
-
-// changeListeners serves on those added, and no more on those whose address is
-// not among want. s.mu is held.
-func (s *Server) changeListeners(want []string, added []*listener) {
-	want = slices.Clone(want)
-	kept := []*listener{}
-	for _, l := range s.listeners {
-		if i := slices.Index(want, l.addr); i >= 0 {
-			want = slices.Delete(want, i, i+1)
-			kept = append(kept, l)
-			continue
-		}
-		s.log.Info("not listening any more", "addr", l.Addr().String())
-		l.handshaker.retire()
-	}
-	for _, l := range added {
-		s.serve(l)
-	}
-	s.listeners = append(kept, added...)
 }

@@ -312,7 +312,7 @@ func (e *edge) listening(t *testing.T, n int) (addrs []string) {
 		defer e.mu.Unlock()
 		addrs = nil
 		for _, l := range e.listeners {
-			addrs = append(addrs, l.Addr().String())
+			addrs = append(addrs, l.sockets[0].Addr().String())
 		}
 		return len(addrs) == n
 	}, 5*time.Second, time.Millisecond)

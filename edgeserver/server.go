@@ -8,22 +8,15 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/tlsski/tlsski/ski"
-)
-
-// The bounds on what a client can take for itself.
-const (
-	headerTime     = 10 * time.Second // to send a request's header
-	idleTime       = 2 * time.Minute  // between two requests
-	maxHeaderBytes = 64 << 10
 )
 
 // Server serves the sites of a Config. Make it with New; end it with Shutdown
 // or Close. It is not used again after that.
 type Server struct {
 	log      *slog.Logger
+	bounds   *bounds
 	draining atomic.Bool
 	requests *refs // those under way, on upgraded connections too
 
@@ -65,7 +58,7 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 	if log == nil {
 		log = slog.Default()
 	}
-	s := &Server{log: log, requests: newRefs(), accepting: map[*handshaker]struct{}{},
+	s := &Server{log: log, bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
 		stopping: make(chan struct{}), failed: make(chan error, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	g, err := s.newGeneration(cfg, transport, nil)
@@ -132,6 +125,9 @@ func (s *Server) current() *generation {
 	return s.now
 }
 
+// maxConnections is the limit of now.
+func (s *Server) maxConnections() int { return s.current().cfg.Limits.Connections }
+
 // acquire is current with the caller as a user, who releases it.
 func (s *Server) acquire() *generation {
 	s.mu.Lock()
@@ -162,8 +158,12 @@ func (s *Server) url(addr net.Addr) string {
 	return "https://" + net.JoinHostPort(host, port)
 }
 
-// Draining reports whether Shutdown or Close has been called: there will be no
-// new connections, and whoever shares them out is to look elsewhere.
+// Drain is for some time before Shutdown: the Server goes on, but says that it is
+// Draining, to clients too.
+func (s *Server) Drain() { s.draining.Store(true) }
+
+// Draining reports whether the Server is about to end, after Drain, Shutdown or
+// Close: whoever shares new connections out is to look elsewhere.
 func (s *Server) Draining() bool { return s.draining.Load() }
 
 // Shutdown stops listening, ends the handshakes that are not done, lets
@@ -192,7 +192,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // stop ends accepting, once, and returns the generations that there are.
 func (s *Server) stop() (living []*generation) {
-	s.draining.Store(true)
+	s.Drain()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stopped {
@@ -253,9 +253,9 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "There are no tunnels here.", http.StatusNotImplemented)
 		return
 	}
-	if c.gen.old.Load() && r.Header.Get("Upgrade") == "" {
-		// The client's next connection is of the new configuration. For HTTP/2
-		// net/http makes a GOAWAY of it.
+	if (c.gen.old.Load() || s.Draining()) && r.Header.Get("Upgrade") == "" {
+		// The client's next connection is of the new configuration, or at another
+		// edge server. For HTTP/2 net/http makes a GOAWAY of it.
 		w.Header().Set("Connection", "close")
 	}
 	// A request without a Host, which is one of HTTP/1.0, names no other site.
@@ -265,6 +265,9 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		s.log.Debug("misdirected request", "site", c.site.label, "host", r.Host, "remote", r.RemoteAddr)
 		http.Error(w, "This connection is for another site.", http.StatusMisdirectedRequest)
 		return
+	}
+	if r.ProtoMajor == 2 {
+		w = &stallWriter{w, http.NewResponseController(w), c.gen.cfg.Limits.WriteTimeout}
 	}
 	c.site.handler.ServeHTTP(w, r)
 }

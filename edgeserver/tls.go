@@ -56,7 +56,9 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 	base.SessionTicketsDisabled = true
 	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c := connFrom(hello.Context())
-		c.serverName = hello.ServerName
+		if err := c.begin(hello.ServerName); err != nil {
+			return nil, err
+		}
 		if c.site = table.at(c.LocalAddr()).find(hello.ServerName); c.site == nil {
 			c.unknown = true
 			return nil, nil

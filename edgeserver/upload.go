@@ -2,8 +2,10 @@ package edgeserver
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -19,6 +21,7 @@ type upload struct {
 	trailer http.Header // of the request to the origin, as announced
 	ended   atomic.Bool // it is whole
 	failed  atomic.Bool // it will not be
+	late    atomic.Bool // since it has not come in time
 }
 
 type uploadKey struct{}
@@ -41,6 +44,7 @@ func (u *upload) Read(p []byte) (int, error) {
 		}
 		u.ended.Store(true)
 	default:
+		u.late.Store(errors.Is(err, os.ErrDeadlineExceeded))
 		u.failed.Store(true)
 	}
 	return n, err

@@ -41,11 +41,17 @@ func (c *Config) validate() error {
 	if _, err := c.trustedProxies(); err != nil {
 		return err
 	}
+	if err := c.validateLimits(); err != nil {
+		return err
+	}
 	if _, err := c.balancers(); err != nil {
 		return err
 	}
 	if c.ShutdownTimeout < 0 {
 		return c.errorf("shutdown_timeout", "is negative")
+	}
+	if c.ShutdownDelay < 0 {
+		return c.errorf("shutdown_delay", "is negative")
 	}
 	if _, err := c.Log.level(); err != nil {
 		return c.errorAt("log.level", err)
@@ -139,6 +145,12 @@ func (c *Config) validateEngine(field string, s *Site) error {
 
 // checkAddress checks an address to listen on. A port can have a name.
 func checkAddress(addr string) error {
+	if name, ok := socketName(addr); ok {
+		if name == "" {
+			return fmt.Errorf("'%s' is without the FileDescriptorName of a socket", addr)
+		}
+		return nil
+	}
 	_, port, err := net.SplitHostPort(addr)
 	if err == nil {
 		_, err = net.LookupPort("tcp", port)

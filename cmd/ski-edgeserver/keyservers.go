@@ -1,13 +1,16 @@
 package main
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/cmd/internal/skiurl"
@@ -16,90 +19,133 @@ import (
 	"github.com/tlsski/tlsski/ski/skihttp"
 )
 
-// keyServers are the clients of the key servers, by the names sites call them.
-type keyServers map[string]*skiurl.Set
+// keyServer is the client of a key server of the configuration, or of several
+// with the same keys. A reload that leaves it as it is leaves its sessions, and
+// what is known of who answers.
+type keyServer struct {
+	*skiurl.Set
+	client   *ski.Client
+	identity tls.Certificate        // of the edge
+	bySHA1   *skihttp.JavaKeyServer // whose keys have the names of certificates; or nil
+	from     madeFrom
+	started  bool
+	users    atomic.Int32 // the configurations it is in
+}
 
-// start begins to look their names up.
+// madeFrom is all that a keyServer depends on.
+type madeFrom struct {
+	cfg   string
+	files [sha256.Size]byte
+}
+
+func newMadeFrom(k edgeserver.KeyServer) madeFrom {
+	files := sha256.New()
+	for _, name := range []string{k.Certificate, k.Key, k.CA, k.PSK} {
+		data, _ := os.ReadFile(name) // Whoever needs it has the error.
+		fmt.Fprintf(files, "%x\n", sha256.Sum256(data))
+		clear(data)
+	}
+	return madeFrom{fmt.Sprintf("%#v", k), [sha256.Size]byte(files.Sum(nil))}
+}
+
+// keyServers are those of a configuration, by the names sites call them.
+type keyServers map[string]*keyServer
+
+// start begins to look the names of those up that are new.
 func (all keyServers) start() {
-	for _, set := range all {
-		set.Start()
+	for _, k := range all {
+		if !k.started {
+			k.started = true
+			k.Start()
+		}
 	}
 }
 
-// Close closes them all.
+// Close closes those that are in no other configuration.
 func (all keyServers) Close() {
-	for _, set := range all {
-		set.Close()
+	for _, k := range all {
+		if k.users.Add(-1) == 0 {
+			k.Set.Close()
+		}
 	}
 }
 
-// newServer makes the edge server and its clients of the key servers, of which
-// it needs none where it has its own.
-func newServer(cfg edgeserver.Config, own ownKeyServer, log *slog.Logger) (*edgeserver.Server, keyServers, error) {
-	if own != nil {
-		srv, err := edgeserver.New(cfg, own, log)
-		return srv, nil, err
-	}
-	all := keyServers{}
-	srv, err := all.newServer(cfg, log)
-	if err != nil {
-		all.Close()
-		return nil, nil, err
-	}
-	return srv, all, nil
-}
-
-func (all keyServers) newServer(cfg edgeserver.Config, log *slog.Logger) (*edgeserver.Server, error) {
+// transports are for edgeserver.
+func (all keyServers) transports() map[string]ski.Transport {
 	transports := map[string]ski.Transport{}
-	var identities []tls.Certificate
-	bySHA1 := map[string]*skihttp.JavaKeyServer{} // whose keys have the names of certificates
+	for name, k := range all {
+		transports[name] = k.client
+	}
+	return transports
+}
+
+// openKeyServers makes the clients of the key servers that sites of cfg use, or
+// takes them over from before, where they are the same.
+func openKeyServers(cfg edgeserver.Config, before keyServers, log *slog.Logger) (keyServers, error) {
+	all := keyServers{}
 	used := cfg.UsedKeyServers()
 	for _, name := range slices.Sorted(maps.Keys(used)) {
-		k := used[name]
-		cc := skiurl.Config{ServerName: k.ServerName, Logger: log}
-		var err error
-		if k.PSK != "" {
-			cc.PSK, err = k.PreSharedKey()
-		} else {
-			cc.Certificate, cc.RootCAs, err = k.Credentials()
-		}
-		if err != nil {
-			return nil, err
-		}
-		if k.JavaNames != "" {
-			cc.Java = new(skihttp.JavaKeyServer)
-		}
-		if k.JavaNames == "sha1" {
-			bySHA1[name] = cc.Java
-		}
-		client := &ski.Client{Timeout: k.Timeout, Balance: k.Balance, MaxExtra: k.Hedge.MaxExtra}
-		set, err := skiurl.NewSet(k.Endpoints(), cc, client, nil)
-		if wrong := (*skiurl.URLError)(nil); errors.As(err, &wrong) {
-			return nil, cfg.ErrorAt(cfg.URLField(name, wrong.Index), wrong.Err)
-		}
-		client.OnHealth = func(h ski.Health) {
-			logHealth(log, h)
-			if !h.Answers {
-				set.Kick()
+		k, from := before[name], newMadeFrom(used[name])
+		if k == nil || k.from != from || k.bySHA1 != nil {
+			var err error
+			if k, err = newKeyServer(&cfg, name, used[name], log); err != nil {
+				all.Close()
+				return nil, err
 			}
+			k.from = from
 		}
-		all[name], transports[name] = set, client
-		identities = append(identities, cc.Certificate)
+		k.users.Add(1)
+		all[name] = k
 	}
-	srv, err := edgeserver.NewWithKeyServers(cfg, transports, log)
+	return all, nil
+}
+
+func newKeyServer(cfg *edgeserver.Config, name string, k edgeserver.KeyServer, log *slog.Logger) (*keyServer, error) {
+	cc := skiurl.Config{ServerName: k.ServerName, Logger: log}
+	var err error
+	if k.PSK != "" {
+		cc.PSK, err = k.PreSharedKey()
+	} else {
+		cc.Certificate, cc.RootCAs, err = k.Credentials()
+	}
 	if err != nil {
 		return nil, err
 	}
-	for _, identity := range identities {
-		if err := notASiteKey(identity, srv.Sites()); err != nil {
-			srv.Close()
-			return nil, err
+	made := &keyServer{
+		client:   &ski.Client{Timeout: k.Timeout, Balance: k.Balance, MaxExtra: k.Hedge.MaxExtra},
+		identity: cc.Certificate,
+	}
+	if k.JavaNames != "" {
+		cc.Java = new(skihttp.JavaKeyServer)
+	}
+	if k.JavaNames == "sha1" {
+		made.bySHA1 = cc.Java
+	}
+	made.Set, err = skiurl.NewSet(k.Endpoints(), cc, made.client, nil)
+	if wrong := (*skiurl.URLError)(nil); errors.As(err, &wrong) {
+		return nil, cfg.ErrorAt(cfg.URLField(name, wrong.Index), wrong.Err)
+	}
+	made.client.OnHealth = func(h ski.Health) {
+		logHealth(log, h)
+		if !h.Answers {
+			made.Kick()
 		}
 	}
-	for name, java := range bySHA1 { // before anything is asked
-		java.KeyName = certificateNames(srv.Sites(), name)
+	return made, nil
+}
+
+// check refuses an identity that is a site's, and tells those that want to know
+// the sites' certificates, before anything is asked.
+func (all keyServers) check(sites []edgeserver.SiteInfo) error {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if err := notASiteKey(all[name].identity, sites); err != nil {
+			return err
+		}
+		if java := all[name].bySHA1; java != nil {
+			java.KeyName = certificateNames(sites, name)
+		}
 	}
-	return srv, nil
+	return nil
 }
 
 // certificateNames names keys for the key server in Java by the certificates of

@@ -3,17 +3,13 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"strings"
-	"syscall"
 
 	"github.com/tlsski/tlsski/edgeserver"
 )
@@ -89,6 +85,18 @@ the default, or what else could be there.
       # default: false       # also for unknown names and clients without SNI
   # proxy_protocol: {from: [192.0.2.0/24]}    # load balancers, whose connections have
                              # to begin with a PROXY header, version 2; default: none
+  # limits:                # what clients can take for themselves
+    # connections: 16384     # further ones wait until others have ended
+    # connections_per_address: 1024   # of an IPv4 address or IPv6 /64; further ones
+                             # are closed at once
+    # handshakes: 4096       # from the ClientHello on; further ones get an alert
+    # header_bytes: 65536    # of a request
+    # handshake_timeout: 10s # for the client's part of it, its ClientHello first
+    # header_timeout: 10s    # to send a request's header
+    # request_timeout:       # to send a whole request; default: as long as it takes
+    # write_timeout: 1m      # to take a piece of an answer
+    # idle_timeout: 2m       # without a request
+  # shutdown_delay: 0s       # goes on so long, not ready, before it stops
   # shutdown_timeout: 10s    # for requests in flight
   # key_log: keys.txt      # the secrets of all connections, for debugging only
   # log: {level: info, format: text}    # debug, warn, error; json
@@ -109,8 +117,15 @@ and its policy knows this edge server as one with
 -check shows what it grants. On SIGHUP the audit log is opened anew if the file was
 moved away, and the policy is read again, as it is when it changes.
 
+On SIGHUP, and when one of them changes, it reads the configuration and the files
+it names again: new connections get what is new, those that there are go on and
+end with the answer to their next request. A configuration with a fault in it is
+refused with a line in the log, and the one before stays. What stands in log,
+embedded and keyserver.yaml takes a restart.
 On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A
 second signal ends it at once.
+systemd is told when it is ready, reloads and stops (Type=notify), and that it is
+alive (WatchdogSec=).
 `
 
 func main() {
@@ -154,22 +169,24 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		defer own.close()
 	}
-	srv, keyServers, err := newServer(cfg, own, log)
+	passed := inherit()
+	passed.give(&cfg)
+	d, err := newDaemon(*file, cfg, own, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer keyServers.Close()
+	defer d.close()
 	if *check {
-		defer srv.Close()
-		summary(stdout, *file, cfg, srv.Sites())
+		summary(stdout, *file, cfg, d.srv.Sites())
 		if own != nil {
-			own.summary(stdout, srv.Sites())
+			own.summary(stdout, d.srv.Sites())
 		}
 		return 0
 	}
 	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(endpoints(cfg), ","), "sites", len(cfg.Sites))
-	keyServers.start()
-	if err := serve(srv, cfg, log); err != nil {
+	d.sockets = passed
+	d.keyServers.start()
+	if err := d.serve(); err != nil {
 		log.Error("the edge server has ended", "error", err)
 		return 1
 	}
@@ -184,42 +201,6 @@ func fail(stderr io.Writer, err error) int {
 		return status.ExitStatus()
 	}
 	return 1
-}
-
-// serve runs the server until a signal ends it.
-func serve(srv *edgeserver.Server, cfg edgeserver.Config, log *slog.Logger) error {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-
-	ctx, cancel := context.WithCancel(context.Background())
-	probed := make(chan struct{})
-	go func() {
-		srv.Probe(ctx)
-		close(probed)
-	}()
-	defer func() { cancel(); <-probed }()
-
-	ended := make(chan error, 1)
-	go func() { ended <- srv.ListenAndServe() }()
-	select {
-	case err := <-ended:
-		return err
-	case sig := <-signals:
-		log.Info("stopping", "signal", sig.String(), "timeout", cfg.ShutdownTimeout)
-	}
-
-	grace, stop := context.WithTimeout(context.Background(), cfg.ShutdownTimeout)
-	defer stop()
-	go func() {
-		<-signals
-		stop()
-	}()
-	if err := srv.Shutdown(grace); err != nil {
-		<-ended
-		return fmt.Errorf("requests were cut short: %w", err)
-	}
-	return <-ended
 }
 
 func buildVersion() string {

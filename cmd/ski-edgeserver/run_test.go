@@ -37,20 +37,30 @@ type process struct {
 // startProcess starts the command in a folder that writePKI has filled, on a
 // free port. lines are the rest of the configuration.
 func startProcess(t *testing.T, dir, keyserver, lines string) *process {
+	p := prepareProcess(t, dir, keyserver, `listen: ["127.0.0.1:0"]`, lines)
+	p.start(t)
+	return p
+}
+
+// prepareProcess is startProcess with another line for the addresses, for a
+// process that is not started yet.
+func prepareProcess(t *testing.T, dir, keyserver, listen, lines string) *process {
 	file := filepath.Join(dir, "edge.yaml")
-	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `listen: ["127.0.0.1:0"]
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `%s
 keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.pem, server_name: edge.test, timeout: 2s}
-%s`, keyserver, lines), 0o600))
+%s`, listen, keyserver, lines), 0o600))
 	command, err := exec.LookPath("ski-edgeserver") // put there by testscript.Main
 	require.NoError(t, err)
-	p := &process{Cmd: exec.Command(command, "-config", file)}
+	return &process{Cmd: exec.Command(command, "-config", file)}
+}
+
+func (p *process) start(t *testing.T) {
 	stderr, err := p.StderrPipe()
 	require.NoError(t, err)
 	p.stderr = bufio.NewReader(stderr)
 	require.NoError(t, p.Start())
 	hung := time.AfterFunc(time.Minute, func() { p.Process.Kill() }) // or until would wait for ever
 	t.Cleanup(func() { hung.Stop(); p.Process.Kill() })
-	return p
 }
 
 // until returns the submatches of the first line of the log that matches. It
@@ -160,6 +170,29 @@ func TestSignals(t *testing.T) {
 			assert.Equal(t, 0, p.end())
 		})
 	}
+}
+
+// During shutdown_delay it goes on, but sends clients away; a second signal ends
+// that too.
+func TestShutdownDelay(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	p := startProcess(t, dir, startKeyServer(t, dir), staticSite+"shutdown_delay: 1h\n")
+	addr := p.until(t, `msg=listening addr=(127\.0\.0\.1:\d+)`)[1]
+	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+	p.until(t, "msg=stopping signal=terminated delay=1h0m0s timeout=10s")
+	require.Eventually(t, func() bool {
+		c, err := tls.Dial("tcp", addr, &tls.Config{ServerName: "site.test", InsecureSkipVerify: true})
+		require.NoError(t, err)
+		defer c.Close()
+		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: site.test\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		require.NoError(t, err)
+		resp.Body.Close()
+		return resp.Close
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+	assert.Equal(t, 1, p.end())
 }
 
 func TestAddressInUse(t *testing.T) {

@@ -1,0 +1,145 @@
+package edgeserver
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// framer is a connection for HTTP/2.
+type framer struct {
+	*http2.Framer
+	*tls.Conn
+}
+
+// frames returns one on which nothing has been asked yet.
+func frames(t *testing.T, e *edge, p *testPKI) framer {
+	c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"h2"}})
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	_, err = io.WriteString(c, http2.ClientPreface)
+	require.NoError(t, err)
+	f := framer{http2.NewFramer(c, c), c}
+	require.NoError(t, f.WriteSettings())
+	return f
+}
+
+// ask sends a request for / on a stream.
+func ask(t *testing.T, f framer, stream uint32) {
+	var block writer
+	e := hpack.NewEncoder(&block)
+	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "a.test"}, {":path", "/"}} {
+		require.NoError(t, e.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}))
+	}
+	require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndStream: true, EndHeaders: true}))
+}
+
+type writer []byte
+
+func (w *writer) Write(b []byte) (int, error) { *w = append(*w, b...); return len(b), nil }
+
+// told reads until the stream 1 has ended, and a GOAWAY without an error has come.
+func told(t *testing.T, f framer) {
+	for goAway, done := false, false; !goAway || !done; {
+		frame, err := f.ReadFrame()
+		require.NoError(t, err)
+		switch frame := frame.(type) {
+		case *http2.GoAwayFrame:
+			require.Equal(t, http2.ErrCodeNo, frame.ErrCode)
+			goAway = true
+		case *http2.DataFrame:
+			done = done || frame.StreamEnded()
+		case *http2.RSTStreamFrame:
+			require.Fail(t, "the stream is cut short")
+		}
+	}
+}
+
+// Shutdown lets requests finish, and then ends their connections, in HTTP/2 with a
+// GOAWAY.
+func TestShutdownEndsConnectionsInGoodOrder(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		t.Run(engine, func(t *testing.T) {
+			p := newPKI(t)
+			entered, proceed := make(chan struct{}), make(chan struct{})
+			e := start(t, Config{Sites: []Site{
+				{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: p.dir, Engine: engine},
+			}}, p.transport())
+			e.current().sites.all[0].handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				entered <- struct{}{}
+				<-proceed
+				io.WriteString(w, "finished")
+			})
+			two := frames(t, e, p)
+			ask(t, two, 1)
+			<-entered
+			one, err := e.dial(p, &tls.Config{ServerName: "a.test"})
+			require.NoError(t, err)
+			defer one.Close()
+			fmt.Fprint(one, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+			<-entered
+			assert.False(t, e.Draining())
+			stopped := make(chan error, 1)
+			go func() { stopped <- e.Shutdown(t.Context()) }()
+			require.Eventually(t, e.Draining, 5*time.Second, time.Millisecond)
+			close(proceed)
+			assert.Contains(t, ended(t, one), "finished")
+			told(t, two)
+			two.Close()
+			assert.NoError(t, <-stopped)
+		})
+	}
+}
+
+// After Drain all goes on, but clients are sent away with their next answer.
+func TestDrain(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		t.Run(engine, func(t *testing.T) {
+			p := newPKI(t)
+			e := limited(t, p, engine, Limits{})
+			e.Drain()
+			assert.True(t, e.Draining())
+			two := frames(t, e, p)
+			ask(t, two, 1)
+			told(t, two)
+			one, err := e.dial(p, &tls.Config{ServerName: "a.test"})
+			require.NoError(t, err)
+			defer one.Close()
+			fmt.Fprint(one, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+			answer := ended(t, one)
+			assert.Contains(t, answer, "Connection: close")
+			assert.Contains(t, answer, "hello")
+		})
+	}
+}
+
+// Connections of an older configuration are waited for as others are.
+func TestShutdownAfterAReload(t *testing.T) {
+	p := newPKI(t)
+	url, proceed := slowOrigin(t)
+	cfg := Config{Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: url}}}
+	e := start(t, cfg, p.transport())
+	resp, err := e.client(t, p).Get("https://a.test/")
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	_, err = e.Reload(cfg, over(p.transport()))
+	require.NoError(t, err)
+	stopped := make(chan error, 1)
+	go func() { stopped <- e.Shutdown(context.Background()) }()
+	require.Eventually(t, e.Draining, 5*time.Second, time.Millisecond)
+	close(proceed)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	assert.Equal(t, "begin end", string(body))
+	assert.NoError(t, <-stopped)
+}
