@@ -106,7 +106,7 @@ func (d *daemon) tryReload() error {
 	if err != nil {
 		return err
 	}
-	if err := all.try(cfg); err != nil {
+	if err := all.try(cfg, transports); err != nil {
 		all.Close()
 		return err
 	}
@@ -132,8 +132,8 @@ func (d *daemon) tryReload() error {
 }
 
 // try finds what only the server can that cfg is for.
-func (all keyServers) try(cfg edgeserver.Config) error {
-	srv, err := edgeserver.NewWithKeyServers(cfg, all.transports(), slog.New(slog.DiscardHandler))
+func (all keyServers) try(cfg edgeserver.Config, transports map[string]ski.Transport) error {
+	srv, err := edgeserver.NewWithKeyServers(cfg, transports, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
