@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 		"github.com/fsnotify/fsnotify"},
 	"hsm": {"ski", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
 	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
-		"github.com/pion/dtls/v3/pkg/crypto/ccm", "github.com/pires/go-proxyproto"},
+		"github.com/pion/dtls/v3/pkg/crypto/ccm", "github.com/pires/go-proxyproto", "github.com/prometheus/"},
 	"edgeserver/internal/split": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/pion/dtls/v3/pkg/crypto/ccm"},
 }
 
@@ -97,17 +97,19 @@ func TestTheEdgeServersProgramHasNothingOfAKeyServerInIt(t *testing.T) {
 	assert.Contains(t, withModules, "github.com/miekg/pkcs11")
 }
 
-// The rest of the key server does not depend on who counts.
+// The rest of a server does not depend on who counts.
 func TestOnlyMetricsImportPrometheus(t *testing.T) {
-	files, err := filepath.Glob("../keyserver/*.go")
-	require.NoError(t, err)
-	require.NotEmpty(t, files)
-	for _, file := range files {
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+	for _, dir := range []string{"keyserver", "edgeserver"} {
+		files, err := filepath.Glob("../" + dir + "/*.go")
 		require.NoError(t, err)
-		for _, i := range f.Imports {
-			if strings.Contains(i.Path.Value, "prometheus") {
-				assert.Contains(t, []string{"metrics.go", "metrics_token.go", "metrics_test.go", "metrics_token_test.go"}, filepath.Base(file))
+		require.NotEmpty(t, files)
+		for _, file := range files {
+			f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			require.NoError(t, err)
+			for _, i := range f.Imports {
+				if strings.Contains(i.Path.Value, "prometheus") {
+					assert.Contains(t, []string{"metrics.go", "metrics_token.go", "metrics_test.go", "metrics_token_test.go"}, filepath.Base(file))
+				}
 			}
 		}
 	}

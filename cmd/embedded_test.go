@@ -45,6 +45,7 @@ embedded: keyserver.yaml
 sites:
   - {names: [ec.test], certificates: [ec.test.pem], proxy: "ORIGIN"}
   - {names: [rsa.test], certificates: [rsa.test.pem], proxy: "ORIGIN", static_rsa: true}
+metrics: 127.0.0.1:0
 `
 )
 
@@ -198,6 +199,12 @@ func TestAnEdgeServerWithItsOwnKeyServerServesFromAToken(t *testing.T) {
 		"-verify_return_error", "-tls1_2", "-cipher", "AES128-GCM-SHA256", "-brief")
 	assert.Contains(t, all, "Ciphersuite: AES128-GCM-SHA256")
 
+	// Its key server is counted with it.
+	_, metrics, _ := run(t, "", "curl", "-sS", "http://"+p.until(`msg=metrics addr=(\S+)`)[1]+"/metrics")
+	assert.Contains(t, metrics, `ski_keyserver_requests_total{edge="edge-1",key="rsa.test",method="RSA",outcome="output"} 1`)
+	assert.Contains(t, metrics, `ski_keyserver_token_up{`)
+	assert.Contains(t, metrics, `ski_edgeserver_handshakes_total{cipher_suite="TLS_RSA_WITH_AES_128_GCM_SHA256",outcome="ok",resumed="false",site="rsa.test",version="TLS 1.2"} 1`)
+
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.cmd.Process.Pid))
 	require.NoError(t, err)
 	assert.Regexp(t, `Max core file size +0 +0 `, string(limits))
@@ -317,6 +324,9 @@ func TestMistakesOfAnEmbeddedKeyServer(t *testing.T) {
 	assert.Equal(t, 1, status)
 	assert.Contains(t, all, "edge.yaml:2:12: keyserver: this ski-edgeserver was built without an embedded key server: use ski-edgeserver-embedded")
 
+	edge, err := os.ReadFile(e.at("edge.yaml"))
+	require.NoError(t, err)
+	e.write("edge.yaml", string(edge)+"access_log: {file: \"-\"}\n")
 	good := map[string]string{}
 	for _, name := range []string{"keyserver.yaml", "policy.yaml", "ec.test.pem", "ca.key"} {
 		data, err := os.ReadFile(e.at(name))
@@ -326,6 +336,7 @@ func TestMistakesOfAnEmbeddedKeyServer(t *testing.T) {
 	key := good["ca.key"] // any will do
 	for name, tc := range map[string]struct{ file, old, new, want string }{
 		"a network":   {"keyserver.yaml", "policy: policy.yaml", "policy: policy.yaml\nlisten: \":5684\"", `keyserver.yaml:3:9: an embedded key server has no "listen": nobody reaches it over a network`},
+		"two logs":    {"keyserver.yaml", "audit: {file: audit.log, required: true}", "audit: {required: true}", "edge.yaml:8:20: access_log.file: standard output has the audit log of the embedded key server"},
 		"a stranger":  {"policy.yaml", "tlsski:embedded", "spiffe://example.net/edge-1", `policy.yaml: it knows no edge with uri: ["tlsski:embedded"]`},
 		"no token":    {"keyserver.yaml", "token=site-keys", "token=other", `no token fits: the module has "site-keys"`},
 		"no PIN":      {"keyserver.yaml", e.at("pin"), e.at("none"), "none: no such file or directory"},

@@ -14,6 +14,7 @@ import (
 type asking struct {
 	transport ski.Transport
 	timeout   time.Duration
+	known     *answering
 }
 
 // RoundTrip asks the Transport below.
@@ -22,6 +23,9 @@ func (a asking) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response,
 	defer cancel()
 	start := time.Now()
 	resp, err := a.transport.RoundTrip(ctx, req)
+	if err == nil && resp.Error != ski.UnspecifiedError {
+		a.known.answered()
+	}
 	if c := connFrom(ctx); c != nil {
 		c.asked = question{method: req.KeyExchange(), took: c.asked.took + time.Since(start), err: err}
 		// A PreMasterSecret that the key server calls malformed is no failure:

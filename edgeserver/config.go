@@ -61,6 +61,15 @@ type Config struct {
 	// it reads the connections: it is for debugging, and a warning at start says
 	// that it is on.
 	KeyLog string `yaml:"key_log"`
+	// AccessLog is where a line for each request goes. Default: nowhere.
+	AccessLog AccessLog `yaml:"access_log"`
+	// Metrics is the TCP address, HOST:PORT, on which the ski-edgeserver command
+	// answers GET /metrics (Prometheus), /healthz and /readyz, without
+	// authentication. It is a loopback address unless MetricsPublic is set. Default:
+	// none.
+	Metrics string `yaml:"metrics"`
+	// MetricsPublic lets Metrics be an address that other machines reach.
+	MetricsPublic bool `yaml:"metrics_public"`
 	// Log is how the ski-edgeserver command logs.
 	Log Log `yaml:"log"`
 
@@ -123,6 +132,9 @@ type Site struct {
 	// Host, and Forwarded (RFC 7239), X-Forwarded-For, X-Forwarded-Host and
 	// X-Forwarded-Proto. Exactly one of Proxy, Static and TCP is set.
 	Proxy string `yaml:"proxy"`
+	// OriginTimeout is how long the origin server may take to begin its answer, once
+	// it has the request. Then the client gets 504. Default: 1m.
+	OriginTimeout time.Duration `yaml:"origin_timeout"`
 	// Static is the folder that files are served from. Folders are not listed,
 	// and names that begin with a dot are not found.
 	Static string `yaml:"static"`
@@ -141,6 +153,8 @@ type Site struct {
 	// IdleTimeout is how long neither side of a connection to TCP may send.
 	// Default: 10m.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// AccessLog replaces the one of the Config for the requests to this site, whole.
+	AccessLog *AccessLog `yaml:"access_log"`
 	// Default makes this the site for clients that send no server name, or
 	// one that no site has. On each address at most one site is; without one, such
 	// clients get the alert unrecognized_name (RFC 6066, Section 3).
@@ -194,6 +208,7 @@ func Load(file string) (Config, error) {
 	}
 	for i := range src.length("sites") {
 		durations = append(durations, fmt.Sprintf("sites[%d].idle_timeout", i))
+		durations = append(durations, fmt.Sprintf("sites[%d].origin_timeout", i))
 	}
 	durations = append(durations, limitDurations...)
 	if err := src.checkDurations(durations...); err != nil {
@@ -235,9 +250,15 @@ func (c *Config) resolve(dir string) {
 	}
 	abs(&c.KeyLog)
 	abs(&c.Embedded)
+	if c.AccessLog.isFile() {
+		abs(&c.AccessLog.File)
+	}
 	for i := range c.Sites {
 		abs(&c.Sites[i].Static)
 		abs(&c.Sites[i].ClientCertificates.CA)
+		if a := c.Sites[i].AccessLog; a != nil && a.isFile() {
+			abs(&a.File)
+		}
 		for j := range c.Sites[i].Certificates {
 			abs(&c.Sites[i].Certificates[j])
 		}

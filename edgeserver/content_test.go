@@ -6,11 +6,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,35 +58,6 @@ func TestProxy(t *testing.T) {
 	assert.Equal(t, []string{"a.test"}, r.Header["X-Forwarded-Host"])
 	assert.Equal(t, []string{"https"}, r.Header["X-Forwarded-Proto"])
 	assert.Equal(t, []string{"for=127.0.0.1;host=a.test;proto=https"}, r.Header["Forwarded"])
-}
-
-func TestProxyOriginDown(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	l.Close()
-	p := newPKI(t)
-	e := start(t, Config{Sites: []Site{
-		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: "http://" + l.Addr().String()},
-	}}, p.transport())
-	resp, body := get(t, e.client(t, p), "https://a.test/")
-	assert.Equal(t, http.StatusBadGateway, resp.StatusCode)
-	assert.NotContains(t, body, l.Addr().String(), "where the origin is, is not for clients")
-	assert.Regexp(t, `level=WARN msg="the origin failed" site=a.test status=502`, e.log.String())
-}
-
-func TestProxyOriginSlow(t *testing.T) {
-	release := make(chan struct{})
-	addr := origin(t, func(http.ResponseWriter, *http.Request) { <-release })
-	defer close(release)
-	for _, scheme := range []string{"http://", "h2c://"} {
-		u, err := url.Parse(scheme + addr)
-		require.NoError(t, err)
-		proxy := newProxy(u, new(forwarding), slog.New(slog.DiscardHandler))
-		proxy.transport.ResponseHeaderTimeout = 20 * time.Millisecond
-		w := httptest.NewRecorder()
-		proxy.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
-		assert.Equal(t, http.StatusGatewayTimeout, w.Code, scheme)
-	}
 }
 
 // TestProxyUpgrade sends bytes both ways after an upgrade, and has the server

@@ -76,7 +76,7 @@ func (f *forwarding) set(r *httputil.ProxyRequest) {
 func (f *forwarding) strips(name string, trusted bool) bool {
 	plain := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
 	switch {
-	case plain == "client-cert" || plain == "client-cert-chain":
+	case plain == "client-cert" || plain == "client-cert-chain" || plain == "x-request-id": // newProxy sets the last
 		return true
 	case plain == "forwarded" || plain == "x-real-ip" || strings.HasPrefix(plain, "x-forwarded-"):
 		return !trusted || strings.Contains(name, "_")

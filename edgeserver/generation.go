@@ -24,14 +24,12 @@ type generation struct {
 	timeout time.Duration // of a handshake
 	keys    *keyLog
 	feeds   ticketFeeds
-	http    *http.Server
-	ready   *httpListener // connections for http
 
 	*refs             // the connections, what goes on on them, and the Server while this is current
 	old   atomic.Bool // another one is current
 	ended chan struct{}
 
-	starting, ending sync.Once
+	ending sync.Once
 }
 
 // newGeneration opens the files that cfg names. What a site of before, which may
@@ -41,7 +39,7 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	g := &generation{cfg: cfg, ready: newHTTPListener(), refs: newRefs(), ended: make(chan struct{})}
+	g := &generation{cfg: cfg, refs: newRefs(), ended: make(chan struct{})}
 	for i, site := range cfg.Sites {
 		if transport(site.KeyServer) == nil {
 			return nil, cfg.errorf(fmt.Sprintf("sites[%d].keyserver", i), "there is no Transport for it")
@@ -56,6 +54,10 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 	if g.sites, err = newSites(&cfg, transport, s.log); err != nil {
 		return nil, err
 	}
+	if err = s.logs.openAccessLogs(&cfg, g.sites); err != nil {
+		g.sites.close()
+		return nil, err
+	}
 	if cfg.KeyLog != "" {
 		if g.keys, err = openKeyLog(cfg.KeyLog); err != nil {
 			g.sites.close()
@@ -67,23 +69,27 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 		g.sites.keepTickets(before.sites)
 	}
 	g.engines = newEngines(g.sites, newTLSConfig(g.sites, g.keys))
-	g.http = s.newHTTP(g)
+	for _, site := range g.sites.all {
+		site.web = &web{Server: s.newHTTP(g, site), ready: newHTTPListener()}
+	}
 	return g, nil
 }
 
-func (s *Server) newHTTP(g *generation) *http.Server {
+func (s *Server) newHTTP(g *generation, site *site) *http.Server {
 	h := &http.Server{
 		Handler:           http.HandlerFunc(s.serveHTTP),
 		ReadHeaderTimeout: g.cfg.Limits.HeaderTimeout,
 		ReadTimeout:       g.cfg.Limits.RequestTimeout,
 		IdleTimeout:       g.cfg.Limits.IdleTimeout,
 		MaxHeaderBytes:    g.cfg.Limits.HeaderBytes,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(s.log.With("site", site.label).Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return s.ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return withConn(ctx, c.(interface{ NetConn() net.Conn }).NetConn().(*conn))
 		},
-		Protocols: new(http.Protocols),
+		// route answers OPTIONS * for it to be written down as all else is.
+		DisableGeneralOptionsHandler: true,
+		Protocols:                    new(http.Protocols),
 	}
 	h.Protocols.SetHTTP1(true)
 	h.Protocols.SetHTTP2(true)
@@ -91,19 +97,9 @@ func (s *Server) newHTTP(g *generation) *http.Server {
 	return h
 }
 
-// deliver hands a connection, whose handshake is done, to the http.Server. It
-// returns false where that has been closed, or ctx ends.
-func (g *generation) deliver(ctx context.Context, c secureConn) bool {
-	g.starting.Do(func() {
-		go g.http.Serve(g.ready) // until close; there is no other error
-	})
-	return g.ready.deliver(ctx, c)
-}
-
 // close ends what g has open, and its connections for HTTP, if any are left.
 func (g *generation) close() error {
-	err := g.http.Close()
-	g.ready.Close()
+	err := g.sites.disconnect()
 	g.ending.Do(func() {
 		g.feeds.close()
 		g.sites.close()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -99,12 +100,19 @@ func (h *handshaker) serve(raw net.Conn) {
 	g := h.server.acquire()
 	defer g.release()
 	c := newConn(raw, g, h.server.bounds)
-	done := false
+	start, counted, done := time.Now(), false, false
+	count := func(outcome string, took time.Duration) {
+		if !counted {
+			counted = true
+			h.server.metrics.shookHands(c.site, c.state, outcome, took)
+		}
+	}
 	defer func() {
 		// As with http.Server, a panic ends one connection and not the program:
 		// the key server may be in the same process.
 		if p := recover(); p != nil {
-			h.server.log.Error("panic in a handshake", "remote", raw.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
+			count(handshakePanic, time.Since(start))
+			h.server.log.Error("panic in a handshake", "site", siteLabel(c.site), "remote", c.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
 		}
 		if !done {
 			c.Close()
@@ -112,7 +120,6 @@ func (h *handshaker) serve(raw net.Conn) {
 	}()
 
 	defer c.begun()
-	start := time.Now()
 	raw.SetReadDeadline(start.Add(g.cfg.Limits.HandshakeTimeout)) // until begin
 	ctx, cancel := context.WithTimeout(withConn(h.ctx, c), g.timeout)
 	defer cancel()
@@ -131,20 +138,23 @@ func (h *handshaker) serve(raw net.Conn) {
 		c.state = secure.ConnectionState()
 	}
 	c.begun()
-	h.report(c, time.Since(start), err)
+	took := time.Since(start)
+	outcome := h.outcome(ctx, c, err)
+	count(outcome, took)
+	h.report(c, outcome, took, err)
 	if err != nil {
 		explainHTTPS(err)
-		if c.refusesCertificate(err) {
+		if outcome == handshakeCertificate {
 			linger(h.ctx, raw)
 		}
 		return
 	}
 	if h.ready == nil && c.site.relay != nil {
-		done = h.server.relay(c.site.relay, secure)
+		done = h.server.relay(c, secure)
 		return
 	}
 	if h.ready == nil {
-		done = g.deliver(h.ctx, secure)
+		done = c.site.web.deliver(h.ctx, secure)
 		return
 	}
 	select {
@@ -154,12 +164,34 @@ func (h *handshaker) serve(raw net.Conn) {
 	}
 }
 
+// outcome names what has come of a handshake, of which err is the end.
+func (h *handshaker) outcome(ctx context.Context, c *conn, err error) string {
+	switch {
+	case err == nil:
+		return handshakeOK
+	case h.ctx.Err() != nil:
+		return handshakeStopped
+	case c.asked.err != nil:
+		return handshakeNoAnswer
+	case c.unknown:
+		return handshakeUnknown
+	case c.refusesCertificate(err):
+		return handshakeCertificate
+	case errors.As(err, new(proxyHeaderError)):
+		return handshakeProxyHeader
+	case errors.Is(err, errBusy) || errors.Is(err, errCrowd):
+		return handshakeLimited
+	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
+		return handshakeTimeout
+	}
+	return handshakeFailed
+}
+
 // report logs the outcome of a handshake: what went wrong on this side as a
 // warning, clients that come and go only for debugging.
-func (h *handshaker) report(c *conn, took time.Duration, err error) {
-	attrs := []slog.Attr{slog.Any("remote", c.RemoteAddr()), slog.String("server_name", c.serverName)}
-	if c.site != nil {
-		attrs = append(attrs, slog.String("site", c.site.label))
+func (h *handshaker) report(c *conn, outcome string, took time.Duration, err error) {
+	attrs := []slog.Attr{
+		slog.Any("remote", c.RemoteAddr()), slog.String("server_name", printable(c.serverName, maxLoggedHost)), slog.String("site", siteLabel(c.site)),
 	}
 	if c.remote != nil {
 		attrs = append(attrs, slog.Any("via", c.Conn.RemoteAddr()))
@@ -171,26 +203,26 @@ func (h *handshaker) report(c *conn, took time.Duration, err error) {
 	if c.asked.method != "" {
 		attrs = append(attrs, slog.String("ski_method", string(c.asked.method)), slog.Duration("ski_took", c.asked.took))
 	}
-	switch {
-	case err == nil:
+	switch outcome {
+	case handshakeOK:
 		attrs = append(attrs, negotiated(c.state)...)
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake", attrs...)
-	case c.asked.err != nil && h.ctx.Err() == nil: // not because the server stops
+	case handshakeNoAnswer:
 		attrs = append(attrs, slog.String("reason", reason(c.asked.err)), slog.Any("error", c.asked.err))
 		h.server.log.LogAttrs(h.ctx, slog.LevelWarn, "handshake failed: no answer of the key server to go on with", attrs...)
-	case c.unknown:
+	case handshakeUnknown:
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake refused: no site has the server name", attrs...)
-	case c.refusesCertificate(err):
+	case handshakeCertificate:
 		attrs = append(attrs, slog.String("reason", refusedCertificate(err)), slog.Any("error", err))
 		h.server.log.LogAttrs(h.ctx, slog.LevelInfo, "handshake refused: the site does not accept the client's certificate", attrs...)
-	case errors.As(err, new(proxyHeaderError)) && h.ctx.Err() == nil:
+	case handshakeProxyHeader:
 		attrs = append(attrs, slog.Any("error", err))
 		h.server.log.LogAttrs(h.ctx, slog.LevelWarn, "connection refused: it is from an address in proxy_protocol.from", attrs...)
 	default:
 		if hasProxyHeader(err) {
 			err = errors.New("a PROXY header that proxy_protocol.from does not allow")
 		}
-		attrs = append(attrs, slog.Any("error", err))
+		attrs = append(attrs, slog.String("outcome", outcome), slog.Any("error", err))
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)
 	}
 }

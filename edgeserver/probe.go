@@ -80,29 +80,17 @@ func (a asking) each() map[string]asking {
 		if named, ok := t.(interface{ Endpoint() string }); ok {
 			name = named.Endpoint()
 		}
-		all[name] = asking{&ski.Client{Transports: []ski.Transport{t}, Timeout: a.timeout}, a.timeout}
+		one := &ski.Client{Transports: []ski.Transport{t}, Timeout: a.timeout}
+		if client, ok := pool.(*ski.Client); ok {
+			one.OnAttempt = client.OnAttempt
+		}
+		all[name] = asking{one, a.timeout, a.known}
 	}
 	return all
 }
 
 func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked asking, file string, key ski.KeyID) {
-	// The input is what no handshake needs signed. That a key server finds
-	// that malformed means that it has the key and would use it for this
-	// edge: it looks for those first.
-	req := &ski.Request{Protocol: ski.TLS12, SPKI: key, Hash: ski.SHA256, Input: []byte{0}}
-	if site.Method == string(ski.MethodECDHEPMS) {
-		req.Method, req.Group = ski.MethodECDHEPMS, tls.CurveP256
-	}
-	if !site.draft && len(site.Names) > 0 && site.Names[0][0] != '*' {
-		req.ServerName = site.Names[0]
-	}
-	if site.java {
-		req.Input = javaProbe()
-	}
-	resp, err := asked.RoundTrip(ctx, req)
-	if err == nil && resp.Error != ski.MalformedRequest {
-		err = resp.Err()
-	}
+	err := site.ask(ctx, asked, key)
 	log := s.log.With("site", site.label, "certificate", file, "spki", key)
 	if keyServer != "" {
 		log = log.With("keyserver", keyServer)
@@ -115,4 +103,27 @@ func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked 
 		log.Warn("the key server does not serve the key: handshakes will fail",
 			"reason", reason(err), "error", err)
 	}
+}
+
+// ask asks a key server for one of the site's keys, and returns nil if it would
+// use it.
+func (s *site) ask(ctx context.Context, asked asking, key ski.KeyID) error {
+	// The input is what no handshake needs signed. That a key server finds
+	// that malformed means that it has the key and would use it for this
+	// edge: it looks for those first.
+	req := &ski.Request{Protocol: ski.TLS12, SPKI: key, Hash: ski.SHA256, Input: []byte{0}}
+	if s.Method == string(ski.MethodECDHEPMS) {
+		req.Method, req.Group = ski.MethodECDHEPMS, tls.CurveP256
+	}
+	if !s.draft && len(s.Names) > 0 && s.Names[0][0] != '*' {
+		req.ServerName = s.Names[0]
+	}
+	if s.java {
+		req.Input = javaProbe()
+	}
+	resp, err := asked.RoundTrip(ctx, req)
+	if err == nil && resp.Error != ski.MalformedRequest {
+		err = resp.Err()
+	}
+	return err
 }

@@ -1,8 +1,8 @@
 package edgeserver
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,15 +25,19 @@ type proxy struct {
 	transport *http.Transport
 }
 
+// defaultOriginTimeout is that of Site.OriginTimeout.
+const defaultOriginTimeout = time.Minute
+
 // newProxy returns the proxy for the origin, whose URL's path goes before that
-// of each request.
-func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
+// of each request. timeout is as Site.OriginTimeout.
+func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *slog.Logger) *proxy {
+	timeout = cmp.Or(timeout, defaultOriginTimeout)
 	transport := &http.Transport{
 		// No Proxy: what the environment says of proxies is not for the origin.
-		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: min(timeout, 5*time.Second), KeepAlive: 30 * time.Second}).DialContext,
 		ForceAttemptHTTP2:      true,
-		TLSHandshakeTimeout:    5 * time.Second,
-		ResponseHeaderTimeout:  time.Minute,
+		TLSHandshakeTimeout:    min(timeout, 5*time.Second),
+		ResponseHeaderTimeout:  timeout,
 		ExpectContinueTimeout:  time.Second,
 		IdleConnTimeout:        90 * time.Second,
 		MaxIdleConnsPerHost:    64,
@@ -69,18 +73,20 @@ func newProxy(origin *url.URL, forward *forwarding, log *slog.Logger) *proxy {
 				if u := uploadFrom(r.Out.Context()); u != nil {
 					u.trailer = r.Out.Trailer
 				}
+				r.Out.Header.Set(requestIDHeader, r.In.Header.Get(requestIDHeader))
 			},
 			Transport: transport,
 			ModifyResponse: func(resp *http.Response) error {
 				if u := uploadFrom(resp.Request.Context()); u != nil {
 					u.answered(resp)
 				}
+				watchOrigin(resp, log)
 				return keepFromOthers(resp)
 			},
-			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 			ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 				originFailed(w, r, err, log)
 			},
+			ErrorLog: discard, // It says of no request which it was: the two above do.
 		},
 	}
 }
@@ -115,31 +121,4 @@ func offers(h http.Header, protocol string) bool {
 func (p *proxy) Close() error {
 	p.transport.CloseIdleConnections()
 	return nil
-}
-
-// originFailed answers a request that the origin did not.
-func originFailed(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
-	if u := uploadFrom(r.Context()); u != nil && u.failed.Load() {
-		log.Debug("the request's body is not whole", "remote", r.RemoteAddr, "error", err)
-		if r.ProtoMajor == 1 {
-			w.Header().Set("Connection", "close")
-		}
-		status := http.StatusBadRequest
-		if u.late.Load() {
-			status = http.StatusRequestTimeout
-		}
-		http.Error(w, "The body of the request is not whole.", status)
-		return
-	}
-	if r.Context().Err() != nil {
-		log.Debug("the client has left before the origin's answer", "remote", r.RemoteAddr)
-		panic(http.ErrAbortHandler) // or it would look like an answer to one that has only stopped sending
-	}
-	status, text := http.StatusBadGateway, "The origin server of this site cannot be reached."
-	timeout := net.Error(nil)
-	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
-		status, text = http.StatusGatewayTimeout, "The origin server of this site does not answer."
-	}
-	log.Warn("the origin failed", "status", status, "remote", r.RemoteAddr, "error", err)
-	http.Error(w, text, status)
 }

@@ -54,6 +54,7 @@ func (s *Server) replace(g *generation, added []*listener) bool {
 	s.bounds.mu.Lock()
 	s.bounds.wake() // The limit may be another one.
 	s.bounds.mu.Unlock()
+	s.metrics.serve(g.sites)
 	before.old.Store(true)
 	if before.feeds.stop() {
 		g.feeds.start(s.ctx, g.sites.all, s.log)

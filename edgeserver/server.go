@@ -17,6 +17,8 @@ import (
 type Server struct {
 	log      *slog.Logger
 	bounds   *bounds
+	metrics  *Metrics
+	logs     *logFiles // access logs
 	draining atomic.Bool
 	requests *refs // those under way, on upgraded connections too
 
@@ -58,8 +60,10 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 	if log == nil {
 		log = slog.Default()
 	}
-	s := &Server{log: log, bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
+	s := &Server{log: log, metrics: newMetrics(), bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
 		stopping: make(chan struct{}), failed: make(chan error, 1)}
+	s.metrics.server = s
+	s.logs = &logFiles{log: log, lost: func(lines int) { s.metrics.lostLines.Add(float64(lines)) }}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	g, err := s.newGeneration(cfg, transport, nil)
 	if err != nil {
@@ -67,6 +71,7 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 		return nil, err
 	}
 	s.now, s.living = g, map[*generation]struct{}{g: {}}
+	s.metrics.serve(g.sites)
 	return s, nil
 }
 
@@ -117,6 +122,10 @@ func (s *Server) Listener(l net.Listener) net.Listener {
 	go func() { _ = s.run(h) }() // Accept has the error.
 	return h
 }
+
+// ReopenLogs opens the files of access logs anew, since they may have been moved
+// away. It does not wait for that; the log says what goes wrong.
+func (s *Server) ReopenLogs() { s.logs.reopen() }
 
 // current returns the generation of new connections.
 func (s *Server) current() *generation {
@@ -176,7 +185,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	living := s.stop()
 	errs := make(chan error)
 	for _, g := range living {
-		go func() { errs <- g.http.Shutdown(ctx) }()
+		go func() { errs <- g.sites.shutdown(ctx) }()
 	}
 	var err error
 	for range living {
@@ -213,7 +222,7 @@ func (s *Server) Close() error {
 	living := s.stop()
 	var err error
 	for _, g := range living {
-		err = errors.Join(err, g.http.Close())
+		err = errors.Join(err, g.sites.disconnect())
 	}
 	s.cancel()
 	s.relays.Wait()
@@ -224,7 +233,7 @@ func (s *Server) Close() error {
 	return err
 }
 
-// serveHTTP hands a request to the connection's site.
+// serveHTTP answers a request.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connFrom(r.Context())
 	if !c.gen.acquire() { // The connection has ended meanwhile.
@@ -235,6 +244,11 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.requests.release()
+	s.answer(w, r, c)
+}
+
+// route hands a request to the connection's site.
+func (s *Server) route(w http.ResponseWriter, r *http.Request, c *conn) {
 	if r.TLS == nil { // of an http2Conn
 		r.TLS = &c.state
 	}
@@ -246,11 +260,11 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			text = "This connection is for HTTP/2."
 		}
 		w.Header().Set("Connection", "close")
-		http.Error(w, text, http.StatusHTTPVersionNotSupported)
+		refuse(w, r, http.StatusHTTPVersionNotSupported, text)
 		return
 	}
 	if r.Method == http.MethodConnect {
-		http.Error(w, "There are no tunnels here.", http.StatusNotImplemented)
+		refuse(w, r, http.StatusNotImplemented, "There are no tunnels here.")
 		return
 	}
 	if (c.gen.old.Load() || s.Draining()) && r.Header.Get("Upgrade") == "" {
@@ -262,8 +276,14 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Host != "" && c.gen.sites.at(c.LocalAddr()).findHost(r.Host) != c.site {
 		// RFC 9110, Section 15.5.20: the client takes another connection, whose
 		// handshake is that of the right site.
-		s.log.Debug("misdirected request", "site", c.site.label, "host", r.Host, "remote", r.RemoteAddr)
-		http.Error(w, "This connection is for another site.", http.StatusMisdirectedRequest)
+		s.log.Debug("misdirected request", append(about(c, r), slog.String("host", printable(r.Host, maxLoggedHost)))...)
+		refuse(w, r, http.StatusMisdirectedRequest, "This connection is for another site.")
+		return
+	}
+	// It is about the server (RFC 9110, Section 9.3.7) and names nothing at an
+	// origin.
+	if r.RequestURI == "*" && r.Method == http.MethodOptions {
+		w.WriteHeader(http.StatusNoContent)
 		return
 	}
 	if r.ProtoMajor == 2 {

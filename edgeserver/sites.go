@@ -29,6 +29,8 @@ type site struct {
 	relay   *relay       // of a tcp site
 	content io.Closer    // what one of them has open
 	tickets *tickets
+	access  *accessLog
+	web     *web
 
 	clientCAs *x509.CertPool // of ClientCertificates
 	forward   *forwarding
@@ -62,8 +64,13 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 	if table.balancers.hasEveryone() {
 		log.Warn("proxy_protocol.from has everyone in it: any client can say who it is")
 	}
+	known := map[string]*answering{}
 	for i := range cfg.Sites {
-		s, err := newSite(cfg, i, transport(cfg.Sites[i].KeyServer), trusted, log)
+		name := cfg.Sites[i].KeyServer
+		if known[name] == nil {
+			known[name] = new(answering)
+		}
+		s, err := newSite(cfg, i, asking{transport(name), cfg.keyServer(name).Timeout, known[name]}, trusted, log)
 		if err != nil {
 			table.close()
 			return nil, err
@@ -74,9 +81,9 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 	return table, nil
 }
 
-func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Logger) (*site, error) {
+func newSite(cfg *Config, i int, a asking, trusted networks, log *slog.Logger) (*site, error) {
 	keyServer := cfg.keyServer(cfg.Sites[i].KeyServer)
-	s := &site{Site: cfg.Sites[i], label: cfg.label(i), asking: asking{t, keyServer.Timeout},
+	s := &site{Site: cfg.Sites[i], label: cfg.label(i), asking: a,
 		draft: keyServer.DraftOnly, java: keyServer.JavaNames != "", tickets: new(tickets)}
 	log = log.With("site", s.label)
 
@@ -117,7 +124,7 @@ func newSite(cfg *Config, i int, t ski.Transport, trusted networks, log *slog.Lo
 		}
 	}
 	s.forward = &forwarding{trusted: trusted, certs: s.ClientCertificates.asked(), chain: s.ClientCertificates.ForwardChain}
-	if _, ok := t.(ski.TicketSource); s.Tickets == TicketsShared && !ok {
+	if _, ok := a.transport.(ski.TicketSource); s.Tickets == TicketsShared && !ok {
 		return nil, cfg.errorAt(fmt.Sprintf("sites[%d].tickets", i), errNoTicketSource)
 	}
 	if err := s.open(log); err != nil {
@@ -149,7 +156,7 @@ func (s *site) open(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	proxy := newProxy(origin, s.forward, log)
+	proxy := newProxy(origin, s.OriginTimeout, s.forward, log)
 	s.handler, s.content = proxy, proxy
 	return nil
 }
@@ -157,6 +164,7 @@ func (s *site) open(log *slog.Logger) error {
 func (t *sites) close() {
 	for _, s := range t.all {
 		s.content.Close()
+		s.access.Close()
 	}
 }
 

@@ -427,7 +427,7 @@ func TestOriginsThatMisbehave(t *testing.T) {
 					}
 					assert.NoError(t, err)
 					assert.Equal(t, tt.status, resp.StatusCode)
-					assert.Contains(t, e.log.String(), `level=WARN msg="the origin failed" site=a.test status=502`)
+					assert.Regexp(t, `level=WARN msg="the origin failed" site=a\.test remote=\S+ request_id=\S+ status=502`, e.log.String())
 				}
 			})
 		})

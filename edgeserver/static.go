@@ -30,7 +30,7 @@ func (f *folder) Close() error { return f.root.Close() }
 func (f *folder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "A file can only be read.", http.StatusMethodNotAllowed)
+		refuse(w, r, http.StatusMethodNotAllowed, "A file can only be read.")
 		return
 	}
 	f.files.ServeHTTP(w, r)

@@ -98,34 +98,51 @@ var errIdle = errors.New("idle for too long")
 
 // serve carries the connection of a client until it ends, or ctx does, and closes
 // it.
-func (r *relay) serve(ctx context.Context, client secureConn) {
+func (r *relay) serve(ctx context.Context, client secureConn) (done relayed) {
 	begin := time.Now()
 	log := r.log.With("remote", client.RemoteAddr().String())
 	origin, err := r.dial(ctx, client)
 	if err != nil {
 		abort(client.NetConn())
 		if ctx.Err() == nil {
-			log.Warn("the origin failed", "error", err)
+			done.origin = originReason(err)
+			log.Warn("the origin failed", "reason", done.origin, "error", err)
 		}
-		return
+		done.cutShort = true
+		return done
 	}
 	t := &tunnel{client: client, origin: origin, idle: r.idle}
 	err = t.run(ctx)
 	log.Debug("a tcp connection has ended", "server_name", client.ConnectionState().ServerName,
 		"received", t.up.Load(), "sent", t.down.Load(), "took", time.Since(begin), "error", err)
+	return relayed{received: t.up.Load(), sent: t.down.Load(), cutShort: err != nil}
 }
 
-// relay has r serve the connection of a client, until that or the Server ends. It
-// returns false where the Server has been stopped.
-func (s *Server) relay(r *relay, client secureConn) bool {
+// relayed is what has come of a connection.
+type relayed struct {
+	received, sent int64  // bytes, of the client and to it
+	cutShort       bool   // it has not ended as both sides wanted
+	origin         string // why the origin has not done its part, or empty
+}
+
+// relay has the site of c serve the connection of a client, until that or the
+// Server ends. It returns false where the Server has been stopped.
+func (s *Server) relay(c *conn, client secureConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped || !s.requests.acquire() {
 		return false
 	}
+	c.gen.acquire() // The caller is one of its users. It has the access log, which outlives c.
 	s.relays.Go(func() {
 		defer s.requests.release()
-		r.serve(s.ctx, client)
+		defer c.gen.release()
+		begin := time.Now()
+		done := c.site.relay.serve(s.ctx, client)
+		if done.origin != "" {
+			s.metrics.originFailed(c.site, done.origin)
+		}
+		c.site.access.connection(c, begin, done)
 	})
 	return true
 }

@@ -260,11 +260,13 @@ func TestASuspendedEdgeLosesTheSharedTickets(t *testing.T) {
 	otherSite := one.ids(1)
 	cache := new(oneSession)
 	f.visit(three, "a.test", tls.VersionTLS13, cache)
+	three.until(t, 1, "shared_ticket_key", "site", "a.test")
 
 	_, err := k.Suspend(keyserver.Suspension{Edge: "three", By: "a test"})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return three.ids(0) == "" }, 20*time.Second, time.Millisecond)
 	assert.Contains(t, three.log.String(), "the key server denies the site's ticket keys")
+	three.until(t, 0, "shared_ticket_key", "site", "a.test")
 	require.Eventually(t, func() bool { return one.ids(0) != before && two.ids(0) != before }, 20*time.Second, time.Millisecond)
 	f.synced(one, two)
 	for id := range strings.SplitSeq(before, ",") {

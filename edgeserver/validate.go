@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -53,6 +54,12 @@ func (c *Config) validate() error {
 	if c.ShutdownDelay < 0 {
 		return c.errorf("shutdown_delay", "is negative")
 	}
+	if err := c.validateAccessLogs(); err != nil {
+		return err
+	}
+	if err := c.validateMetrics(); err != nil {
+		return err
+	}
 	if _, err := c.Log.level(); err != nil {
 		return c.errorAt("log.level", err)
 	}
@@ -99,12 +106,32 @@ func (c *Config) validateSite(field string, s *Site, taken owners) error {
 		return c.errorf(field+".tcp", "a site has one of proxy, static and tcp")
 	case s.Proxy == "" && s.Static == "" && s.TCP == "":
 		return c.errorf(field, "a site needs proxy, static or tcp")
+	case s.OriginTimeout < 0:
+		return c.errorf(field+".origin_timeout", "is negative")
+	case s.OriginTimeout > 0 && s.Proxy == "":
+		return c.errorf(field+".origin_timeout", "is for a site with proxy")
 	case s.Proxy != "":
 		if _, err := parseOrigin(s.Proxy); err != nil {
 			return c.errorAt(field+".proxy", err)
 		}
 	}
 	return c.validateTCP(field, s)
+}
+
+// validateMetrics checks the address of the metrics.
+func (c *Config) validateMetrics() error {
+	if c.Metrics == "" {
+		return nil
+	}
+	if err := checkAddress(c.Metrics); err != nil {
+		return c.errorAt("metrics", err)
+	}
+	host, _, _ := net.SplitHostPort(c.Metrics)
+	if ip, err := netip.ParseAddr(host); (err != nil || !ip.Unmap().IsLoopback()) && !c.MetricsPublic {
+		return c.errorf("metrics", "'%s' is not a loopback address: sites and key servers are named there, "+
+			"say metrics_public: true to serve it all the same", c.Metrics)
+	}
+	return nil
 }
 
 func (c *Config) validateEngine(field string, s *Site) error {

@@ -53,6 +53,7 @@ func newDaemon(file string, cfg edgeserver.Config, own ownKeyServer, log *slog.L
 		return nil, err
 	}
 	d.keyServers = all
+	d.srv.Metrics().SetIdentityExpiry(all.firstExpiry())
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
 }
@@ -62,7 +63,7 @@ func (d *daemon) open(cfg edgeserver.Config) (map[string]ski.Transport, keyServe
 	if d.own != nil {
 		return map[string]ski.Transport{"": d.own}, nil, nil
 	}
-	all, err := openKeyServers(cfg, d.keyServers, d.log)
+	all, err := openKeyServers(cfg, d.keyServers, d.count, d.log)
 	return all.transports(), all, err
 }
 
@@ -79,7 +80,9 @@ func (d *daemon) close() {
 func (d *daemon) reload() {
 	done := notifyReloading(d.log)
 	defer done()
-	if err := d.tryReload(); err != nil {
+	err := d.tryReload()
+	d.srv.Metrics().Reloaded(err)
+	if err != nil {
 		d.log.Error("configuration refused, the one before stays", "error", err)
 		return
 	}
@@ -119,6 +122,10 @@ func (d *daemon) tryReload() error {
 	if cfg.Log != d.cfg.Log {
 		d.log.Warn("log: another level or format takes a restart")
 	}
+	if cfg.Metrics != d.cfg.Metrics {
+		d.log.Warn("metrics: another address takes a restart")
+	}
+	d.srv.Metrics().SetIdentityExpiry(all.firstExpiry())
 	before := d.keyServers
 	d.cfg, d.keyServers = cfg, all
 	d.mu.Lock()
@@ -184,6 +191,7 @@ func (d *daemon) serve() error {
 		case err := <-ended:
 			return err
 		case <-hangups:
+			d.srv.ReopenLogs()
 			d.reload()
 		case <-changes:
 			d.reload()

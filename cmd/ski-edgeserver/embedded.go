@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/cmd/internal/memory"
 	"github.com/tlsski/tlsski/edgeserver"
@@ -31,6 +33,7 @@ type embedded struct {
 	keys   *keyparts.Keys
 	policy *keyserver.Policy
 	audit  *keyserver.AuditLog
+	counts *keyserver.Metrics
 	server *keyserver.Server
 	log    *slog.Logger
 
@@ -46,9 +49,12 @@ const endTimeout = time.Second
 // the policy. For a check it makes no audit log and watches nothing. On
 // success, close must be called.
 func openEmbedded(cfg edgeserver.Config, check bool, log *slog.Logger) (_ ownKeyServer, err error) {
-	e := &embedded{file: cfg.Embedded, log: log.With("keyserver", "embedded"), unwatch: func() {}}
+	e := &embedded{file: cfg.Embedded, counts: keyserver.NewMetrics(buildVersion()), log: log.With("keyserver", "embedded"), unwatch: func() {}}
 	if e.cfg, err = keyserver.LoadEmbeddedConfig(e.file); err != nil {
 		return nil, err
+	}
+	if e.cfg.Audit.File == "-" && toStdout(cfg) {
+		return nil, cfg.ErrorAt("access_log.file", errors.New("standard output has the audit log of the embedded key server, which nothing else may be in"))
 	}
 	// Before the first key and the PIN are read.
 	if inForce, err := memory.Close(); err != nil {
@@ -94,6 +100,7 @@ func (e *embedded) newServer(check bool) (err error) {
 		RSAFailure:    e.cfg.RSAFailure,
 		RSAWorkers:    int(e.cfg.RSAWorkers),
 		MaxInFlight:   int(e.cfg.MaxInFlight),
+		Metrics:       e.counts,
 		Logger:        e.log,
 	}
 	if check { // The summary has what there is to say.
@@ -196,6 +203,10 @@ func (e *embedded) warnings() []string {
 	return warnings
 }
 
+func (e *embedded) metrics() []prometheus.Collector {
+	return []prometheus.Collector{e.counts, keyserver.TokenMetrics(e.keys.Tokens)}
+}
+
 func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	row := func(cells ...string) { fmt.Fprintf(w, "%-9s  %s\n", cells[0], cells[1]) }
 	row("embedded", e.file)
@@ -228,3 +239,16 @@ func (e pinError) Unwrap() error { return e.error }
 
 // ExitStatus is that of the program.
 func (pinError) ExitStatus() int { return 3 }
+
+// toStdout reports whether an access log goes to standard output.
+func toStdout(cfg edgeserver.Config) bool {
+	if cfg.AccessLog.File == "-" {
+		return true
+	}
+	for _, site := range cfg.Sites {
+		if site.AccessLog != nil && site.AccessLog.File == "-" {
+			return true
+		}
+	}
+	return false
+}

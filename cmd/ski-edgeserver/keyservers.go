@@ -80,8 +80,9 @@ func (all keyServers) transports() map[string]ski.Transport {
 }
 
 // openKeyServers makes the clients of the key servers that sites of cfg use, or
-// takes them over from before, where they are the same.
-func openKeyServers(cfg edgeserver.Config, before keyServers, log *slog.Logger) (keyServers, error) {
+// takes them over from before, where they are the same. count is told of each
+// question to one, by its URL.
+func openKeyServers(cfg edgeserver.Config, before keyServers, count func(url string, a ski.Attempt), log *slog.Logger) (keyServers, error) {
 	all := keyServers{}
 	used := cfg.UsedKeyServers()
 	for _, name := range slices.Sorted(maps.Keys(used)) {
@@ -93,6 +94,7 @@ func openKeyServers(cfg edgeserver.Config, before keyServers, log *slog.Logger) 
 				return nil, err
 			}
 			k.from = from
+			k.client.OnAttempt = func(a ski.Attempt) { count(k.URL(a.Transport), a) }
 		}
 		k.users.Add(1)
 		all[name] = k

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/ski"
 )
 
 // A key server that is as it was keeps its client, which is closed with the last
@@ -22,7 +23,7 @@ func TestKeyServersAcrossConfigurations(t *testing.T) {
 	cfg := edgeserver.Config{KeyServer: base, Sites: []edgeserver.Site{{Default: true}}}
 	log := slog.New(slog.DiscardHandler)
 	open := func(cfg edgeserver.Config, before keyServers) keyServers {
-		all, err := openKeyServers(cfg, before, log)
+		all, err := openKeyServers(cfg, before, func(string, ski.Attempt) {}, log)
 		require.NoError(t, err)
 		return all
 	}
@@ -49,7 +50,7 @@ func TestKeyServersAcrossConfigurations(t *testing.T) {
 	third.Close()
 
 	require.NoError(t, os.WriteFile(base.Key, []byte("no key"), 0o600))
-	_, err = openKeyServers(other, fourth, log)
+	_, err = openKeyServers(other, fourth, func(string, ski.Attempt) {}, log)
 	assert.ErrorContains(t, err, "edge.key")
 	assert.False(t, closed(fourth[""]))
 	fourth.Close()

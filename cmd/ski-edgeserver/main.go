@@ -7,9 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"strings"
+	"syscall"
 
 	"github.com/tlsski/tlsski/edgeserver"
 )
@@ -63,6 +66,7 @@ the default, or what else could be there.
       certificates: [ecdsa.pem, rsa.pem]    # chains, without private keys
       proxy: http://127.0.0.1:8080
                              # or https://, or h2c:// for HTTP/2 without TLS (gRPC)
+      # origin_timeout: 1m   # for the origin to begin its answer; then 504
       # static: ./htdocs     # instead of proxy
       # tcp: 127.0.0.1:1883  # instead of proxy: not HTTP, what is within TLS as it is
       # alpn: [mqtt]         # tcp: the protocols that clients can ask for
@@ -97,6 +101,12 @@ the default, or what else could be there.
     # write_timeout: 1m      # to take a piece of an answer
     # idle_timeout: 2m       # without a request
   # shutdown_delay: 0s       # goes on so long, not ready, before it stops
+  # access_log:              # a line for each request, or 'access_log' of a site
+  #   file: off              # a file; "-" is standard output, stderr standard error
+  #   format: json           # or combined, Apache's
+  #   query: false           # with the queries of URLs, which often have secrets in them
+  # metrics: 127.0.0.1:9685  # GET /metrics, /healthz and /readyz; default: nowhere
+  # metrics_public: false    # lets metrics be an address that others reach
   # shutdown_timeout: 10s    # for requests in flight
   # key_log: keys.txt      # the secrets of all connections, for debugging only
   # log: {level: info, format: text}    # debug, warn, error; json
@@ -121,7 +131,8 @@ On SIGHUP, and when one of them changes, it reads the configuration and the file
 it names again: new connections get what is new, those that there are go on and
 end with the answer to their next request. A configuration with a fault in it is
 refused with a line in the log, and the one before stays. What stands in log,
-embedded and keyserver.yaml takes a restart.
+embedded, metrics and keyserver.yaml takes a restart. On SIGHUP the files of access
+logs are opened anew, too.
 On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A
 second signal ends it at once.
 systemd is told when it is ready, reloads and stops (Type=notify), and that it is
@@ -184,6 +195,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(endpoints(cfg), ","), "sites", len(cfg.Sites))
+	// What net/http has to say of origins' connections it says to the standard
+	// library's log.
+	slog.SetDefault(log)
+	// A reader of standard output or error that has gone is an error of the write,
+	// not the end of the edge server.
+	signal.Ignore(syscall.SIGPIPE)
+	stopMetrics, err := serveMetrics(cfg, d.srv, own, log)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	defer stopMetrics()
 	d.sockets = passed
 	d.keyServers.start()
 	if err := d.serve(); err != nil {

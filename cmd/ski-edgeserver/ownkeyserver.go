@@ -3,6 +3,8 @@ package main
 import (
 	"io"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/tlsski/tlsski/edgeserver"
 	"github.com/tlsski/tlsski/ski"
 )
@@ -14,6 +16,8 @@ type ownKeyServer interface {
 	ski.Transport
 	// summary prints what -check has found of it.
 	summary(w io.Writer, sites []edgeserver.SiteInfo)
+	// metrics are its own.
+	metrics() []prometheus.Collector
 	// close ends it, when the handshakes have ended.
 	close()
 }

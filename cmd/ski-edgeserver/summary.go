@@ -33,6 +33,12 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 			fmt.Fprintf(w, "           balance %s, hedge max_extra %g\n", k.Balance, hedged)
 		}
 	}
+	if cfg.Metrics != "" {
+		fmt.Fprintf(w, "metrics    %s\n", cfg.Metrics)
+	}
+	if warning := metricsWarning(cfg); warning != "" {
+		fmt.Fprintf(w, "warning    %s\n", warning)
+	}
 	if cfg.KeyLog != "" {
 		fmt.Fprintf(w, "warning    key_log writes the secrets of every connection to %s\n", cfg.KeyLog)
 	}
@@ -76,6 +82,9 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 			fmt.Fprintf(w, "           tickets shared, ticket_site %s\n", site.TicketSiteName())
 		case edgeserver.TicketsOff:
 			fmt.Fprintln(w, "           tickets off")
+		}
+		if log := cfg.AccessLogOf(site.Site); log.File != "off" {
+			fmt.Fprintf(w, "           access log %s, %s\n", log.File, log.Format)
 		}
 		if site.LegacyMasterSecret {
 			fmt.Fprintln(w, "           warning: legacy_master_secret accepts clients without extended master secret")

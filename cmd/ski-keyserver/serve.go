@@ -11,7 +11,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
 	"github.com/tlsski/tlsski/cmd/internal/keyparts"
+	"github.com/tlsski/tlsski/cmd/internal/monitor"
 	"github.com/tlsski/tlsski/keyserver"
 )
 
@@ -60,7 +63,10 @@ func serve(p *parts, box *sandbox, log *slog.Logger, stderr io.Writer) int {
 	}
 	var metrics *http.Server
 	if p.cfg.Metrics != "" {
-		if metrics, err = serveMetrics(p.cfg.Metrics, server.Health, log, p.metrics, keyserver.TokenMetrics(p.keys.Tokens)); err != nil {
+		health := func(context.Context) error { return server.Health() }
+		// Not those of the process: the sandbox keeps /proc from it.
+		if metrics, err = monitor.Serve(p.cfg.Metrics, map[string]monitor.Check{"/healthz": health}, log,
+			p.metrics, keyserver.TokenMetrics(p.keys.Tokens), collectors.NewGoCollector()); err != nil {
 			_ = all.Close()
 			return fail(stderr, err)
 		}

@@ -56,8 +56,8 @@ type place struct {
 }
 
 type retired struct {
-	client Client
-	at     time.Time
+	place
+	at time.Time
 }
 
 // NewSet gives client the Transports for the URLs, the preferred first. Nothing
@@ -243,7 +243,7 @@ func (s *Set) apply(found map[string][]netip.Addr) {
 	}
 	for _, p := range s.clients {
 		if !slices.Contains(next, p) {
-			s.retired = append(s.retired, retired{p.client, time.Now()})
+			s.retired = append(s.retired, retired{p, time.Now()})
 		}
 	}
 	if slices.Equal(next, s.clients) {
@@ -262,6 +262,24 @@ func (s *Set) replace() (endpoints []string) {
 	}
 	s.client.Replace(transports)
 	return endpoints
+}
+
+// URL returns the one of the URLs that a Transport of the Client is for, or "" if
+// it is gone.
+func (s *Set) URL(t ski.Transport) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.clients {
+		if p.client == t {
+			return p.url
+		}
+	}
+	for _, r := range s.retired {
+		if r.client == t {
+			return r.url
+		}
+	}
+	return ""
 }
 
 // closeRetired closes the clients that were retired before a time.

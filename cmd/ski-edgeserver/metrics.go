@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/tlsski/tlsski/cmd/internal/monitor"
+	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/ski"
+)
+
+// serveMetrics answers GET /metrics, /healthz and /readyz where the configuration
+// says so, until the returned function is called: while the server drains, too.
+func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServer, log *slog.Logger) (func(), error) {
+	if cfg.Metrics == "" {
+		return func() {}, nil
+	}
+	metrics := []prometheus.Collector{
+		srv.Metrics(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	}
+	if own != nil {
+		metrics = append(metrics, own.metrics()...)
+	}
+	live := func(context.Context) error { return nil }
+	server, err := monitor.Serve(cfg.Metrics, map[string]monitor.Check{"/healthz": live, "/readyz": srv.Ready}, log, metrics...)
+	if err != nil {
+		return nil, err
+	}
+	log.Info("metrics", "addr", server.Addr)
+	if warning := metricsWarning(cfg); warning != "" {
+		log.Warn("unsafe choice", "what", warning)
+	}
+	return func() { server.Close() }, nil
+}
+
+// metricsWarning returns what the operator should know of the address, or "".
+func metricsWarning(cfg edgeserver.Config) string {
+	host, _, err := net.SplitHostPort(cfg.Metrics)
+	if err != nil {
+		return ""
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Unmap().IsLoopback() {
+		return ""
+	}
+	return "metrics_public: whoever reaches " + cfg.Metrics + " reads the names of sites and key servers, and how much they are used"
+}
+
+// count counts a question to a key server.
+func (d *daemon) count(url string, a ski.Attempt) { d.srv.Metrics().Attempted(url, a) }
+
+// firstExpiry returns when the first of the edge server's own certificates ends,
+// or the zero time where it has pre-shared keys alone.
+func (all keyServers) firstExpiry() (first time.Time) {
+	for _, k := range all {
+		if leaf := k.identity.Leaf; leaf != nil && (first.IsZero() || leaf.NotAfter.Before(first)) {
+			first = leaf.NotAfter
+		}
+	}
+	return first
+}
