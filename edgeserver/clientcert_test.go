@@ -281,9 +281,9 @@ func TestFieldsAboutTheClientAreNotTheClientsToSend(t *testing.T) {
 			}
 			c, err := e.dial(p, client)
 			require.NoError(t, err)
-			io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+name+"\r\nConnection: close, Client-Cert, Forwarded\r\n"+
+			io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+name+"\r\nConnection: close, Client-Cert, Forwarded, X-Request-Id\r\n"+
 				"Client-Cert: :Zm9yZ2Vk:\r\nclient-cert: :Zm9yZ2Vk:\r\nClient_Cert: :Zm9yZ2Vk:\r\nCLIENT-CERT_CHAIN: :Zm9yZ2Vk:\r\nClient-Cert-Chain: :Zm9yZ2Vk:\r\n"+
-				"X_Forwarded_For: forged\r\nX-Other: kept\r\nTransfer-Encoding: chunked\r\nTrailer: Client-Cert\r\n\r\n"+
+				"X_Forwarded_For: forged\r\nX.Forwarded-For: forged\r\nX_Request_Id: forged\r\nX.Request-Id: forged\r\nClient.Cert: forged\r\nClient~Cert: forged\r\nProxy: forged\r\nX-Other: kept\r\nTransfer-Encoding: chunked\r\nTrailer: Client-Cert\r\n\r\n"+
 				"1\r\nx\r\n0\r\nClient-Cert: :Zm9yZ2Vk:\r\n\r\n")
 			_, err = io.ReadAll(c)
 			require.NoError(t, err)

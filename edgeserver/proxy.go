@@ -23,6 +23,7 @@ const maxOriginHeader = 256 << 10
 type proxy struct {
 	httputil.ReverseProxy
 	transport *http.Transport
+	hasFolder bool // the origin's URL has a path, which requests do not leave
 }
 
 // defaultOriginTimeout is that of Site.OriginTimeout.
@@ -57,9 +58,13 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 	}
 	return &proxy{
 		transport: transport,
+		hasFolder: strings.Trim(origin.Path, "/") != "",
 		ReverseProxy: httputil.ReverseProxy{
 			Rewrite: func(r *httputil.ProxyRequest) {
 				r.SetURL(origin)
+				// What is in it is between client and origin: net/http/httputil
+				// leaves out what it cannot parse.
+				r.Out.URL.RawQuery = escapedQuery(r.In.URL.RawQuery)
 				// The site's own name, without which an origin cannot make a
 				// link to itself or tell its own sites apart.
 				r.Out.Host = r.In.Host
@@ -93,6 +98,10 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 
 // ServeHTTP forwards a request.
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if p.hasFolder && climbs(r.URL.Path) {
+		refuse(w, r, http.StatusBadRequest, "The request's target has '..' in it.")
+		return
+	}
 	if r.ContentLength == 0 {
 		p.ReverseProxy.ServeHTTP(w, r)
 		return
