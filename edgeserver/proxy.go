@@ -82,8 +82,14 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 			},
 			Transport: transport,
 			ModifyResponse: func(resp *http.Response) error {
-				if u := uploadFrom(resp.Request.Context()); u != nil {
+				ctx := resp.Request.Context()
+				if u := uploadFrom(ctx); u != nil {
 					u.answered(resp)
+				}
+				// Again, since httputil.ReverseProxy takes all fields back after an
+				// informational answer.
+				if c := connFrom(ctx); c != nil && c.gen.leaves() && resp.StatusCode != http.StatusSwitchingProtocols {
+					resp.Header.Set("Connection", "close")
 				}
 				watchOrigin(resp, log)
 				return keepFromOthers(resp)

@@ -269,6 +269,12 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, c *conn) {
 		refuse(w, r, http.StatusNotImplemented, "There are no tunnels here.")
 		return
 	}
+	if c.gen.leaves() && (c.site.Proxy == "" || r.Header.Get("Upgrade") == "") {
+		// The client's next connection is of the new configuration, or at another
+		// edge server. For HTTP/2 net/http makes a GOAWAY of it. Where there is an
+		// origin, whether it upgrades the connection is seen by its answer.
+		w.Header().Set("Connection", "close")
+	}
 	if r.Host == "" {
 		// A request of HTTP/1.0, or one that leaves it to the origin whose it is:
 		// it is this site's.
@@ -278,11 +284,6 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, c *conn) {
 		s.log.Debug("malformed request", append(about(c, r), slog.String("field", what))...)
 		refuse(w, r, http.StatusBadRequest, "The request's "+what+" is malformed.")
 		return
-	}
-	if (c.gen.old.Load() || s.Draining()) && r.Header.Get("Upgrade") == "" {
-		// The client's next connection is of the new configuration, or at another
-		// edge server. For HTTP/2 net/http makes a GOAWAY of it.
-		w.Header().Set("Connection", "close")
 	}
 	if name, _ := hostName(r.Host); c.gen.sites.at(c.LocalAddr()).find(name) != c.site {
 		// RFC 9110, Section 15.5.20: the client takes another connection, whose
