@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -82,6 +83,9 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 			},
 			Transport: transport,
 			ModifyResponse: func(resp *http.Response) error {
+				if resp.StatusCode < http.StatusOK && resp.StatusCode != http.StatusSwitchingProtocols {
+					return fmt.Errorf("%d is no status of an answer", resp.StatusCode) // net/http would panic
+				}
 				ctx := resp.Request.Context()
 				if u := uploadFrom(ctx); u != nil {
 					u.answered(resp)
