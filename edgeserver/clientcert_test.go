@@ -306,6 +306,30 @@ func TestFieldsAboutTheClientAreNotTheClientsToSend(t *testing.T) {
 	}
 }
 
+// TestAClientsCertificateDoesNotFillTheLog: crypto/x509 quotes the names in it.
+func TestAClientsCertificateDoesNotFillTheLog(t *testing.T) {
+	p, ca := newPKI(t), newClientCA(t, "authority")
+	forger := newClientCA(t, strings.Repeat("x", 5_000)) // its intermediate is not the one that has signed
+	alice := forger.alice(t)
+	template := *forger.intermediate
+	template.PublicKey, template.SubjectKeyId = nil, nil
+	other, _ := sign(t, &template, nil, nil)
+	alice.Certificate[1] = other.Raw
+	for _, way := range ways {
+		e := start(t, Config{Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: p.dir, Engine: way.engine,
+			ClientCertificates: ClientCertificates{Mode: ClientCertificatesRequired, CA: ca.file}}}}, p.transport())
+		_, err := e.dialAndRead(p, &tls.Config{ServerName: "a.test", MaxVersion: way.version,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &alice, nil }})
+		require.Error(t, err)
+		require.Eventually(t, func() bool {
+			return containsMatch(e.log.String(), `handshake refused: .* reason="unknown authority" error=.*\n`)
+		}, 10*time.Second, time.Millisecond)
+		for line := range strings.Lines(e.log.String()) {
+			assert.Less(t, len(line), 1000, way.name)
+		}
+	}
+}
+
 // TestClientCertificatesOfCurlAndOpenSSL: the alerts, the authorities that a
 // client is told, and resumption, as others see them.
 func TestClientCertificatesOfCurlAndOpenSSL(t *testing.T) {
