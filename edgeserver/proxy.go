@@ -76,6 +76,8 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 					r.Out.Header.Del("Connection")
 					r.Out.Header.Del("Upgrade")
 				}
+				// The next request on the connection to the origin can be another client's.
+				r.Out.Close = provesConnection(r.Out.Header)
 				if u := uploadFrom(r.Out.Context()); u != nil {
 					u.trailer = r.Out.Trailer
 				}

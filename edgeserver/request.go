@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
@@ -54,7 +53,26 @@ func hostName(host string) (name string, ok bool) {
 
 // climbs reports whether a path has a segment "..", with which an origin that
 // resolves it (RFC 3986, Section 5.2.4) leaves the folder that it is appended to.
-func climbs(path string) bool { return slices.Contains(strings.Split(path, "/"), "..") }
+func climbs(path string) bool {
+	for segment := range strings.SplitSeq(path, "/") {
+		if segment == ".." {
+			return true
+		}
+	}
+	return false
+}
+
+// provesConnection reports whether an origin can take what a client proves with a request
+// for true of all that come on the same connection (RFC 4559, Section 6).
+func provesConnection(h http.Header) bool {
+	for _, value := range h["Authorization"] {
+		scheme, _, _ := strings.Cut(value, " ")
+		if strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
+			return true
+		}
+	}
+	return false
+}
 
 // escapedQuery returns a query as it can stand in a request line: url.URL leaves
 // it as the client has sent it, and HTTP/2 has it with spaces, at which a request

@@ -121,6 +121,29 @@ func TestAnOriginsFolderIsNotLeft(t *testing.T) {
 	})
 }
 
+// TestAConnectionThatAClientHasProvedItselfOnIsNotForOthers: NTLM is about the
+// connection, which is the edge's and carries everybody's requests.
+func TestAConnectionThatAClientHasProvedItselfOnIsNotForOthers(t *testing.T) {
+	addr := origin(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.RemoteAddr) })
+	withEachEngine(t, Site{Proxy: "http://" + addr}, func(t *testing.T, p *testPKI, e *edge) {
+		for _, scheme := range []string{"NTLM", "negotiate"} {
+			var last string
+			for _, authorization := range []string{scheme + " TlRMTVNTUAAB", ""} {
+				req, err := http.NewRequest("GET", "https://a.test/", nil)
+				require.NoError(t, err)
+				req.Header.Set("Authorization", authorization)
+				resp, err := e.client(t, p).Do(req)
+				require.NoError(t, err)
+				body, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				resp.Body.Close()
+				assert.NotEqual(t, last, string(body), scheme)
+				last = string(body)
+			}
+		}
+	})
+}
+
 // TestAQueryIsPassedOnAsItIs: also where Go's parser makes nothing of it.
 func TestAQueryIsPassedOnAsItIs(t *testing.T) {
 	tap := newWiretap(t, okAnswer)
