@@ -145,6 +145,10 @@ func TestNothingIsLeftOfClientsThatLeave(t *testing.T) {
 				require.FailNow(t, "a generation does not end")
 			}
 		}
+		require.Eventually(t, func() bool {
+			usage := e.Usage()
+			return usage.Connections == 0 && usage.Handshakes == 0
+		}, 30*time.Second, time.Millisecond)
 		for _, g := range append(generations, e.current()) {
 			want := 0
 			if g == e.current() {

@@ -52,10 +52,11 @@ func hostName(host string) (name string, ok bool) {
 }
 
 // climbs reports whether a path has a segment "..", with which an origin that
-// resolves it (RFC 3986, Section 5.2.4) leaves the folder that it is appended to.
+// resolves it (RFC 3986, Section 5.2.4) leaves the folder that it is appended to. Some
+// separate with a backslash too, and leave out what is after a semicolon.
 func climbs(path string) bool {
-	for segment := range strings.SplitSeq(path, "/") {
-		if segment == ".." {
+	for segment := range strings.FieldsFuncSeq(path, func(c rune) bool { return c == '/' || c == '\\' }) {
+		if before, _, _ := strings.Cut(segment, ";"); before == ".." {
 			return true
 		}
 	}

@@ -100,8 +100,8 @@ func TestAnOriginsFolderIsNotLeft(t *testing.T) {
 	tap := newWiretap(t, okAnswer)
 	withEachEngine(t, Site{Proxy: "http://" + tap.addr + "/app/"}, func(t *testing.T, p *testPKI, e *edge) {
 		for target, want := range map[string]string{
-			"/a": "/app/a", "/a..b/...": "/app/a..b/...", "/?../..": "/app/?../..", "https://a.test": "/app/",
-			"/../admin": "", "/a/..": "", "/%2e%2E/admin": "", "/..%2fadmin": "", "/x/%2e./": "", "https://a.test/../admin": "",
+			"/a": "/app/a", "/a..b/...;..": "/app/a..b/...;..", "/?../..": "/app/?../..", "https://a.test": "/app/",
+			"/../admin": "", "/a/..": "", "/%2e%2E/admin": "", "/..%2fadmin": "", "/x/%2e./": "", "/..;a=b/admin": "", "/..%5cadmin": "", `/a\..\admin`: "", "https://a.test/../admin": "",
 		} {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 			require.NoError(t, err)
