@@ -70,9 +70,9 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 				// link to itself or tell its own sites apart.
 				r.Out.Host = r.In.Host
 				forward.set(r)
-				// An origin that spoke HTTP/2 from here on would take requests
-				// that the edge has not seen.
-				if offers(r.Out.Header, h2c) {
+				// An origin that spoke HTTP from here on, in whatever form, would take
+				// requests that the edge has not seen.
+				if offersHTTP(r.Out.Header) {
 					r.Out.Header.Del("Connection")
 					r.Out.Header.Del("Upgrade")
 				}
@@ -127,11 +127,12 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// offers reports whether a client would like to go on in a protocol (RFC 9110,
-// Section 7.8).
-func offers(h http.Header, protocol string) bool {
+// offersHTTP reports whether a client would like to go on in HTTP, or in TLS with
+// that in it (RFC 9110, Section 7.8; RFC 2817).
+func offersHTTP(h http.Header) bool {
 	for name := range strings.SplitSeq(strings.Join(h["Upgrade"], ","), ",") {
-		if strings.EqualFold(strings.TrimSpace(name), protocol) {
+		switch name, _, _ = strings.Cut(strings.ToLower(strings.TrimSpace(name)), "/"); name {
+		case h2c, "h2", "http", "tls":
 			return true
 		}
 	}

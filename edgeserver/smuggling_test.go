@@ -381,6 +381,9 @@ func TestFieldsForTheNextHopOnly(t *testing.T) {
 			"Connection: X-Forwarded-For, X-Forwarded-Proto\r\n",
 			"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
 			"Connection: Upgrade\r\nUpgrade: websocket, H2C\r\n",
+			"Connection: Upgrade\r\nUpgrade: h2\r\n",
+			"Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n",
+			"Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n",
 			"Proxy-Connection: keep-alive\r\nKeep-Alive: timeout=9\r\nTE: gzip\r\nProxy-Authorization: Basic eDp5\r\n",
 		} {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
