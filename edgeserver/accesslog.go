@@ -86,6 +86,7 @@ const (
 	maxLoggedHost   = 255
 	maxLoggedURL    = 2048
 	maxLoggedAgent  = 512
+	maxLoggedError  = 300 // which can quote what an origin has sent instead of an answer, or a client's certificate
 )
 
 // accessRecord is a line of an access log.

@@ -188,15 +188,6 @@ func (n *names) find(name string) *site {
 	return n.fallback
 }
 
-// findHost is find for the value of a Host field or an :authority, which may
-// have a port.
-func (n *names) findHost(host string) *site {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	return n.find(host)
-}
-
 // byAddress returns the sites for each address that a site names, with port 0
 // for the other ports, and for all other addresses, which are the zero AddrPort.
 func byAddress(all []*site) map[netip.AddrPort]*names {

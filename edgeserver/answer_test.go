@@ -309,7 +309,7 @@ func TestAccessLogOfLongRequests(t *testing.T) {
 		strings.Repeat("u", 10000), strings.Repeat("h", 10000), strings.Repeat("\xff", 10000), strings.Repeat("r", 10000))
 	line, err := textproto.NewReader(bufio.NewReader(c)).ReadLine()
 	require.NoError(t, err)
-	assert.Equal(t, "HTTP/1.1 405 Method Not Allowed", line)
+	assert.Equal(t, "HTTP/1.1 400 Bad Request", line)
 	records := recordsOf(t, name, 1)
 	data, err := os.ReadFile(name)
 	require.NoError(t, err)

@@ -281,9 +281,9 @@ func TestFieldsAboutTheClientAreNotTheClientsToSend(t *testing.T) {
 			}
 			c, err := e.dial(p, client)
 			require.NoError(t, err)
-			io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+name+"\r\nConnection: close, Client-Cert, Forwarded\r\n"+
+			io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+name+"\r\nConnection: close, Client-Cert, Forwarded, X-Request-Id\r\n"+
 				"Client-Cert: :Zm9yZ2Vk:\r\nclient-cert: :Zm9yZ2Vk:\r\nClient_Cert: :Zm9yZ2Vk:\r\nCLIENT-CERT_CHAIN: :Zm9yZ2Vk:\r\nClient-Cert-Chain: :Zm9yZ2Vk:\r\n"+
-				"X_Forwarded_For: forged\r\nX-Other: kept\r\nTransfer-Encoding: chunked\r\nTrailer: Client-Cert\r\n\r\n"+
+				"X_Forwarded_For: forged\r\nX.Forwarded-For: forged\r\nX_Request_Id: forged\r\nX.Request-Id: forged\r\nClient.Cert: forged\r\nClient~Cert: forged\r\nProxy: forged\r\nX-Other: kept\r\nTransfer-Encoding: chunked\r\nTrailer: Client-Cert\r\n\r\n"+
 				"1\r\nx\r\n0\r\nClient-Cert: :Zm9yZ2Vk:\r\n\r\n")
 			_, err = io.ReadAll(c)
 			require.NoError(t, err)
@@ -302,6 +302,30 @@ func TestFieldsAboutTheClientAreNotTheClientsToSend(t *testing.T) {
 			} else {
 				assert.NotContains(t, r.Header, "Client-Cert")
 			}
+		}
+	}
+}
+
+// TestAClientsCertificateDoesNotFillTheLog: crypto/x509 quotes the names in it.
+func TestAClientsCertificateDoesNotFillTheLog(t *testing.T) {
+	p, ca := newPKI(t), newClientCA(t, "authority")
+	forger := newClientCA(t, strings.Repeat("x", 5_000)) // its intermediate is not the one that has signed
+	alice := forger.alice(t)
+	template := *forger.intermediate
+	template.PublicKey, template.SubjectKeyId = nil, nil
+	other, _ := sign(t, &template, nil, nil)
+	alice.Certificate[1] = other.Raw
+	for _, way := range ways {
+		e := start(t, Config{Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: p.dir, Engine: way.engine,
+			ClientCertificates: ClientCertificates{Mode: ClientCertificatesRequired, CA: ca.file}}}}, p.transport())
+		_, err := e.dialAndRead(p, &tls.Config{ServerName: "a.test", MaxVersion: way.version,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &alice, nil }})
+		require.Error(t, err)
+		require.Eventually(t, func() bool {
+			return containsMatch(e.log.String(), `handshake refused: .* reason="unknown authority" error=.*\n`)
+		}, 10*time.Second, time.Millisecond)
+		for line := range strings.Lines(e.log.String()) {
+			assert.Less(t, len(line), 1000, way.name)
 		}
 	}
 }

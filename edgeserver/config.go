@@ -143,8 +143,8 @@ type Site struct {
 	// sends, an end without close_notify too, is that of what the other receives.
 	TCP string `yaml:"tcp"`
 	// ALPN are the names of the protocols behind TCP (RFC 7301), in order of
-	// preference. A client that offers others alone is refused. Default: none is
-	// agreed on.
+	// preference. A client that offers others alone is refused. Default: any, of
+	// which none is agreed on, but one that offers HTTP alone is refused.
 	ALPN []string `yaml:"alpn"`
 	// ProxyProtocol begins each connection to TCP with a header of the PROXY
 	// protocol, version 2, with the client's address and the one it has connected

@@ -79,9 +79,8 @@ func (c *conn) admit() error {
 	return nil
 }
 
-// begin is called with the ClientHello, from which on a handshake counts.
-func (c *conn) begin(serverName string) error {
-	c.serverName = serverName
+// begin is called once the ClientHello is there, from which on a handshake counts.
+func (c *conn) begin() error {
 	c.Conn.SetReadDeadline(time.Time{}) // That of the ClientHello; the context has that of the rest.
 	if err := c.bounds.begin(c.gen.cfg.Limits.Handshakes); err != nil {
 		return err

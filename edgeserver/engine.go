@@ -84,12 +84,17 @@ func (e *engines) isForSplit(local net.Addr, hello *split.ClientHello) bool {
 // splitConfig is split.GetConfig.
 func (e *engines) splitConfig(ctx context.Context, hello *split.ClientHello) (*split.Config, error) {
 	c := connFrom(ctx)
-	if err := c.begin(hello.ServerName); err != nil {
+	bound := e.sites.bind(c, hello.ServerName)
+	if err := c.begin(); err != nil {
 		return nil, err
 	}
-	if c.site = e.sites.at(c.LocalAddr()).find(hello.ServerName); c.site == nil {
-		c.unknown = true
+	if !bound || c.site.split == nil {
 		return nil, nil
+	}
+	if c.site.refusesHTTP(hello.ALPNProtocols) {
+		config := *c.site.split
+		config.NextProtos = notHTTP
+		return &config, nil
 	}
 	return c.site.split, nil
 }

@@ -41,7 +41,7 @@ func (f *forwarding) set(r *httputil.ProxyRequest) {
 		}
 	}
 	for name := range r.Out.Trailer {
-		if f.strips(name, false) {
+		if f.strips(name, false) || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidTrailerHeader(name) {
 			delete(r.Out.Trailer, name)
 		}
 	}
@@ -71,15 +71,21 @@ func (f *forwarding) set(r *httputil.ProxyRequest) {
 }
 
 // strips reports whether a client's field goes no further. Origins that make
-// environment variables of field names (RFC 3875, Section 4.1.18) take Client_Cert
-// for Client-Cert.
+// environment variables of field names (RFC 3875, Section 4.1.18) take Client_Cert,
+// some Client.Cert too, for Client-Cert, and find a proxy of theirs in Proxy.
 func (f *forwarding) strips(name string, trusted bool) bool {
-	plain := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+	lower := strings.ToLower(name)
+	plain := strings.Map(func(c rune) rune {
+		if 'a' <= c && c <= 'z' || '0' <= c && c <= '9' {
+			return c
+		}
+		return '-'
+	}, lower)
 	switch {
-	case plain == "client-cert" || plain == "client-cert-chain" || plain == "x-request-id": // newProxy sets the last
+	case plain == "client-cert" || plain == "client-cert-chain" || plain == "proxy" || plain == "x-request-id": // newProxy sets the last
 		return true
 	case plain == "forwarded" || plain == "x-real-ip" || strings.HasPrefix(plain, "x-forwarded-"):
-		return !trusted || strings.Contains(name, "_")
+		return !trusted || plain != lower
 	}
 	return false
 }

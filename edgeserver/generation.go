@@ -25,9 +25,10 @@ type generation struct {
 	keys    *keyLog
 	feeds   ticketFeeds
 
-	*refs             // the connections, what goes on on them, and the Server while this is current
-	old   atomic.Bool // another one is current
-	ended chan struct{}
+	*refs                 // the connections, what goes on on them, and the Server while this is current
+	old      atomic.Bool  // another one is current
+	draining *atomic.Bool // the Server's
+	ended    chan struct{}
 
 	ending sync.Once
 }
@@ -39,7 +40,7 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	g := &generation{cfg: cfg, refs: newRefs(), ended: make(chan struct{})}
+	g := &generation{cfg: cfg, refs: newRefs(), draining: &s.draining, ended: make(chan struct{})}
 	for i, site := range cfg.Sites {
 		if transport(site.KeyServer) == nil {
 			return nil, cfg.errorf(fmt.Sprintf("sites[%d].keyserver", i), "there is no Transport for it")
@@ -96,6 +97,10 @@ func (s *Server) newHTTP(g *generation, site *site) *http.Server {
 	h.Protocols.SetUnencryptedHTTP2(g.engines.anySplit) // for http2Conn, which is encrypted
 	return h
 }
+
+// leaves reports whether clients are to make their next request on another
+// connection.
+func (g *generation) leaves() bool { return g.old.Load() || g.draining.Load() }
 
 // close ends what g has open, and its connections for HTTP, if any are left.
 func (g *generation) close() error {

@@ -213,7 +213,7 @@ func (h *handshaker) report(c *conn, outcome string, took time.Duration, err err
 	case handshakeUnknown:
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake refused: no site has the server name", attrs...)
 	case handshakeCertificate:
-		attrs = append(attrs, slog.String("reason", refusedCertificate(err)), slog.Any("error", err))
+		attrs = append(attrs, slog.String("reason", refusedCertificate(err)), slog.String("error", printable(err.Error(), maxLoggedError)))
 		h.server.log.LogAttrs(h.ctx, slog.LevelInfo, "handshake refused: the site does not accept the client's certificate", attrs...)
 	case handshakeProxyHeader:
 		attrs = append(attrs, slog.Any("error", err))
@@ -222,7 +222,7 @@ func (h *handshaker) report(c *conn, outcome string, took time.Duration, err err
 		if hasProxyHeader(err) {
 			err = errors.New("a PROXY header that proxy_protocol.from does not allow")
 		}
-		attrs = append(attrs, slog.String("outcome", outcome), slog.Any("error", err))
+		attrs = append(attrs, slog.String("outcome", outcome), slog.String("error", printable(err.Error(), maxLoggedError)))
 		h.server.log.LogAttrs(h.ctx, slog.LevelDebug, "handshake failed", attrs...)
 	}
 }

@@ -40,7 +40,7 @@ func originFailed(w http.ResponseWriter, r *http.Request, err error, log *slog.L
 	case originUnreachable:
 		text = "The origin server of this site cannot be reached."
 	}
-	log.Warn("the origin failed", "status", status, "reason", a.origin, "error", err)
+	log.Warn("the origin failed", "status", status, "reason", a.origin, "error", printable(err.Error(), maxLoggedError))
 	refuse(w, r, status, text)
 }
 
@@ -78,7 +78,7 @@ func (b *originBody) Read(p []byte) (int, error) {
 	if err != nil && err != io.EOF && b.request.Context().Err() == nil {
 		answerFrom(b.request.Context()).origin = originReason(err)
 		b.log.Warn("the origin has ended its answer too soon", "remote", b.request.RemoteAddr,
-			"request_id", b.request.Header.Get(requestIDHeader), "error", err)
+			"request_id", b.request.Header.Get(requestIDHeader), "error", printable(err.Error(), maxLoggedError))
 	}
 	return n, err
 }

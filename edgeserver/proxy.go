@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ const maxOriginHeader = 256 << 10
 type proxy struct {
 	httputil.ReverseProxy
 	transport *http.Transport
+	hasFolder bool // the origin's URL has a path, which requests do not leave
 }
 
 // defaultOriginTimeout is that of Site.OriginTimeout.
@@ -57,19 +59,25 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 	}
 	return &proxy{
 		transport: transport,
+		hasFolder: strings.Trim(origin.Path, "/") != "",
 		ReverseProxy: httputil.ReverseProxy{
 			Rewrite: func(r *httputil.ProxyRequest) {
 				r.SetURL(origin)
+				// What is in it is between client and origin: net/http/httputil
+				// leaves out what it cannot parse.
+				r.Out.URL.RawQuery = escapedQuery(r.In.URL.RawQuery)
 				// The site's own name, without which an origin cannot make a
 				// link to itself or tell its own sites apart.
 				r.Out.Host = r.In.Host
 				forward.set(r)
-				// An origin that spoke HTTP/2 from here on would take requests
-				// that the edge has not seen.
-				if offers(r.Out.Header, h2c) {
+				// An origin that spoke HTTP from here on, in whatever form, would take
+				// requests that the edge has not seen.
+				if offersHTTP(r.Out.Header) {
 					r.Out.Header.Del("Connection")
 					r.Out.Header.Del("Upgrade")
 				}
+				// The next request on the connection to the origin can be another client's.
+				r.Out.Close = provesConnection(r.Out.Header)
 				if u := uploadFrom(r.Out.Context()); u != nil {
 					u.trailer = r.Out.Trailer
 				}
@@ -77,8 +85,17 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 			},
 			Transport: transport,
 			ModifyResponse: func(resp *http.Response) error {
-				if u := uploadFrom(resp.Request.Context()); u != nil {
+				if resp.StatusCode < http.StatusOK && resp.StatusCode != http.StatusSwitchingProtocols {
+					return fmt.Errorf("%d is no status of an answer", resp.StatusCode) // net/http would panic
+				}
+				ctx := resp.Request.Context()
+				if u := uploadFrom(ctx); u != nil {
 					u.answered(resp)
+				}
+				// Again, since httputil.ReverseProxy takes all fields back after an
+				// informational answer.
+				if c := connFrom(ctx); c != nil && c.gen.leaves() && resp.StatusCode != http.StatusSwitchingProtocols {
+					resp.Header.Set("Connection", "close")
 				}
 				watchOrigin(resp, log)
 				return keepFromOthers(resp)
@@ -93,6 +110,10 @@ func newProxy(origin *url.URL, timeout time.Duration, forward *forwarding, log *
 
 // ServeHTTP forwards a request.
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if p.hasFolder && climbs(r.URL.Path) {
+		refuse(w, r, http.StatusBadRequest, "The request's target has '..' in it.")
+		return
+	}
 	if r.ContentLength == 0 {
 		p.ReverseProxy.ServeHTTP(w, r)
 		return
@@ -106,11 +127,12 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// offers reports whether a client would like to go on in a protocol (RFC 9110,
-// Section 7.8).
-func offers(h http.Header, protocol string) bool {
+// offersHTTP reports whether a client would like to go on in HTTP, or in TLS with
+// that in it (RFC 9110, Section 7.8; RFC 2817).
+func offersHTTP(h http.Header) bool {
 	for name := range strings.SplitSeq(strings.Join(h["Upgrade"], ","), ",") {
-		if strings.EqualFold(strings.TrimSpace(name), protocol) {
+		switch name, _, _ = strings.Cut(strings.ToLower(strings.TrimSpace(name)), "/"); name {
+		case h2c, "h2", "http", "tls":
 			return true
 		}
 	}

@@ -236,12 +236,14 @@ func (s *Server) Close() error {
 // serveHTTP answers a request.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connFrom(r.Context())
-	if !c.gen.acquire() { // The connection has ended meanwhile.
-		return
+	// Without an answer, which would be an empty one, where the connection has
+	// ended meanwhile, or the Server has.
+	if !c.gen.acquire() {
+		panic(http.ErrAbortHandler)
 	}
 	defer c.gen.release()
 	if !s.requests.acquire() {
-		return
+		panic(http.ErrAbortHandler)
 	}
 	defer s.requests.release()
 	s.answer(w, r, c)
@@ -267,13 +269,23 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, c *conn) {
 		refuse(w, r, http.StatusNotImplemented, "There are no tunnels here.")
 		return
 	}
-	if (c.gen.old.Load() || s.Draining()) && r.Header.Get("Upgrade") == "" {
+	if c.gen.leaves() && (c.site.Proxy == "" || r.Header.Get("Upgrade") == "") {
 		// The client's next connection is of the new configuration, or at another
-		// edge server. For HTTP/2 net/http makes a GOAWAY of it.
+		// edge server. For HTTP/2 net/http makes a GOAWAY of it. Where there is an
+		// origin, whether it upgrades the connection is seen by its answer.
 		w.Header().Set("Connection", "close")
 	}
-	// A request without a Host, which is one of HTTP/1.0, names no other site.
-	if r.Host != "" && c.gen.sites.at(c.LocalAddr()).findHost(r.Host) != c.site {
+	if r.Host == "" {
+		// A request of HTTP/1.0, or one that leaves it to the origin whose it is:
+		// it is this site's.
+		r.Host = c.serverName
+	}
+	if what := malformed(r); what != "" {
+		s.log.Debug("malformed request", append(about(c, r), slog.String("field", what))...)
+		refuse(w, r, http.StatusBadRequest, "The request's "+what+" is malformed.")
+		return
+	}
+	if name, _ := hostName(r.Host); c.gen.sites.at(c.LocalAddr()).find(name) != c.site {
 		// RFC 9110, Section 15.5.20: the client takes another connection, whose
 		// handshake is that of the right site.
 		s.log.Debug("misdirected request", append(about(c, r), slog.String("host", printable(r.Host, maxLoggedHost)))...)
@@ -282,7 +294,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, c *conn) {
 	}
 	// It is about the server (RFC 9110, Section 9.3.7) and names nothing at an
 	// origin.
-	if r.RequestURI == "*" && r.Method == http.MethodOptions {
+	if isAsterisk(r) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}

@@ -168,8 +168,27 @@ func (t *sites) close() {
 	}
 }
 
-// canonicalName returns a DNS name in the form in which names are compared
-// (RFC 4343).
+// bind makes c a connection of the site for the server name of its ClientHello.
+// It returns false where there is none.
+func (t *sites) bind(c *conn, serverName string) bool {
+	c.serverName = serverName
+	// The key server takes no such name, and the log should not.
+	if len(serverName) > maxName || strings.ContainsFunc(serverName, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		c.serverName, c.unknown = "", true
+		return false
+	}
+	c.site = t.at(c.LocalAddr()).find(serverName)
+	c.unknown = c.site == nil
+	return !c.unknown
+}
+
+// canonicalName returns a DNS name in the form in which names are compared (RFC
+// 4343). Only ASCII has capitals there: strings.ToLower makes a k of the Kelvin sign.
 func canonicalName(name string) string {
-	return strings.ToLower(strings.TrimSuffix(name, "."))
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r - 'A' + 'a'
+		}
+		return r
+	}, strings.TrimSuffix(name, "."))
 }

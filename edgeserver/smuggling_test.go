@@ -119,6 +119,7 @@ func TestRequestSmuggling(t *testing.T) {
 		"a Host with a path":                   {"GET / HTTP/1.1\r\nHost: a.test/b\r\n\r\n", []int{400}, ""},
 		"another site in the target":           {"GET http://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", []int{421}, ""},
 		"a tunnel":                             {"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n", []int{501}, ""},
+		"a URL within the target":              {"GET x:http://a.test/hidden HTTP/1.1\r\nHost: a.test\r\n\r\n", []int{400}, ""},
 		"a target with a space":                {"GET /a b HTTP/1.1\r\nHost: a.test\r\n\r\n", []int{400}, ""},
 		"HTTP/0.9":                             {"GET /\r\n\r\n", []int{400}, ""},
 		"a preface of HTTP/2":                  {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []int{505}, ""},
@@ -184,9 +185,16 @@ func TestDowngradeToHTTP1(t *testing.T) {
 		"an upper-case name":         {h2Request(field{Name: "X-Hidden", Value: "c"}), "hi", "", ""},
 		"CR and LF in the path":      {h2Request(field{Name: ":path", Value: "/ HTTP/1.1\r\nX-Hidden: c\r\n\r\n"}), "hi", "", ""},
 		"a space in the path":        {h2Request(field{Name: ":path", Value: "/a HTTP/1.1"}), "hi", "200", "POST /a%20HTTP/1.1 HTTP/1.1\r\n"},
+		"a space in the query":       {h2Request(field{Name: ":path", Value: "/?a HTTP/0.9"}), "hi", "200", "POST /?a%20HTTP/0.9 HTTP/1.1\r\n"},
+		"a fragment in the query":    {h2Request(field{Name: ":path", Value: "/?a#b"}), "hi", "200", "POST /?a%23b HTTP/1.1\r\n"},
+		"what some take for a space": {h2Request(field{Name: ":path", Value: "/?a\xa0HTTP/0.9\x85"}), "hi", "200", "POST /?a%A0HTTP/0.9%85 HTTP/1.1\r\n"},
+		"a URL within the path":      {h2Request(field{Name: ":path", Value: "x:http://a.test/hidden"}), "hi", "400", ""},
+		"a space in the method":      {h2Request(field{Name: ":method", Value: "GET /hidden"}), "hi", "400", ""},
+		"a trailer without a name":   {h2Request(field{Name: "trailer", Value: "x hidden, x-a"}), "hi", "200", "\r\nTrailer: X-A\r\n"},
+		"trailers that are none":     {h2Request(field{Name: "trailer", Value: "host, authorization"}), "hi", "200", "\r\nTransfer-Encoding: chunked\r\nForwarded: "},
 		"CR and LF in the method":    {h2Request(field{Name: ":method", Value: "GET /hidden HTTP/1.1\r\nX-A:"}), "hi", "", ""},
 		"CR and LF in the authority": {h2Request(field{Name: ":authority", Value: "a.test\r\nX-Hidden: c"}), "hi", "", ""},
-		"a path in the authority":    {h2Request(field{Name: ":authority", Value: "a.test/hidden"}), "hi", "421", ""},
+		"a path in the authority":    {h2Request(field{Name: ":authority", Value: "a.test/hidden"}), "hi", "400", ""},
 		"another site":               {h2Request(field{Name: ":authority", Value: "b.test"}), "hi", "421", ""},
 		"another site in Host":       {h2Request(field{Name: "host", Value: "b.hidden"}), "hi", "200", "\r\nHost: a.test\r\n"},
 		"Transfer-Encoding":          {h2Request(field{Name: "transfer-encoding", Value: "chunked"}), "0\r\n\r\nGET /hidden HTTP/1.1\r\n\r\n", "400", ""},
@@ -214,6 +222,7 @@ func TestDowngradeToHTTP1(t *testing.T) {
 				}
 			})
 		}
+		assert.NotContains(t, e.log.String(), "the origin failed")
 	})
 }
 
@@ -372,6 +381,9 @@ func TestFieldsForTheNextHopOnly(t *testing.T) {
 			"Connection: X-Forwarded-For, X-Forwarded-Proto\r\n",
 			"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
 			"Connection: Upgrade\r\nUpgrade: websocket, H2C\r\n",
+			"Connection: Upgrade\r\nUpgrade: h2\r\n",
+			"Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n",
+			"Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n",
 			"Proxy-Connection: keep-alive\r\nKeep-Alive: timeout=9\r\nTE: gzip\r\nProxy-Authorization: Basic eDp5\r\n",
 		} {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
@@ -400,10 +412,14 @@ func TestOriginsThatMisbehave(t *testing.T) {
 	}{
 		"nothing":                        {"", 502},
 		"not HTTP":                       {"SSH-2.0-OpenSSH_9.2\r\n", 502},
+		"not HTTP, and a lot":            {strings.Repeat("\x00\xff", maxOriginHeader/2-100) + "\r\n", 502},
 		"half a header":                  {"HTTP/1.1 200 OK\r\nContent-Le", 502},
 		"a header without end":           {"HTTP/1.1 200 OK\r\nX-A: " + strings.Repeat("a", 2*maxOriginHeader) + "\r\n\r\n", 502},
 		"two lengths":                    {"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi", 502},
 		"an unknown coding":              {"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhi", 502},
+		"a status that is none":          {"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", 502},
+		"another protocol, none":         {"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade:\r\n\r\n", 502},
+		"a bare CR in a field":           {"HTTP/1.1 200 OK\r\nX-A: b\rSet-Cookie: c=d\r\nContent-Length: 0\r\n\r\n", 502},
 		"another protocol, not asked":    {"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n", 502},
 		"half a body":                    {"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", 0},
 		"half a chunk":                   {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf", 0},
@@ -428,6 +444,9 @@ func TestOriginsThatMisbehave(t *testing.T) {
 					assert.NoError(t, err)
 					assert.Equal(t, tt.status, resp.StatusCode)
 					assert.Regexp(t, `level=WARN msg="the origin failed" site=a\.test remote=\S+ request_id=\S+ status=502`, e.log.String())
+					for line := range strings.Lines(e.log.String()) {
+						assert.Less(t, len(line), 1000, "what an origin has sent fills the log")
+					}
 				}
 			})
 		})

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -64,6 +65,20 @@ func (s *Site) nextProtos() []string {
 		return s.ALPN
 	}
 	return []string{"h2", "http/1.1"}
+}
+
+// notHTTP is for ALPN with clients of HTTP alone, at a site of another protocol: it
+// is none of theirs.
+var notHTTP = []string{"not HTTP"}
+
+// refusesHTTP reports whether a client that offers protocols is at the wrong site. That a
+// browser is led to a tcp site, whose certificate can be good for the name that it
+// asks for, is how servers of other protocols are had to answer as if they were that
+// web site (ALPACA, USENIX Security 2021).
+func (s *Site) refusesHTTP(protocols []string) bool {
+	return s.TCP != "" && len(s.ALPN) == 0 && len(protocols) > 0 && !slices.ContainsFunc(protocols, func(p string) bool {
+		return p != "h2" && !strings.HasPrefix(p, "http/")
+	})
 }
 
 // relay carries what is within the TLS connections of a tcp site to its origin

@@ -211,6 +211,40 @@ func TestTCPApplicationProtocol(t *testing.T) {
 	})
 }
 
+// TestTCPIsNotForClientsOfHTTP: a site that serves any protocol has none of a
+// browser that has been led there.
+func TestTCPIsNotForClientsOfHTTP(t *testing.T) {
+	addr := tcpOrigin(t, func(c *net.TCPConn) { io.WriteString(c, "hello") })
+	withEachEngine(t, Site{TCP: addr}, func(t *testing.T, p *testPKI, e *edge) {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			if e.Server.current().sites.all[0].Engine == EngineSplit && version == tls.VersionTLS13 {
+				continue
+			}
+			for _, offered := range []string{"h2 http/1.1", "http/1.1", "h2"} {
+				_, err := e.dial(p, &tls.Config{ServerName: "a.test", MaxVersion: version, NextProtos: strings.Fields(offered)})
+				assertAlert(t, 120, err) // no_application_protocol
+			}
+		}
+		for _, offered := range []string{"", "mqtt", "mqtt http/1.1"} {
+			c := e.dialTCP(t, p, strings.Fields(offered)...)
+			all, err := io.ReadAll(c)
+			require.NoError(t, err)
+			assert.Equal(t, "hello", string(all))
+			assert.Empty(t, c.ConnectionState().NegotiatedProtocol)
+		}
+	})
+}
+
+// TestAWebSiteIsForHTTPAlone is the reverse.
+func TestAWebSiteIsForHTTPAlone(t *testing.T) {
+	withEachEngine(t, Site{Static: t.TempDir()}, func(t *testing.T, p *testPKI, e *edge) {
+		for _, offered := range []string{"mqtt", "imap pop3", "h3"} {
+			_, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: strings.Fields(offered)})
+			assertAlert(t, 120, err) // no_application_protocol
+		}
+	})
+}
+
 // TestTCPBesideHTTP: a request of HTTP for the tcp site does not get there by the
 // connection of another, and what is sent to the tcp site is no request.
 func TestTCPBesideHTTP(t *testing.T) {

@@ -56,11 +56,11 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 	base.SessionTicketsDisabled = true
 	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c := connFrom(hello.Context())
-		if err := c.begin(hello.ServerName); err != nil {
+		bound := table.bind(c, hello.ServerName)
+		if err := c.begin(); err != nil {
 			return nil, err
 		}
-		if c.site = table.at(c.LocalAddr()).find(hello.ServerName); c.site == nil {
-			c.unknown = true
+		if !bound {
 			return nil, nil
 		}
 		return c.site.configFor(hello), nil
@@ -105,6 +105,11 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 // configFor returns the site's configuration for a client. It offers static
 // RSA only to those that support nothing else.
 func (s *site) configFor(hello *tls.ClientHelloInfo) *tls.Config {
+	if s.refusesHTTP(hello.SupportedProtos) {
+		config := s.config.Clone()
+		config.NextProtos = notHTTP
+		return config
+	}
 	if s.staticRSA == nil {
 		return s.config
 	}

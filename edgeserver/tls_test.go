@@ -1,10 +1,12 @@
 package edgeserver
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,6 +114,35 @@ func TestUnknownName(t *testing.T) {
 	assert.Empty(t, p.keys.Forget())
 	assert.NotContains(t, e.log.String(), "level=WARN")
 	assert.Contains(t, e.log.String(), `msg="handshake refused: no site has the server name"`)
+}
+
+// TestAServerNameThatIsNone: the default site is for any name, but not for what
+// the key server would not take and the log should not.
+func TestAServerNameThatIsNone(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		p := newPKI(t)
+		var asked atomic.Int64
+		e := start(t, Config{Sites: []Site{{Default: true, Certificates: []string{p.ecdsa(t, "a.test")}, Static: p.dir, Engine: engine}}},
+			ski.TransportFunc(func(ctx context.Context, req *ski.Request) (*ski.Response, error) {
+				asked.Add(1)
+				return p.transport().RoundTrip(ctx, req)
+			}))
+		before := asked.Load()
+		for _, name := range []string{strings.Repeat("a", 254), strings.Repeat("a", 16_000), "a\nlevel=ERROR", "a b", "\xff.test"} {
+			_, err := e.dial(p, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+			require.Error(t, err, name)
+			if engine == EngineStandard {
+				assertAlert(t, 112, err) // unrecognized_name
+			}
+		}
+		assert.Equal(t, before, asked.Load())
+		assert.NotContains(t, e.log.String(), "aaaa")
+		assert.NotContains(t, e.log.String(), "level=ERROR")
+		c, err := e.dial(p, &tls.Config{ServerName: "any.test", InsecureSkipVerify: true})
+		require.NoError(t, err)
+		c.Close()
+		assert.Greater(t, asked.Load(), before)
+	}
 }
 
 func TestDraftOnly(t *testing.T) {

@@ -200,24 +200,35 @@ func parseOrigin(s string) (*url.URL, error) {
 
 // checkName checks that name is a DNS name in its ASCII form.
 func checkName(name string) error {
-	const letters = "abcdefghijklmnopqrstuvwxyz0123456789-_"
-	foreign := func(r rune) bool { return !strings.ContainsRune(letters, r) }
 	name = canonicalName(name)
-	if len(name) > 253 { // RFC 1035, Section 2.3.4, in text form
+	if len(name) > maxName {
 		return errors.New("is longer than a DNS name can be")
 	}
-	digits := true
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 || strings.ContainsFunc(label, foreign) {
-			return errors.New("is not a DNS name in its ASCII form")
-		}
-		digits = strings.Trim(label, "0123456789") == ""
+	if !isName(name) {
+		return errors.New("is not a DNS name in its ASCII form")
 	}
-	if digits { // of the last label: an IPv4 address, or what clients take for one
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	if strings.Trim(last, "0123456789") == "" { // an IPv4 address, or what clients take for one
 		return errors.New("is an IP address, which no client sends as a server name: " +
 			"the default site serves those")
 	}
 	return nil
+}
+
+// maxName is the length of a DNS name in text form (RFC 1035, Section 2.3.4).
+const maxName = 253
+
+// isName reports whether a name in canonical form has the form of a DNS name,
+// which an IPv4 address has too.
+func isName(name string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789-_"
+	foreign := func(r rune) bool { return !strings.ContainsRune(letters, r) }
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, foreign) {
+			return false
+		}
+	}
+	return len(name) <= maxName
 }
 
 // Logger returns a logger that writes to w.

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -173,6 +174,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, err)
 	}
 	log := cfg.Log.Logger(stderr)
+	// What net/http has no other logger for: above all what an origin has sent
+	// unasked, which is quoted and can be meant for a client.
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 	var own ownKeyServer
 	if cfg.KeyServer.Embedded {
 		if own, err = openEmbedded(cfg, *check, log); err != nil {
