@@ -181,6 +181,12 @@ func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, h
 	if ok {
 		keys, next, out = s.ticketKeys(granted, edges)
 		s.leave(edges)
+		// Who has been cut off meanwhile is not to have what the others have now
+		// because of it.
+		if reason := s.cutOff(peer, edges); reason != "" && keys != nil {
+			keys.Clear()
+			keys, out = nil, refused(ski.RequestDenied, reason)
+		}
 	}
 	if keys != nil && keys.Tag() == have {
 		keys.Clear()
@@ -217,7 +223,8 @@ func (s *Server) ticketKeys(site *ticketSite, edges []*edge) (*ski.TicketKeys, t
 	case site == nil || !slices.ContainsFunc(edges, func(e *edge) bool { return slices.Contains(site.edges, e) }):
 		return nil, time.Time{}, refused(ski.RequestDenied, "the policy does not grant the ticket keys of this site")
 	}
-	keys, next := s.tickets.keys(site, s.ticketMembers(site), s.tickets.now())
+	now := s.tickets.now()
+	keys, next := s.tickets.keys(site, s.ticketMembers(site), now)
 	return keys, next, outcome{}
 }
 
