@@ -98,7 +98,7 @@ func (m *ticketMaker) keys(site *ticketSite, members []byte, now time.Time) (*sk
 }
 
 // ticketMembers returns a digest of who may have a site's keys: the edges that
-// the policy grants them and that are not cut off. Whenever one leaves, or is
+// the policy grants them and that are not cut off, by all that they are known by. Whenever one leaves, or is
 // let in, the others have keys that it does not know. What is cut off by its
 // certificate or key may be any of the edges, and changes the keys of all sites.
 func (s *Server) ticketMembers(site *ticketSite) []byte {
@@ -114,6 +114,9 @@ func (s *Server) ticketMembers(site *ticketSite) []byte {
 	}
 	for _, name := range slices.Sorted(maps.Keys(edges)) {
 		part([]byte("edge " + name))
+		for _, known := range slices.Sorted(slices.Values(edges[name].known)) {
+			part([]byte(known)) // The edge may be another behind its name.
+		}
 		for _, identity := range slices.Sorted(slices.Values(edges[name].psks)) {
 			if s.psks == nil {
 				continue

@@ -201,6 +201,16 @@ func TestWhoIsCutOffLosesTheTicketKeys(t *testing.T) {
 		{"not in the policy any more", func(t *testing.T) testServer { return newTicketServer(t) }, func(t *testing.T, s testServer) {
 			s.SetPolicy(parsePolicy(t, strings.Replace(ticketPolicyText(), "[most, other]", "[most]", 1)))
 		}, false},
+		{"another behind the edge's name", func(t *testing.T) testServer { return newTicketServer(t) }, func(t *testing.T, s testServer) {
+			s.SetPolicy(parsePolicy(t, strings.Replace(ticketPolicyText(), "dns: [other.example.net]", "dns: [new.example.net]", 1)))
+		}, false},
+		{"one of two that an edge's name is for", func(t *testing.T) testServer {
+			return newTicketServer(t, func(o *Options) {
+				o.Policy = parsePolicy(t, strings.Replace(ticketPolicyText(), "dns: [other.example.net]", "dns: [other.example.net]\n    uri: [urn:x]", 1))
+			})
+		}, func(t *testing.T, s testServer) {
+			s.SetPolicy(parsePolicy(t, ticketPolicyText()))
+		}, false},
 		{"by hand, with another generation", func(t *testing.T) testServer { return newTicketServer(t) }, func(t *testing.T, s testServer) {
 			s.SetPolicy(parsePolicy(t, strings.Replace(ticketPolicyText(), "[most, other]", "[most, other]\n    generation: 1", 1)))
 		}, false},
