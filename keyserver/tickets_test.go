@@ -294,6 +294,7 @@ func TestTicketsInAPolicyAreChecked(t *testing.T) {
 		{entry + entry, "two ticket sites"},
 		{entry + "    rotate: 30s\n", "less than 1m"},
 		{entry + "    rotate: 90500ms\n", "whole seconds"},
+		{entry + "    rotate: 169h\n", "more than 168h"},
 		{entry + "    lifetime: 169h\n", "more than 168h"},
 		{entry + "    rotate: 1h\n    lifetime: 7h\n", "more than 6 times 'rotate'"},
 		{entry + "    rotate: soon\n", "not a duration"},
