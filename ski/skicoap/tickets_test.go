@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -529,4 +530,49 @@ func TestLibcoapObservesTicketKeys(t *testing.T) {
 		require.NoError(t, err)
 		assert.Contains(t, out.String(), string(keys))
 	}
+}
+
+// TestManySitesAreFollowedAtOnce has the keys of many sites change faster than
+// they can be sent.
+func TestManySitesAreFollowedAtOnce(t *testing.T) {
+	const sites, changes = 150, 20
+	bothBindings(t, newTicketOffice(), func(t *testing.T, s *Server, connect func() *Client) {
+		office := s.cfg.Handler.(*ticketOffice)
+		name := func(i int) string { return fmt.Sprintf("site-%d.test", i) }
+		for i := range sites {
+			office.change(name(i), 1)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var latest [sites]atomic.Uint32
+		var watching sync.WaitGroup
+		clients := []*Client{connect(), connect()}
+		for i := range sites {
+			watching.Go(func() {
+				for ctx.Err() == nil { // A slow machine may lose a session.
+					_ = clients[i%2].WatchTickets(ctx, name(i), func(k *ski.TicketKeys) {
+						assert.Equal(t, name(i), k.Site)
+						latest[i].Store(uint32(k.Keys[0].Secret[0]))
+					})
+				}
+			})
+		}
+		require.Eventually(t, func() bool { return s.observations.Load() == sites }, time.Minute, time.Millisecond)
+		for n := byte(2); n <= changes; n++ {
+			for i := range sites {
+				office.change(name(i), n)
+			}
+		}
+		require.Eventually(t, func() bool {
+			for i := range latest {
+				if latest[i].Load() != changes {
+					return false
+				}
+			}
+			return true
+		}, time.Minute, 10*time.Millisecond)
+		cancel()
+		watching.Wait()
+		require.Eventually(t, func() bool { return s.observations.Load() == 0 }, time.Minute, time.Millisecond)
+	})
 }
