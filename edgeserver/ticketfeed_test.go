@@ -531,6 +531,45 @@ func TestTwoSitesWithOneKeyShareNoTickets(t *testing.T) {
 	}
 }
 
+// TestSharedTicketsAreOfOneTriple has sites of one name and one certificate at two
+// addresses.
+func TestSharedTicketsAreOfOneTriple(t *testing.T) {
+	for _, tt := range sharing {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(t)
+			cfg := triples(t, f.pki, tt.engine)
+			cfg.Sites = cfg.Sites[:2]
+			f.policy, _, _ = strings.Cut(fleetPolicy, "tickets:")
+			f.policy += "tickets:\n"
+			for i := range cfg.Sites {
+				s := &cfg.Sites[i]
+				s.Certificates, s.Versions, s.Tickets, s.TicketSite = []string{f.certificate}, tt.versions, TicketsShared, fmt.Sprint("triple-", i)
+				f.policy += fmt.Sprintf("  - {name: triple-%d, edges: [one, two]}\n", i)
+			}
+			k := f.keyServer("127.0.0.1:0", nil)
+			var places [2][2]*edge // of each edge server, at two addresses
+			for n, name := range []string{"one", "two"} {
+				e := start(t, cfg, f.client(name, k))
+				require.Eventually(t, func() bool {
+					return !slices.ContainsFunc(e.Server.current().sites.all, func(s *site) bool { return !s.tickets.shared.current().makes })
+				}, 20*time.Second, time.Millisecond)
+				places[n] = [2]*edge{e.on(e.also(t, "127.0.0.2:0")), e.on(e.also(t, "127.0.0.3:0"))}
+			}
+			visit := func(e *edge, cache *oneSession) bool {
+				state, err := e.dialAndRead(f.pki, &tls.Config{ServerName: "a.test", MinVersion: tt.version, MaxVersion: tt.version, ClientSessionCache: cache})
+				require.NoError(t, err)
+				return state.DidResume
+			}
+			for from := range 2 {
+				cache := new(oneSession)
+				assert.False(t, visit(places[0][from], cache))
+				assert.True(t, visit(places[1][from], cache), "another edge server, the same address")
+				assert.False(t, visit(places[1][1-from], cache), "another address")
+			}
+		})
+	}
+}
+
 // TestAKeyOfAnotherTimeMakesNoTickets has a key server whose clock is wrong.
 func TestAKeyOfAnotherTimeMakesNoTickets(t *testing.T) {
 	for name, from := range map[string]time.Duration{"far behind": -1000 * time.Hour, "far ahead": 1000 * time.Hour} {
