@@ -369,3 +369,40 @@ func TestAWrongPINOfAnEmbeddedKeyServerHasAnExitStatusOfItsOwn(t *testing.T) {
 	assert.Contains(t, all, "does not take the PIN")
 	assert.NotContains(t, all, "99999999")
 }
+
+// The tickets of a site are made with keys of the embedded key server, which
+// follow its policy.
+func TestTheEmbeddedKeyServerHasTicketKeys(t *testing.T) {
+	e := newEmbedded(t)
+	site := "tickets: [{name: ec.test, edges: [edge-1], generation: %d}]\n"
+	e.write("policy.yaml", embeddedPolicyYAML+fmt.Sprintf(site, 0))
+	config, err := os.ReadFile(e.at("edge.yaml"))
+	require.NoError(t, err)
+	e.write("edge.yaml", strings.Replace(string(config), "names: [ec.test]", "names: [ec.test], tickets: shared", 1))
+	p := e.start()
+	first := p.until(`msg="ticket keys" .*ids=(\S+)`)[1]
+	client := func(more ...string) string {
+		return e.must("openssl", append([]string{"s_client", "-connect", p.addr, "-servername", "ec.test", "-CAfile", e.at("ca.pem"),
+			"-tls1_2", "-verify_return_error"}, more...)...)
+	}
+	assert.Contains(t, client("-sess_out", e.at("session")), "New, ")
+	assert.Contains(t, client("-sess_in", e.at("session")), "Reused, ")
+
+	e.write("policy.yaml", embeddedPolicyYAML+fmt.Sprintf(site, 1))
+	p.signal(syscall.SIGHUP)
+	for second := first; second == first; {
+		all := regexp.MustCompile(`msg="ticket keys" .*ids=(\S+)`).FindAllStringSubmatch(p.seen.String(), -1)
+		if second = all[len(all)-1][1]; second == first {
+			line, err := p.log.ReadString('\n')
+			require.NoError(t, err)
+			p.seen.WriteString(line)
+		}
+	}
+	assert.Contains(t, client("-sess_in", e.at("session"), "-sess_out", e.at("session")), "New, ")
+
+	e.write("policy.yaml", embeddedPolicyYAML)
+	p.signal(syscall.SIGHUP)
+	p.until("denies the site's ticket keys")
+	assert.Contains(t, client("-sess_in", e.at("session")), "New, ")
+	require.Zero(t, p.stop(), &p.seen)
+}

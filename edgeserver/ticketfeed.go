@@ -35,7 +35,7 @@ func (s *Site) TicketSiteName() string {
 }
 
 // validateTickets checks what a site says of session tickets. owner has the
-// fields of the sites that share theirs, by key server and name.
+// fields of the sites that share theirs, by ticket site.
 func (c *Config) validateTickets(field string, s *Site, owner map[string]string) error {
 	switch s.Tickets {
 	case "", TicketsLocal, TicketsOff:
@@ -60,11 +60,11 @@ func (c *Config) validateTickets(field string, s *Site, owner map[string]string)
 		return c.errorf(field+".tickets", "%s needs a key server at coaps:// or coaps+tcp://: over https:// none can say when the keys change", TicketsShared)
 	}
 	// A ticket of one of two sites with the same keys would be good at the other.
-	at := s.KeyServer + " " + name
-	if other, ok := owner[at]; ok {
+	// Two entries of key servers may be the same ones, or have the same secret.
+	if other, ok := owner[name]; ok {
 		return c.errorf(field+".ticket_site", "'%s' is that of %s already: two sites cannot share tickets with each other", name, other)
 	}
-	owner[at] = field
+	owner[name] = field
 	return nil
 }
 
@@ -142,8 +142,8 @@ func (s *sharedTickets) build(now time.Time) {
 	var standard [][32]byte
 	for i := range ordered {
 		k := &ordered[i]
-		standard = append(standard, [32]byte(k.Derive("crypto/tls", 32)))
-		s.built.split = append(s.built.split, split.TicketKeyFrom(k.Derive("split", split.TicketKeyLen)))
+		standard = append(standard, [32]byte(k.Derive(s.site, "crypto/tls", 32)))
+		s.built.split = append(s.built.split, split.TicketKeyFrom(k.Derive(s.site, "split", split.TicketKeyLen)))
 		clear(k.Secret[:])
 	}
 	s.built.standard = new(tls.Config)
@@ -173,17 +173,23 @@ func (s *sharedTickets) become(site string) (set func(keys []ski.TicketKey)) {
 		defer s.mu.Unlock()
 		if s.turn == turn {
 			s.put(keys)
+		} else {
+			clearKeys(keys)
 		}
 	}
 }
 
 // put is called with s.mu held.
 func (s *sharedTickets) put(keys []ski.TicketKey) {
-	for i := range s.keys {
-		clear(s.keys[i].Secret[:])
-	}
+	clearKeys(s.keys)
 	s.keys = keys
 	s.build(s.clock())
+}
+
+func clearKeys(keys []ski.TicketKey) {
+	for i := range keys {
+		clear(keys[i].Secret[:])
+	}
 }
 
 // The pause after a key server, or all of them, have been lost. It doubles from
@@ -204,10 +210,15 @@ func followTickets(ctx context.Context, site string, source ski.TicketSource, se
 	pause, said := firstTicketPause, ""
 	for {
 		err := source.WatchTickets(ctx, site, func(t *ski.TicketKeys) {
+			ids, now := ticketIDs(t.Keys), time.Now()
+			outOfTime := !slices.ContainsFunc(t.Keys, func(k ski.TicketKey) bool { return !now.Before(k.From) && now.Before(k.To) })
 			set(t.Keys)
 			pause = firstTicketPause
 			said = ""
-			log.Info("ticket keys", "ids", ticketIDs(t.Keys))
+			log.Info("ticket keys", "ids", ids)
+			if outOfTime {
+				log.Warn("none of the ticket keys makes tickets now: is the clock of this machine, or of the key server, right?")
+			}
 		})
 		if ctx.Err() != nil {
 			return

@@ -446,6 +446,10 @@ func TestWhatIsWrongWithSharedTickets(t *testing.T) {
 		{"sites[1].tickets: 'on' is not local, shared or off", func(_ *Config, s *Site) { s.Tickets = "on" }},
 		{"sites[1].ticket_site: is for tickets: shared", func(_ *Config, s *Site) { s.Tickets, s.TicketSite = "", "b" }},
 		{"sites[1].ticket_site: 'a.test' is that of sites[0] already", func(_ *Config, s *Site) { s.TicketSite = "a.test" }},
+		{"sites[1].ticket_site: 'a.test' is that of sites[0] already", func(c *Config, s *Site) {
+			c.KeyServers = map[string]KeyServer{"another": c.KeyServer} // which is the same
+			s.KeyServer, s.TicketSite = "another", "a.test"
+		}},
 		{"sites[1].ticket_site: 'a b' is not a name", func(_ *Config, s *Site) { s.TicketSite = "a b" }},
 		{"sites[1].ticket_site: '' is not a name", func(_ *Config, s *Site) { s.Names, s.Default = nil, true }},
 		{"sites[0].tickets: shared needs a key server at coaps:// or coaps+tcp://", func(c *Config, _ *Site) { c.KeyServer.URL = "https://ks/ski" }},
@@ -479,8 +483,10 @@ func TestSharedTicketKeysComeAndGoWithTime(t *testing.T) {
 		k.Secret[0] = byte(i + 1)
 		keys = append(keys, k)
 	}
-	old(slices.Clone(keys))
+	others := slices.Clone(keys)
+	old(others)
 	assert.Empty(t, s.current().split, "those of another site")
+	assert.Zero(t, others[0].Secret, "what is not used is cleared")
 	set(keys)
 	now := s.current()
 	require.Len(t, now.split, 3)
@@ -502,6 +508,99 @@ func TestSharedTicketKeysComeAndGoWithTime(t *testing.T) {
 
 	clock = noon.Add(3 * time.Hour)
 	assert.Equal(t, derivedTickets{}, s.current())
+}
+
+// TestTwoSitesWithOneKeyShareNoTickets has a key server that has lost its way.
+func TestTwoSitesWithOneKeyShareNoTickets(t *testing.T) {
+	f := newFleet(t)
+	now := time.Now()
+	office := ski.Direct(officeOf{{Secret: [32]byte{1}, From: now.Add(-time.Hour), To: now.Add(time.Hour), Until: now.Add(time.Hour)}}, ski.Peer{})
+	transport := struct {
+		ski.Transport
+		ski.TicketSource
+	}{f.client("one", f.keyServer("127.0.0.1:0", nil)), office.(ski.TicketSource)}
+	for _, tt := range sharing {
+		t.Run(tt.name, func(t *testing.T) {
+			e := start(t, f.config(tt.engine, tt.versions), transport)
+			require.Eventually(t, func() bool { return e.store(0).current().makes && e.store(1).current().makes }, 20*time.Second, time.Millisecond)
+			cache := new(oneSession)
+			assert.False(t, f.visit(e, "a.test", tt.version, cache))
+			assert.True(t, f.visit(e, "a.test", tt.version, cache))
+			assert.False(t, f.visit(e, "b.test", tt.version, cache))
+		})
+	}
+}
+
+// TestSharedTicketsAreOfOneTriple has sites of one name and one certificate at two
+// addresses.
+func TestSharedTicketsAreOfOneTriple(t *testing.T) {
+	for _, tt := range sharing {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(t)
+			cfg := triples(t, f.pki, tt.engine)
+			cfg.Sites = cfg.Sites[:2]
+			f.policy, _, _ = strings.Cut(fleetPolicy, "tickets:")
+			f.policy += "tickets:\n"
+			for i := range cfg.Sites {
+				s := &cfg.Sites[i]
+				s.Certificates, s.Versions, s.Tickets, s.TicketSite = []string{f.certificate}, tt.versions, TicketsShared, fmt.Sprint("triple-", i)
+				f.policy += fmt.Sprintf("  - {name: triple-%d, edges: [one, two]}\n", i)
+			}
+			k := f.keyServer("127.0.0.1:0", nil)
+			var places [2][2]*edge // of each edge server, at two addresses
+			for n, name := range []string{"one", "two"} {
+				e := start(t, cfg, f.client(name, k))
+				require.Eventually(t, func() bool {
+					return !slices.ContainsFunc(e.Server.current().sites.all, func(s *site) bool { return !s.tickets.shared.current().makes })
+				}, 20*time.Second, time.Millisecond)
+				places[n] = [2]*edge{e.on(e.also(t, "127.0.0.2:0")), e.on(e.also(t, "127.0.0.3:0"))}
+			}
+			visit := func(e *edge, cache *oneSession) bool {
+				state, err := e.dialAndRead(f.pki, &tls.Config{ServerName: "a.test", MinVersion: tt.version, MaxVersion: tt.version, ClientSessionCache: cache})
+				require.NoError(t, err)
+				return state.DidResume
+			}
+			for from := range 2 {
+				cache := new(oneSession)
+				assert.False(t, visit(places[0][from], cache))
+				assert.True(t, visit(places[1][from], cache), "another edge server, the same address")
+				assert.False(t, visit(places[1][1-from], cache), "another address")
+			}
+		})
+	}
+}
+
+// TestAKeyOfAnotherTimeMakesNoTickets has a key server whose clock is wrong.
+func TestAKeyOfAnotherTimeMakesNoTickets(t *testing.T) {
+	for name, from := range map[string]time.Duration{"far behind": -1000 * time.Hour, "far ahead": 1000 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now().Add(from)
+			keys := []ski.TicketKey{{Secret: [32]byte{1}, From: start, To: start.Add(time.Hour), Until: start.Add(time.Hour)}}
+			source := ski.Direct(officeOf(keys), ski.Peer{}).(ski.TicketSource)
+			var log bytes.Buffer
+			ctx, cancel := context.WithCancel(t.Context())
+			s := new(sharedTickets)
+			set := s.become("a.test")
+			followTickets(ctx, "a.test", source, func(keys []ski.TicketKey) {
+				set(keys)
+				cancel()
+			}, slog.New(slog.NewTextHandler(&log, nil)))
+			assert.False(t, s.current().makes)
+			assert.Contains(t, log.String(), "none of the ticket keys makes tickets now")
+			s.become("")
+		})
+	}
+}
+
+// officeOf is a key server that hands out these ticket keys.
+type officeOf []ski.TicketKey
+
+func (o officeOf) ServeSKI(context.Context, ski.Peer, *ski.Request) *ski.Response {
+	return ski.Failed(ski.RequestDenied)
+}
+
+func (o officeOf) ServeTickets(_ context.Context, _ ski.Peer, site string, _ ski.TicketTag) *ski.TicketAnswer {
+	return &ski.TicketAnswer{Keys: &ski.TicketKeys{Site: site, Keys: slices.Clone(o)}, Next: time.Now().Add(time.Hour)}
 }
 
 // TestAnEngineMakesTicketsOfItsOwnWithoutASharedKey follows the order of keys.

@@ -108,8 +108,10 @@ func (s *Server) cutOff(peer ski.Peer, edges []*edge) string {
 			return reason
 		}
 	}
-	if peer.PSK != "" && s.psks != nil && s.psks.Key(peer.PSK) == nil {
-		return "its pre-shared key is gone"
+	if peer.PSK != "" && s.psks != nil {
+		if reason := s.psks.unusable(peer.PSK); reason != "" {
+			return reason
+		}
 	}
 	if one, ok := s.suspensions.find(peer, edges); ok {
 		return one.String()

@@ -34,6 +34,7 @@ type Policy struct {
 type edge struct {
 	name  string
 	rules []*rule
+	known []string // what it is known by: a word that says of what kind, and what it is
 	psks  []string // identities that it is known by
 }
 

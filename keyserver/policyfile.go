@@ -199,18 +199,21 @@ func (b *policyBuilder) addEdge(path string, entry edgeEntry) error {
 			return b.errorAt(fmt.Sprintf("%s.spki[%d]", path, i), "an SPKI fingerprint has 64 hexadecimal digits")
 		}
 		addTo(b.policy.bySPKI, id, e)
+		e.known = append(e.known, "spki "+id.String())
 	}
 	for i, name := range entry.DNS {
 		if !isDNSName(name) {
 			return b.errorAt(fmt.Sprintf("%s.dns[%d]", path, i), "%q is not a DNS name: a whole one, without wildcard", name)
 		}
 		addTo(b.policy.byDNS, strings.ToLower(name), e)
+		e.known = append(e.known, "dns "+strings.ToLower(name))
 	}
 	for i, uri := range entry.URI {
 		if uri == "" {
 			return b.errorAt(fmt.Sprintf("%s.uri[%d]", path, i), "the URI is empty")
 		}
 		addTo(b.policy.byURI, uri, e)
+		e.known = append(e.known, "uri "+uri)
 	}
 	for i, identity := range entry.PSK {
 		if err := ski.CheckPSKIdentity(identity); err != nil {

@@ -26,9 +26,9 @@ type ticketsEntry struct {
 const (
 	defaultTicketRotate   = 8 * time.Hour
 	defaultTicketLifetime = 24 * time.Hour
-	// maxTicketLifetime is how long a client may keep a ticket (RFC 8446,
-	// Section 4.6.1).
-	maxTicketLifetime = 7 * 24 * time.Hour
+	// maxTicketTime is how long a client may keep a ticket (RFC 8446, Section
+	// 4.6.1), and a key may make some.
+	maxTicketTime = ski.MaxTicketKeyTime
 )
 
 // ticketSite is a site of the policy whose edges share ticket keys.
@@ -56,9 +56,9 @@ func (b *policyBuilder) addTickets(path string, entry ticketsEntry) error {
 		return b.errorAt(path+".name", "there are two ticket sites called %q", entry.Name)
 	case len(entry.Edges) == 0:
 		return b.errorAt(path, "a ticket site needs 'edges'")
-	case site.rotate < time.Minute || site.rotate%time.Second != 0:
-		return b.errorAt(path+".rotate", "it is less than 1m, or not in whole seconds")
-	case site.lifetime%time.Second != 0 || site.lifetime > maxTicketLifetime:
+	case site.rotate < time.Minute || site.rotate%time.Second != 0 || site.rotate > maxTicketTime:
+		return b.errorAt(path+".rotate", "it is less than 1m, more than 168h, or not in whole seconds")
+	case site.lifetime%time.Second != 0 || site.lifetime > maxTicketTime:
 		return b.errorAt(path+".lifetime", "it is more than 168h, or not in whole seconds")
 	case site.formerKeys() > ski.MaxTicketKeys-2:
 		return b.errorAt(path+".lifetime", "it is more than %d times 'rotate' (%v): too many keys at once", ski.MaxTicketKeys-2, site.rotate)

@@ -21,6 +21,10 @@ type PSKs struct {
 	seen    fs.FileInfo // of the file as it was last read
 	told    string      // why it could not be read the last time
 	now     atomic.Pointer[map[string][]byte]
+	// closing are the identities that have lost their key, while sessions that
+	// were made with it may be left.
+	closing atomic.Pointer[[]string]
+	closed  sync.Mutex // held until they are none any more
 }
 
 // OpenPSKs reads a file of pre-shared keys; see ski.ParsePSKs. It refuses a
@@ -34,6 +38,19 @@ func OpenPSKs(file string) (*PSKs, error) {
 
 // Key returns the key of an identity, or nil. It is not to be changed.
 func (p *PSKs) Key(identity string) []byte { return (*p.now.Load())[identity] }
+
+// unusable returns why nobody is answered who has shown the key of an identity,
+// or "".
+func (p *PSKs) unusable(identity string) string {
+	if p.Key(identity) == nil {
+		return "its pre-shared key is gone"
+	}
+	// The session may be of the key before: of who has stolen it, say.
+	if lost := p.closing.Load(); lost != nil && slices.Contains(*lost, identity) {
+		return "its pre-shared key is another now"
+	}
+	return ""
+}
 
 // Len returns how many keys there are.
 func (p *PSKs) Len() int { return len(*p.now.Load()) }
@@ -78,6 +95,7 @@ func (p *PSKs) reload(again bool) (lost []string, err error) {
 			lost = append(lost, identity)
 		}
 	}
+	p.closing.Store(&lost)
 	p.now.Store(&keys)
 	return lost, nil
 }
@@ -103,6 +121,9 @@ func (s *Server) reloadPSKs(again bool) error {
 	if s.psks == nil {
 		return nil
 	}
+	s.psks.closed.Lock()
+	defer s.psks.closed.Unlock()
+	defer s.psks.closing.Store(nil)
 	before := s.psks.now.Load()
 	lost, err := s.psks.reload(again)
 	if err != nil {

@@ -98,7 +98,7 @@ func (m *ticketMaker) keys(site *ticketSite, members []byte, now time.Time) (*sk
 }
 
 // ticketMembers returns a digest of who may have a site's keys: the edges that
-// the policy grants them and that are not cut off. Whenever one leaves, or is
+// the policy grants them and that are not cut off, by all that they are known by. Whenever one leaves, or is
 // let in, the others have keys that it does not know. What is cut off by its
 // certificate or key may be any of the edges, and changes the keys of all sites.
 func (s *Server) ticketMembers(site *ticketSite) []byte {
@@ -114,6 +114,9 @@ func (s *Server) ticketMembers(site *ticketSite) []byte {
 	}
 	for _, name := range slices.Sorted(maps.Keys(edges)) {
 		part([]byte("edge " + name))
+		for _, known := range slices.Sorted(slices.Values(edges[name].known)) {
+			part([]byte(known)) // The edge may be another behind its name.
+		}
 		for _, identity := range slices.Sorted(slices.Values(edges[name].psks)) {
 			if s.psks == nil {
 				continue
@@ -181,6 +184,12 @@ func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, h
 	if ok {
 		keys, next, out = s.ticketKeys(granted, edges)
 		s.leave(edges)
+		// Who has been cut off meanwhile is not to have what the others have now
+		// because of it.
+		if reason := s.cutOff(peer, edges); reason != "" && keys != nil {
+			keys.Clear()
+			keys, out = nil, refused(ski.RequestDenied, reason)
+		}
 	}
 	if keys != nil && keys.Tag() == have {
 		keys.Clear()
@@ -217,7 +226,8 @@ func (s *Server) ticketKeys(site *ticketSite, edges []*edge) (*ski.TicketKeys, t
 	case site == nil || !slices.ContainsFunc(edges, func(e *edge) bool { return slices.Contains(site.edges, e) }):
 		return nil, time.Time{}, refused(ski.RequestDenied, "the policy does not grant the ticket keys of this site")
 	}
-	keys, next := s.tickets.keys(site, s.ticketMembers(site), s.tickets.now())
+	now := s.tickets.now()
+	keys, next := s.tickets.keys(site, s.ticketMembers(site), now)
 	return keys, next, outcome{}
 }
 

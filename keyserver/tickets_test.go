@@ -201,6 +201,16 @@ func TestWhoIsCutOffLosesTheTicketKeys(t *testing.T) {
 		{"not in the policy any more", func(t *testing.T) testServer { return newTicketServer(t) }, func(t *testing.T, s testServer) {
 			s.SetPolicy(parsePolicy(t, strings.Replace(ticketPolicyText(), "[most, other]", "[most]", 1)))
 		}, false},
+		{"another behind the edge's name", func(t *testing.T) testServer { return newTicketServer(t) }, func(t *testing.T, s testServer) {
+			s.SetPolicy(parsePolicy(t, strings.Replace(ticketPolicyText(), "dns: [other.example.net]", "dns: [new.example.net]", 1)))
+		}, false},
+		{"one of two that an edge's name is for", func(t *testing.T) testServer {
+			return newTicketServer(t, func(o *Options) {
+				o.Policy = parsePolicy(t, strings.Replace(ticketPolicyText(), "dns: [other.example.net]", "dns: [other.example.net]\n    uri: [urn:x]", 1))
+			})
+		}, func(t *testing.T, s testServer) {
+			s.SetPolicy(parsePolicy(t, ticketPolicyText()))
+		}, false},
 		{"by hand, with another generation", func(t *testing.T) testServer { return newTicketServer(t) }, func(t *testing.T, s testServer) {
 			s.SetPolicy(parsePolicy(t, strings.Replace(ticketPolicyText(), "[most, other]", "[most, other]\n    generation: 1", 1)))
 		}, false},
@@ -284,6 +294,7 @@ func TestTicketsInAPolicyAreChecked(t *testing.T) {
 		{entry + entry, "two ticket sites"},
 		{entry + "    rotate: 30s\n", "less than 1m"},
 		{entry + "    rotate: 90500ms\n", "whole seconds"},
+		{entry + "    rotate: 169h\n", "more than 168h"},
 		{entry + "    lifetime: 169h\n", "more than 168h"},
 		{entry + "    rotate: 1h\n    lifetime: 7h\n", "more than 6 times 'rotate'"},
 		{entry + "    rotate: soon\n", "not a duration"},
@@ -317,4 +328,58 @@ func TestAnEmbeddedEdgeFollowsItsTicketKeys(t *testing.T) {
 	s.SetPolicy(parsePolicy(t, strings.Replace(policy, "[most, other]", "[other]", 1)))
 	assert.ErrorIs(t, <-ended, ski.RequestDenied)
 	require.ErrorIs(t, source.WatchTickets(t.Context(), "nobody.example.com", nil), ski.RequestDenied)
+}
+
+// TestWhoIsCutOffMeanwhileGetsNoTicketKeys cuts the edge off while its request is
+// answered: the keys that the others have because of that are not for it.
+func TestWhoIsCutOffMeanwhileGetsNoTicketKeys(t *testing.T) {
+	s := newTicketServer(t)
+	s.tickets.now = func() time.Time {
+		s.tickets.now = func() time.Time { return noon }
+		_, err := s.Suspend(Suspension{Edge: "other", By: "a test"})
+		require.NoError(t, err)
+		return noon
+	}
+	a := s.ServeTickets(t.Context(), otherPeer, "www.example.com", ski.TicketTag{})
+	assert.Equal(t, ski.RequestDenied, a.Error)
+	assert.Nil(t, a.Keys)
+	assert.Contains(t, s.trail.last().Reason, "suspended")
+}
+
+// sessionsOf are a binding's, which are told to close.
+type sessionsOf func(reason error, match func(ski.Peer) bool)
+
+func (f sessionsOf) Peers() []ski.Peer { return nil }
+
+func (f sessionsOf) CloseSessions(reason error, match func(ski.Peer) bool) int {
+	f(reason, match)
+	return 0
+}
+
+// TestASessionOfAFormerPreSharedKeyGetsNoTicketKeys asks until the session is
+// closed, as whoever observes the keys does when they change.
+func TestASessionOfAFormerPreSharedKeyGetsNoTicketKeys(t *testing.T) {
+	file := filepath.Join(stateFolder(t), "psk")
+	require.NoError(t, os.WriteFile(file, []byte("other:"+strings.Repeat("31", 32)+"\n"), 0o600))
+	psks, err := OpenPSKs(file)
+	require.NoError(t, err)
+	s := newTicketServer(t, func(o *Options) {
+		o.PSKs = psks
+		o.Policy = parsePolicy(t, strings.Replace(ticketPolicyText(), "dns: [other.example.net]", "psk: [other]", 1))
+	}).at(noon)
+	peer := ski.Peer{PSK: "other"}
+	before := s.keysFor(peer, "www.example.com")
+	closed := false
+	s.SetSessions(sessionsOf(func(_ error, match func(ski.Peer) bool) {
+		a := s.ServeTickets(t.Context(), peer, "www.example.com", ski.TicketTag{})
+		assert.Equal(t, ski.RequestDenied, a.Error)
+		assert.Nil(t, a.Keys)
+		assert.Error(t, s.Admit(peer), "nor is it let in")
+		closed = match(peer)
+	}))
+	require.NoError(t, os.WriteFile(file, []byte("other:"+strings.Repeat("32", 32)+"\n"), 0o600))
+	require.NoError(t, s.ReloadPSKs())
+	assert.True(t, closed)
+	after := s.keysFor(peer, "www.example.com") // of a session with the new key
+	assert.NotEqual(t, before.Tag(), after.Tag())
 }

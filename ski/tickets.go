@@ -19,6 +19,10 @@ const (
 	MaxTicketSite = 253
 	// MaxTicketsLen is the length in bytes of a message with ticket keys.
 	MaxTicketsLen = 1024
+	// MaxTicketKeyTime bounds From to To of a ticket key, and To to Until: no
+	// ticket is good for longer (RFC 8446, Section 4.6.1), and who learns a key
+	// reads what was recorded of TLS 1.2 in its time.
+	MaxTicketKeyTime = 7 * 24 * time.Hour
 )
 
 // TicketKey is what the edge servers of one site derive the keys of their
@@ -27,11 +31,17 @@ type TicketKey struct {
 	// ID tells keys apart, in logs too. It says nothing of Secret.
 	ID TicketKeyID
 	// Secret is what is derived from.
-	Secret [32]byte
+	Secret [32]byte `json:"-"`
 	// From and To are when the key makes tickets, Until is when it opens its
 	// last: whole seconds, From before To, To not after Until.
 	From, To, Until time.Time
 }
+
+// String returns the ID: nobody prints the secret by mistake.
+func (k TicketKey) String() string { return k.ID.String() }
+
+// GoString returns the ID too.
+func (k TicketKey) GoString() string { return k.ID.String() }
 
 // TicketKeyID tells ticket keys apart.
 type TicketKeyID [8]byte
@@ -39,9 +49,11 @@ type TicketKeyID [8]byte
 // String returns the ID in hexadecimal.
 func (id TicketKeyID) String() string { return hex.EncodeToString(id[:]) }
 
-// Derive returns n bytes that are of this key and of this use alone.
-func (k *TicketKey) Derive(use string, n int) []byte {
-	out, err := hkdf.Expand(sha256.New, k.Secret[:], "tlsski ticket key "+use, n)
+// Derive returns n bytes that are of this key, of this use, a word, and of this
+// site alone: two sites that a key server has given one key have nothing in
+// common.
+func (k *TicketKey) Derive(site, use string, n int) []byte {
+	out, err := hkdf.Expand(sha256.New, k.Secret[:], "tlsski ticket key "+use+" "+site, n)
 	if err != nil {
 		panic(err) // n is above 8,160.
 	}
@@ -99,6 +111,8 @@ func (t *TicketKeys) Validate() error {
 			return malformed("keys", "have times in the wrong order")
 		case k.From.Unix() < 0 || k.Until.Unix() > maxTicketTime:
 			return malformed("keys", "have a time out of range")
+		case k.To.Sub(k.From) > MaxTicketKeyTime || k.Until.Sub(k.To) > MaxTicketKeyTime:
+			return malformed("keys", "are good for too long")
 		case slices.ContainsFunc(t.Keys[:i], func(o TicketKey) bool { return o.ID == k.ID }):
 			return malformed("keys", "have an id twice")
 		case i > 0 && k.From.Before(t.Keys[i-1].From):

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,6 +112,8 @@ func ticketVectors(t testing.TB) (all []ticketVector) {
 	bad("key-long", "key", message(key(set("key", make([]byte, 33)))))
 	bad("from-missing", "from", message(key(without("from"))))
 	bad("to-negative", "to", message(key(set("to", -1))))
+	bad("to-too-late", "keys", message(key(func(k map[string]any) { k["to"], k["until"] = 1001+7*86400, 1001+7*86400 })))
+	bad("until-too-late", "keys", message(key(set("until", 2001+7*86400))))
 	bad("until-out-of-range", "until", message(key(set("until", uint64(1)<<41))))
 	bad("until-64-bits", "until", message(key(set("until", uint64(1)<<63))))
 	bad("to-before-from", "keys", message(key(set("to", 999))))
@@ -183,10 +186,25 @@ func FuzzDecodeTicketKeys(f *testing.F) {
 
 func TestWhatIsDerivedFromATicketKeyIsOfOneUse(t *testing.T) {
 	k := testTicketKeys(2).Keys
-	assert.Len(t, k[0].Derive("a", 48), 48)
-	assert.Equal(t, k[0].Derive("a", 32), k[0].Derive("a", 32))
-	assert.NotEqual(t, k[0].Derive("a", 32), k[0].Derive("b", 32))
-	assert.NotEqual(t, k[0].Derive("a", 32), k[1].Derive("a", 32))
+	assert.Len(t, k[0].Derive("s", "a", 48), 48)
+	assert.Equal(t, k[0].Derive("s", "a", 32), k[0].Derive("s", "a", 32))
+	assert.NotEqual(t, k[0].Derive("s", "a", 32), k[0].Derive("s", "b", 32))
+	assert.NotEqual(t, k[0].Derive("s", "a", 32), k[1].Derive("s", "a", 32))
+	assert.NotEqual(t, k[0].Derive("s", "a", 32), k[0].Derive("t", "a", 32))
+}
+
+func TestATicketKeyIsNotPrinted(t *testing.T) {
+	keys := testTicketKeys(1)
+	for i := range keys.Keys[0].Secret {
+		keys.Keys[0].Secret[i] = 0xd7 // 215
+	}
+	inJSON, err := json.Marshal(keys)
+	require.NoError(t, err)
+	for _, text := range []string{
+		fmt.Sprint(keys), fmt.Sprintf("%+v", *keys), fmt.Sprintf("%#v", keys), fmt.Sprintf("%v", keys.Keys[0]), fmt.Sprintf("%x", keys), string(inJSON),
+	} {
+		assert.NotRegexp(t, "215|(?i)d7d7", text)
+	}
 }
 
 func TestTheTagStandsForIDsAndTimes(t *testing.T) {

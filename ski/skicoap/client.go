@@ -108,9 +108,10 @@ type clientSide interface {
 	// ended is closed when there is nothing more to come.
 	ended() <-chan struct{}
 	// watch begins to expect notifications, unwatch ends that, and register asks
-	// for them. It returns the answer as it is now.
+	// for them. It returns the answer as it is now. have is the ETag of what is
+	// there.
 	watch(path, query string) *watch
-	unwatch(w *watch)
+	unwatch(w *watch, have []byte, tell bool)
 	register(ctx context.Context, w *watch, have []byte) (*answer, error)
 }
 

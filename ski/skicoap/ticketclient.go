@@ -90,7 +90,7 @@ func (w *watch) drop() {
 
 // WatchTickets observes the key server's resource of ticket keys; see
 // ski.TicketSource.
-func (c *Client) WatchTickets(ctx context.Context, site string, update func(*ski.TicketKeys)) error {
+func (c *Client) WatchTickets(ctx context.Context, site string, update func(*ski.TicketKeys)) (err error) {
 	if !ski.ValidTicketSite(site) {
 		return fmt.Errorf("skicoap: %q cannot be the name of a ticket site", site)
 	}
@@ -99,8 +99,14 @@ func (c *Client) WatchTickets(ctx context.Context, site string, update func(*ski
 		return c.failed(ctx, "dial", err)
 	}
 	w := s.watch(c.path+ticketsSegment, siteQuery+site)
-	defer s.unwatch(w)
 	t := ticketWatch{site: site, update: update}
+	defer func() {
+		// A refusal ends the observation, and what is had already need not come,
+		// and be recorded, once more.
+		refused := errors.Is(err, ski.RequestDenied) || errors.Is(err, ski.ErrNoTickets)
+		s.unwatch(w, t.have, !refused)
+		w.drop()
+	}()
 	for {
 		asking, cancel := context.WithTimeout(ctx, registerTimeout)
 		a, err := s.register(asking, w, t.have)
@@ -220,15 +226,18 @@ func (s *clientSession) freeToken() uint32 {
 
 // unwatch forgets the token. The key server is told, once: it finds out in any
 // case when its next notification is rejected.
-func (s *clientSession) unwatch(w *watch) {
+func (s *clientSession) unwatch(w *watch, have []byte, tell bool) {
 	s.mu.Lock()
 	delete(s.watches, w.token)
 	s.nextMID++
 	mid := s.nextMID - 1
 	s.mu.Unlock()
+	if !tell {
+		return
+	}
 	datagram, err := encode(message.Message{
 		Type: message.NonConfirmable, Code: codes.GET, MessageID: int32(mid),
-		Token: tokenBytes(w.token), Options: w.request(observeDeregister, nil),
+		Token: tokenBytes(w.token), Options: w.request(observeDeregister, have),
 	})
 	if err == nil && s.alive() {
 		_ = s.link.write(datagram)
@@ -260,11 +269,14 @@ func (s *tcpClientSession) freeToken() uint32 {
 
 // unwatch forgets the token, and has the key server forget it (RFC 8323, Section
 // 7.4).
-func (s *tcpClientSession) unwatch(w *watch) {
+func (s *tcpClientSession) unwatch(w *watch, have []byte, tell bool) {
 	s.mu.Lock()
 	delete(s.watches, w.token)
 	s.mu.Unlock()
-	frame, err := encodeFrame(message.Message{Code: codes.GET, Token: tokenBytes(w.token), Options: w.request(observeDeregister, nil)})
+	if !tell {
+		return
+	}
+	frame, err := encodeFrame(message.Message{Code: codes.GET, Token: tokenBytes(w.token), Options: w.request(observeDeregister, have)})
 	if err != nil || !s.alive() {
 		return
 	}

@@ -24,7 +24,7 @@ const (
 	// client that observes registers again then, so that it learns of a key
 	// server that is gone, and the key server that it is still there.
 	ticketsMaxAge = 120
-	// seqBits is the length of the value of Observe (RFC 7641, Section 2).
+	// seqMask has the bits of the value of Observe (RFC 7641, Section 2).
 	seqMask = 1<<24 - 1
 )
 
@@ -54,10 +54,11 @@ func (r *resource) ticketRequest(m *message.Message) (*ticketRequest, *refusal) 
 		return nil, nil
 	}
 	q := &ticketRequest{token: bytes.Clone(m.Token), observe: noObserve}
+	named := false
 	for _, o := range m.Options {
 		switch {
-		case o.ID == message.URIQuery && strings.HasPrefix(string(o.Value), siteQuery) && q.site == "":
-			q.site = string(o.Value[len(siteQuery):])
+		case o.ID == message.URIQuery && strings.HasPrefix(string(o.Value), siteQuery) && !named:
+			named, q.site = true, string(o.Value[len(siteQuery):])
 		case o.ID == message.URIQuery:
 			return nil, refuse(codes.BadOption, "Uri-Query")
 		case o.ID == message.ETag && len(o.Value) == len(q.have):
@@ -172,11 +173,12 @@ func (s *session) getTickets(q *ticketRequest, answer func(code codes.Code, opti
 	if q.observe == observeDeregister {
 		s.unobserve(func(site string, o *observation) bool { return site == q.site && bytes.Equal(o.token, q.token) })
 	}
+	number := s.nextNumber()
 	r := s.serveTickets(q)
 	var observe func()
 	if q.observe == observeRegister && r.answer.Error == "" {
 		if observe = s.observe(q, r); observe != nil {
-			r.options = append(r.options, s.observeOption())
+			r.options = append(r.options, number)
 		}
 	}
 	answer(r.code, r.options, r.payload)
@@ -186,8 +188,11 @@ func (s *session) getTickets(q *ticketRequest, answer func(code codes.Code, opti
 	}
 }
 
-// observeOption has a value that is above all before (RFC 7641, Section 4.4).
-func (s *session) observeOption() message.Option {
+// nextNumber returns Observe with a value that is above all before (RFC 7641,
+// Section 4.4). It is taken before it is known what is sent with it: what is
+// known later is never sent with a lower one, whatever overtakes it, but where
+// what is known changes once more, and is sent once more.
+func (s *session) nextNumber() message.Option {
 	return message.Option{ID: message.Observe, Value: uintValue(s.seq.Add(1) & seqMask)}
 }
 
@@ -261,6 +266,7 @@ func (s *session) keepTold(site string, o *observation, last *ticketResult) {
 			return
 		default:
 		}
+		number := s.nextNumber()
 		r := s.serveTickets(q)
 		a = r.answer
 		if a.Same || a.Error != "" && !r.denied() {
@@ -268,7 +274,7 @@ func (s *session) keepTold(site string, o *observation, last *ticketResult) {
 			continue
 		}
 		if a.Error == "" {
-			r.options = append(r.options, s.observeOption())
+			r.options = append(r.options, number)
 		}
 		err := s.notify(o, r, a.Changed)
 		clear(r.payload)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,9 @@ type ticketOffice struct {
 	keys    map[string]byte // what a site's keys consist of
 	changed chan struct{}
 	asked   int // questions that were not answered with Same
+	denied  int
+	// hold is called, if there is one, when the answer to a question is known.
+	hold func()
 }
 
 func newTicketOffice() *ticketOffice {
@@ -36,9 +40,16 @@ func (o *ticketOffice) ServeSKI(ctx context.Context, p ski.Peer, req *ski.Reques
 
 func (o *ticketOffice) ServeTickets(_ context.Context, _ ski.Peer, site string, have ski.TicketTag) *ski.TicketAnswer {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer func() {
+		hold := o.hold
+		o.mu.Unlock()
+		if hold != nil {
+			hold()
+		}
+	}()
 	n, ok := o.keys[site]
 	if !ok {
+		o.denied++
 		return &ski.TicketAnswer{Error: ski.RequestDenied}
 	}
 	keys := &ski.TicketKeys{Site: site, Keys: []ski.TicketKey{{
@@ -231,6 +242,74 @@ func TestThereAreOnlySoManyObservations(t *testing.T) {
 	})
 }
 
+// TestTheEndOfAWatchAsksForNoTicketKeys: what the key server hands out or denies
+// goes into its audit log.
+func TestTheEndOfAWatchAsksForNoTicketKeys(t *testing.T) {
+	bothBindings(t, newTicketOffice(), func(t *testing.T, s *Server, connect func() *Client) {
+		office := s.cfg.Handler.(*ticketOffice)
+		office.change("a.test", 1)
+		office.asked, office.denied = 0, 0
+		c := connect()
+		w := watchSite(t, c, "a.test")
+		w.next(t)
+		w.stop()
+		require.ErrorIs(t, w.end(t), context.Canceled)
+		require.Eventually(t, func() bool { return s.observations.Load() == 0 }, 10*time.Second, time.Millisecond)
+		require.ErrorIs(t, watchSite(t, c, "other.test").end(t), ski.RequestDenied)
+		for range 3 {
+			require.NoError(t, ask(t.Context(), c, 1))
+		}
+		office.mu.Lock()
+		defer office.mu.Unlock()
+		assert.Equal(t, 1, office.asked)
+		assert.Equal(t, 1, office.denied)
+	})
+}
+
+// TestANotificationThatIsOvertakenByARegistrationIsOlder has a client register
+// again while a notification of before is about to be sent.
+func TestANotificationThatIsOvertakenByARegistrationIsOlder(t *testing.T) {
+	office := newTicketOffice()
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool})
+	sess := newSession(s, ski.Peer{}, func(error) {})
+	t.Cleanup(func() {
+		sess.cancel()
+		sess.unobserve(func(string, *observation) bool { return true })
+	})
+	number := func(options message.Options) uint32 {
+		n, err := inOrder(options).Observe()
+		require.NoError(t, err)
+		return n
+	}
+	notified := make(chan uint32, 9)
+	sess.notify = func(_ *observation, r *ticketResult, _ <-chan struct{}) error {
+		notified <- number(r.options)
+		return nil
+	}
+	register := func() (n uint32) {
+		sess.getTickets(&ticketRequest{site: "a.test", observe: observeRegister}, func(_ codes.Code, o message.Options, _ []byte) { n = number(o) })
+		return n
+	}
+	register()
+	known, goOn := make(chan struct{}), make(chan struct{})
+	office.mu.Lock()
+	office.hold = func() {
+		close(known)
+		<-goOn
+	}
+	office.mu.Unlock()
+	office.change("a.test", 2)
+	<-known // what the notification says, which is not sent yet
+	office.mu.Lock()
+	office.hold = nil
+	office.mu.Unlock()
+	office.change("a.test", 3)
+	answer := register()
+	close(goOn)
+	assert.Less(t, <-notified, answer)
+}
+
 // rawEdge is an authenticated peer whose messages are written by hand.
 func rawEdge(t *testing.T, s *Server, ca *testCA) *link {
 	t.Helper()
@@ -333,6 +412,7 @@ func TestWhatIsWrongWithARequestForTicketKeys(t *testing.T) {
 		{"no site", codes.GET, path, codes.BadRequest},
 		{"an empty site", codes.GET, with(message.Option{ID: message.URIQuery, Value: []byte("site=")}), codes.BadRequest},
 		{"two sites", codes.GET, with(site, site), codes.BadOption},
+		{"no site and then one", codes.GET, with(message.Option{ID: message.URIQuery, Value: []byte("site=")}, site), codes.BadOption},
 		{"another query", codes.GET, with(site, message.Option{ID: message.URIQuery, Value: []byte("x=y")}), codes.BadOption},
 		{"POST", codes.POST, with(site), codes.MethodNotAllowed},
 		{"JSON", codes.GET, with(site, message.Option{ID: message.Accept, Value: []byte{50}}), codes.NotAcceptable},
@@ -450,4 +530,49 @@ func TestLibcoapObservesTicketKeys(t *testing.T) {
 		require.NoError(t, err)
 		assert.Contains(t, out.String(), string(keys))
 	}
+}
+
+// TestManySitesAreFollowedAtOnce has the keys of many sites change faster than
+// they can be sent.
+func TestManySitesAreFollowedAtOnce(t *testing.T) {
+	const sites, changes = 150, 20
+	bothBindings(t, newTicketOffice(), func(t *testing.T, s *Server, connect func() *Client) {
+		office := s.cfg.Handler.(*ticketOffice)
+		name := func(i int) string { return fmt.Sprintf("site-%d.test", i) }
+		for i := range sites {
+			office.change(name(i), 1)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var latest [sites]atomic.Uint32
+		var watching sync.WaitGroup
+		clients := []*Client{connect(), connect()}
+		for i := range sites {
+			watching.Go(func() {
+				for ctx.Err() == nil { // A slow machine may lose a session.
+					_ = clients[i%2].WatchTickets(ctx, name(i), func(k *ski.TicketKeys) {
+						assert.Equal(t, name(i), k.Site)
+						latest[i].Store(uint32(k.Keys[0].Secret[0]))
+					})
+				}
+			})
+		}
+		require.Eventually(t, func() bool { return s.observations.Load() == sites }, time.Minute, time.Millisecond)
+		for n := byte(2); n <= changes; n++ {
+			for i := range sites {
+				office.change(name(i), n)
+			}
+		}
+		require.Eventually(t, func() bool {
+			for i := range latest {
+				if latest[i].Load() != changes {
+					return false
+				}
+			}
+			return true
+		}, time.Minute, 10*time.Millisecond)
+		cancel()
+		watching.Wait()
+		require.Eventually(t, func() bool { return s.observations.Load() == 0 }, time.Minute, time.Millisecond)
+	})
 }

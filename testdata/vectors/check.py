@@ -338,6 +338,8 @@ def decode_tickets(cddl, data):
     keys = message["keys"]
     if not all(k["from"] < k["to"] <= k["until"] < 2 ** 40 for k in keys):
         raise Malformed("times")
+    if any(k["to"] - k["from"] > 7 * 86400 or k["until"] - k["to"] > 7 * 86400 for k in keys):
+        raise Malformed("good for too long")
     if len({k["id"] for k in keys}) < len(keys) or keys != sorted(keys, key=lambda k: k["from"]):
         raise Malformed("an id twice, or the order")
     return message

@@ -3,6 +3,7 @@ package keyparts
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 
@@ -20,6 +21,7 @@ type InProcess struct {
 	mu       sync.Mutex
 	closed   bool
 	underWay int           // requests that the Handler has
+	watches  int           // of ticket keys
 	ended    chan struct{} // closed with the last of them, after Close
 }
 
@@ -40,7 +42,7 @@ func (p *InProcess) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Respo
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := p.begin(); err != nil {
+	if err := p.begin(&p.underWay, p.most); err != nil {
 		return nil, &ski.TransportError{Endpoint: "embedded", Op: "ask", Err: err, Permanent: err == errClosed}
 	}
 	own := *req // The caller has its request back when the context ends.
@@ -51,7 +53,7 @@ func (p *InProcess) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Respo
 	}
 	answered := make(chan answer)
 	go func() { // which end counts, for Close
-		defer p.end()
+		defer p.end(&p.underWay)
 		resp, err := p.direct.RoundTrip(ctx, &own)
 		select {
 		case answered <- answer{resp, err}:
@@ -69,33 +71,60 @@ func (p *InProcess) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Respo
 	}
 }
 
-// WatchTickets watches the Handler's ticket keys. It is no request: who watches
-// ends before Close.
+// WatchTickets watches the Handler's ticket keys. Whoever watches ends before
+// Close.
 func (p *InProcess) WatchTickets(ctx context.Context, site string, update func(*ski.TicketKeys)) error {
 	source, ok := p.direct.(ski.TicketSource)
 	if !ok {
 		return ski.ErrNoTickets
 	}
-	return source.WatchTickets(ctx, site, update)
+	if err := p.begin(&p.watches, math.MaxInt); err != nil {
+		return &ski.TransportError{Endpoint: "embedded", Op: "ask", Err: err, Permanent: true}
+	}
+	var updating sync.Mutex
+	over := false
+	ended := make(chan error, 1)
+	go func() { // which end counts, for Close
+		defer p.end(&p.watches)
+		ended <- source.WatchTickets(ctx, site, func(t *ski.TicketKeys) {
+			updating.Lock()
+			defer updating.Unlock()
+			if over {
+				t.Clear()
+				return
+			}
+			update(t)
+		})
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		updating.Lock()
+		defer updating.Unlock()
+		over = true
+		return ctx.Err()
+	}
 }
 
-func (p *InProcess) begin() error {
+// begin counts one more of n in, of which there are not to be more than so many.
+func (p *InProcess) begin(n *int, most int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.closed:
 		return errClosed
-	case p.underWay >= p.most:
+	case *n >= most:
 		return errOverload
 	}
-	p.underWay++
+	*n++
 	return nil
 }
 
-func (p *InProcess) end() {
+func (p *InProcess) end(n *int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.underWay--; p.closed && p.underWay == 0 {
+	if *n--; p.closed && p.underWay+p.watches == 0 {
 		close(p.ended)
 	}
 }
@@ -104,7 +133,7 @@ func (p *InProcess) end() {
 // ctx ends, whose error it then returns. It is called once.
 func (p *InProcess) Close(ctx context.Context) error {
 	p.mu.Lock()
-	if p.closed = true; p.underWay == 0 {
+	if p.closed = true; p.underWay+p.watches == 0 {
 		close(p.ended)
 	}
 	p.mu.Unlock()

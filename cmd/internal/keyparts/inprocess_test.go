@@ -110,3 +110,42 @@ func TestInProcessHasTheTicketKeysOfItsHandler(t *testing.T) {
 	p = NewInProcess(ski.HandlerFunc(nil), ski.Peer{}, 1)
 	require.ErrorIs(t, p.WatchTickets(t.Context(), "www.example.com", nil), ski.ErrNoTickets)
 }
+
+// heldTickets takes its time to hand out ticket keys.
+type heldTickets struct {
+	ticketHandler
+	come   chan struct{}
+	answer chan *ski.TicketKeys
+}
+
+func (h heldTickets) ServeTickets(context.Context, ski.Peer, string, ski.TicketTag) *ski.TicketAnswer {
+	h.come <- struct{}{}
+	return &ski.TicketAnswer{Keys: <-h.answer, Next: time.Now().Add(time.Hour)}
+}
+
+func TestAWatchIsNotKeptBeyondItsContext(t *testing.T) {
+	echo := func(context.Context, ski.Peer, *ski.Request) *ski.Response { return new(ski.Response) }
+	h := heldTickets{ticketHandler: ticketHandler{echo}, come: make(chan struct{}), answer: make(chan *ski.TicketKeys)}
+	p := NewInProcess(h, ski.Peer{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		ended <- p.WatchTickets(ctx, "www.example.com", func(*ski.TicketKeys) { t.Error("nobody watches any more") })
+	}()
+	<-h.come
+	_, err := p.RoundTrip(t.Context(), new(ski.Request))
+	require.NoError(t, err, "who watches takes no place of a request")
+	cancel()
+	select {
+	case err := <-ended:
+		require.ErrorIs(t, err, context.Canceled)
+	case <-time.After(10 * time.Second):
+		require.FailNow(t, "it waits for the handler")
+	}
+	keys := &ski.TicketKeys{Keys: make([]ski.TicketKey, 1)}
+	keys.Keys[0].Secret[0] = 1
+	h.answer <- keys
+	require.NoError(t, p.Close(t.Context()))
+	require.Zero(t, keys.Keys[0].Secret, "it is cleared")
+	require.Error(t, p.WatchTickets(t.Context(), "www.example.com", nil), "it is closed")
+}
