@@ -22,7 +22,7 @@ type framer struct {
 }
 
 // frames returns one on which nothing has been asked yet.
-func frames(t *testing.T, e *edge, p *testPKI) framer {
+func frames(t *testing.T, e *edge, p *testPKI, settings ...http2.Setting) framer {
 	c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"h2"}})
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
@@ -30,15 +30,15 @@ func frames(t *testing.T, e *edge, p *testPKI) framer {
 	_, err = io.WriteString(c, http2.ClientPreface)
 	require.NoError(t, err)
 	f := framer{http2.NewFramer(c, c), c}
-	require.NoError(t, f.WriteSettings())
+	require.NoError(t, f.WriteSettings(settings...))
 	return f
 }
 
-// ask sends a request for / on a stream.
-func ask(t *testing.T, f framer, stream uint32) {
+// ask sends a request for a path on a stream.
+func ask(t *testing.T, f framer, stream uint32, path string) {
 	var block writer
 	e := hpack.NewEncoder(&block)
-	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "a.test"}, {":path", "/"}} {
+	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "a.test"}, {":path", path}} {
 		require.NoError(t, e.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}))
 	}
 	require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndStream: true, EndHeaders: true}))
@@ -81,7 +81,7 @@ func TestShutdownEndsConnectionsInGoodOrder(t *testing.T) {
 				io.WriteString(w, "finished")
 			})
 			two := frames(t, e, p)
-			ask(t, two, 1)
+			ask(t, two, 1, "/")
 			<-entered
 			one, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 			require.NoError(t, err)
@@ -110,7 +110,7 @@ func TestDrain(t *testing.T) {
 			e.Drain()
 			assert.True(t, e.Draining())
 			two := frames(t, e, p)
-			ask(t, two, 1)
+			ask(t, two, 1, "/")
 			told(t, two)
 			one, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 			require.NoError(t, err)

@@ -257,22 +257,31 @@ type stallWriter struct {
 	timeout time.Duration
 }
 
+func newStallWriter(w http.ResponseWriter, timeout time.Duration) *stallWriter {
+	return &stallWriter{w, http.NewResponseController(w), timeout}
+}
+
 // Unwrap is for http.ResponseController.
 func (w *stallWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // Write writes.
 func (w *stallWriter) Write(b []byte) (int, error) {
-	defer w.bound()()
+	w.bound()
+	defer w.unbound()
 	return w.ResponseWriter.Write(b)
 }
 
 // FlushError sends what is buffered.
 func (w *stallWriter) FlushError() error {
-	defer w.bound()()
+	w.bound()
+	defer w.unbound()
 	return w.control.Flush()
 }
 
-func (w *stallWriter) bound() (done func()) {
+// bound begins the time. Called once the handler is done, it is for what net/http
+// still has in its buffer then.
+func (w *stallWriter) bound() {
 	_ = w.control.SetWriteDeadline(time.Now().Add(w.timeout)) // HTTP/2 has it
-	return func() { _ = w.control.SetWriteDeadline(time.Time{}) }
 }
+
+func (w *stallWriter) unbound() { _ = w.control.SetWriteDeadline(time.Time{}) }

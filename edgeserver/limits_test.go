@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
 )
 
 // limited is an edge server with one site, a.test, and limits.
@@ -389,4 +390,28 @@ func TestWrongLimits(t *testing.T) {
 	assert.Equal(t, 10, cfg.Limits.Connections)
 	assert.Equal(t, 5*time.Second, cfg.Limits.IdleTimeout)
 	assert.Equal(t, 1024, cfg.Limits.ConnectionsPerAddress)
+}
+
+// A small answer waits whole until its handler is done, and is then given up as a
+// large one is; the pages that the edge server answers with itself, too.
+func TestClientThatTakesNoSmallAnswer(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		for _, path := range []string{"/", "/nothing"} {
+			t.Run(engine+" "+path, func(t *testing.T) {
+				t.Parallel()
+				p := newPKI(t)
+				e := limited(t, p, engine, Limits{WriteTimeout: 200 * time.Millisecond})
+				f := frames(t, e, p, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+				ask(t, f, 1, path)
+				for {
+					frame, err := f.ReadFrame()
+					require.NoError(t, err)
+					if reset, ok := frame.(*http2.RSTStreamFrame); ok {
+						assert.EqualValues(t, 1, reset.StreamID)
+						return
+					}
+				}
+			})
+		}
+	}
 }

@@ -246,6 +246,11 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.requests.release()
+	if r.ProtoMajor == 2 {
+		stall := newStallWriter(w, c.gen.cfg.Limits.WriteTimeout)
+		defer stall.bound()
+		w = stall
+	}
 	s.answer(w, r, c)
 }
 
@@ -297,9 +302,6 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, c *conn) {
 	if isAsterisk(r) {
 		w.WriteHeader(http.StatusNoContent)
 		return
-	}
-	if r.ProtoMajor == 2 {
-		w = &stallWriter{w, http.NewResponseController(w), c.gen.cfg.Limits.WriteTimeout}
 	}
 	c.site.handler.ServeHTTP(w, r)
 }
