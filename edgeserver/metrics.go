@@ -4,7 +4,9 @@ import (
 	"crypto/tls"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -42,6 +44,9 @@ type Metrics struct {
 
 	// Read when they are asked for.
 	connections, inHandshake, limited, certificateEnd, sharedTickets *prometheus.Desc
+
+	mu         sync.Mutex
+	keyServers []string // those there are; nil: any
 }
 
 // Metrics returns what the Server counts.
@@ -150,13 +155,29 @@ func (m *Metrics) Attempted(keyServer string, a ski.Attempt) {
 	outcome := a.Outcome()
 	m.attempts.WithLabelValues(keyServer, string(a.Kind), outcome).Inc()
 	m.attemptTimes.WithLabelValues(keyServer).Observe(a.Took.Seconds())
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	switch {
+	case m.keyServers != nil && !slices.Contains(m.keyServers, keyServer): // SetKeyServers has taken it away.
 	case outcome == "canceled" || outcome == "failed": // says nothing of it
 	case a.Err == nil && a.Answer != ski.UnspecifiedError:
 		m.answers.WithLabelValues(keyServer).Set(1)
 	default:
 		m.answers.WithLabelValues(keyServer).Set(0)
 	}
+}
+
+// SetKeyServers says which key servers there are, by the labels of Attempted: of
+// those that are gone nobody is to be told for ever that they do not answer.
+func (m *Metrics) SetKeyServers(labels []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, label := range m.keyServers {
+		if !slices.Contains(labels, label) {
+			m.answers.DeleteLabelValues(label)
+		}
+	}
+	m.keyServers = labels
 }
 
 // SetIdentityExpiry says when the first of the certificates ends that the edge

@@ -279,3 +279,20 @@ func TestMetricsOfLimits(t *testing.T) {
 	e.until(t, 1, "limited_total", "limit", "connections_per_address")
 	e.until(t, 1, "connections")
 }
+
+// A key server that is not in the configuration any more is not said to be down
+// for ever.
+func TestMetricsOfAKeyServerThatIsGone(t *testing.T) {
+	m := newMetrics()
+	down := ski.Attempt{Kind: ski.FirstAttempt, Err: &ski.TransportError{Err: errors.New("refused")}}
+	count := func() int { return testutil.CollectAndCount(m.answers) }
+	m.SetKeyServers([]string{"coaps://a.test", "coaps://b.test"})
+	m.Attempted("coaps://a.test", down)
+	m.Attempted("coaps://b.test", down)
+	assert.Equal(t, 2, count())
+	m.SetKeyServers([]string{"coaps://b.test"})
+	assert.Equal(t, 1, count())
+	m.Attempted("coaps://a.test", down) // of a connection of before
+	assert.Equal(t, 1, count())
+	assert.Zero(t, testutil.ToFloat64(m.answers.WithLabelValues("coaps://b.test")))
+}

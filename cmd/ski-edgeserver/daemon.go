@@ -53,7 +53,7 @@ func newDaemon(file string, cfg edgeserver.Config, own ownKeyServer, log *slog.L
 		return nil, err
 	}
 	d.keyServers = all
-	d.srv.Metrics().SetIdentityExpiry(all.firstExpiry())
+	d.measure()
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
 }
@@ -125,9 +125,9 @@ func (d *daemon) tryReload() error {
 	if cfg.Metrics != d.cfg.Metrics {
 		d.log.Warn("metrics: another address takes a restart")
 	}
-	d.srv.Metrics().SetIdentityExpiry(all.firstExpiry())
 	before := d.keyServers
 	d.cfg, d.keyServers = cfg, all
+	d.measure()
 	d.mu.Lock()
 	d.watched = cfg.Files()
 	d.mu.Unlock()

@@ -54,6 +54,12 @@ func metricsWarning(cfg edgeserver.Config) string {
 // count counts a question to a key server.
 func (d *daemon) count(url string, a ski.Attempt) { d.srv.Metrics().Attempted(url, a) }
 
+// measure tells the metrics what the configuration has made of the key servers.
+func (d *daemon) measure() {
+	d.srv.Metrics().SetIdentityExpiry(d.keyServers.firstExpiry())
+	d.srv.Metrics().SetKeyServers(endpoints(d.cfg))
+}
+
 // firstExpiry returns when the first of the edge server's own certificates ends,
 // or the zero time where it has pre-shared keys alone.
 func (all keyServers) firstExpiry() (first time.Time) {
