@@ -123,6 +123,18 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// A request that comes too late is no answered one.
+func TestRequestAfterTheLast(t *testing.T) {
+	p := newPKI(t)
+	e := limited(t, p, "", Limits{})
+	c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
+	require.NoError(t, err)
+	defer c.Close()
+	e.requests.release() // as Shutdown does when its time is up, before it closes connections
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+	assert.Empty(t, ended(t, c))
+}
+
 // Connections of an older configuration are waited for as others are.
 func TestShutdownAfterAReload(t *testing.T) {
 	p := newPKI(t)
