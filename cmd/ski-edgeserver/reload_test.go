@@ -7,14 +7,21 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/edgeserver"
 )
 
 // replace puts data in the place of a file, as a renewal of certificates does.
@@ -92,4 +99,96 @@ func TestReload(t *testing.T) {
 
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
 	assert.Equal(t, 0, p.end())
+}
+
+// Configurations come and go, while clients are there: addresses, sites and a key
+// server among them. What is left is what there was; a key server that is in all
+// of them has kept its session; and at the end nothing is left.
+func TestReloadsLeaveNothingBehind(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	keyserver, other := startKeyServer(t, dir), startKeyServer(t, dir)
+	file := filepath.Join(dir, "edge.yaml")
+	configure := func(i int) {
+		listen, sites := `"127.0.0.1:0"`, "- {names: [site.test], certificates: [site.pem], static: .}\n"
+		if i%2 == 1 {
+			listen += `, "127.0.0.2:0"`
+			sites = "- {names: [site.test], certificates: [site.pem], static: ., engine: split, access_log: {file: access.log}}\n" +
+				"- {default: true, certificates: [site.pem], tcp: '127.0.0.1:1', keyserver: other, tickets: off}\n"
+		}
+		replace(t, file, fmt.Appendf(nil, `listen: [%s]
+keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.pem, server_name: edge.test}
+keyservers: {other: {url: "coaps://%s/ski", server_name: edge.test}}
+sites:
+%s`, listen, keyserver, other, sites))
+	}
+	open := func() int {
+		all, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return len(all)
+	}
+	goroutines, files := runtime.NumGoroutine(), open()
+	const few = 10 // of the runtime, and of the key servers' ends of sessions
+
+	configure(0)
+	cfg, err := edgeserver.Load(file)
+	require.NoError(t, err)
+	log := new(logged)
+	d, err := newDaemon(file, cfg, nil, slog.New(slog.NewTextHandler(log, nil)))
+	require.NoError(t, err)
+	defer d.close()
+	require.NoError(t, d.srv.Listen())
+	addr := regexp.MustCompile(`msg=listening addr=(127\.0\.0\.1:\d+)`).FindStringSubmatch(log.until(t, "msg=listening"))[1]
+	same := d.keyServers[""]
+	reload := func(i int) {
+		_, answer := request(t, addr, "site.test")
+		assert.Contains(t, answer, " 404 ")
+		busy, err := tls.Dial("tcp", addr, &tls.Config{ServerName: "site.test", InsecureSkipVerify: true})
+		require.NoError(t, err)
+		defer busy.Close()
+		configure(i)
+		d.reload()
+		require.Same(t, same, d.keyServers[""], log.String())
+		require.Equal(t, i%2 == 1, d.keyServers["other"] != nil, log.String())
+	}
+	settled := func(what func() int, most int, name string) {
+		require.Eventually(t, func() bool { return what() <= most }, 30*time.Second, 10*time.Millisecond, "%s: %d", name, most)
+	}
+	for i := range 2 {
+		reload(i + 1)
+	}
+	_, _ = request(t, addr, "site.test")
+	before, beforeFiles := runtime.NumGoroutine(), open()
+	for i := range 100 {
+		reload(i + 1)
+	}
+	settled(runtime.NumGoroutine, before+few, "goroutines")
+	settled(open, beforeFiles+few, "files")
+	assert.NotContains(t, log.String(), "refused")
+	d.close()
+	settled(runtime.NumGoroutine, goroutines+few, "goroutines")
+	settled(open, files+few, "files")
+}
+
+// logged is a log that is read while it is written.
+type logged struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(b)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+func (l *logged) until(t *testing.T, text string) string {
+	require.Eventually(t, func() bool { return strings.Contains(l.String(), text) }, 10*time.Second, time.Millisecond)
+	return l.String()
 }
