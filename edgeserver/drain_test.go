@@ -5,7 +5,12 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -154,4 +159,84 @@ func TestShutdownAfterAReload(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "begin end", string(body))
 	assert.NoError(t, <-stopped)
+}
+
+// Shutdown ends all that there is when its time is up, of each kind and of older
+// configurations too: nothing runs on.
+func TestShutdownLeavesNothingBehind(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		t.Run(engine, func(t *testing.T) {
+			p := newPKI(t)
+			origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Upgrade") != "" {
+					if c, rw, err := w.(http.Hijacker).Hijack(); err == nil {
+						defer c.Close()
+						io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+						io.Copy(c, rw)
+					}
+					return
+				}
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			}))
+			defer origin.Close()
+			silent := tcpOrigin(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+			cfg := Config{AccessLog: AccessLog{File: filepath.Join(p.dir, "access.log")}, Sites: []Site{
+				{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: origin.URL, Engine: engine},
+				{Names: []string{"b.test"}, Certificates: []string{p.ecdsa(t, "b.test")}, TCP: silent, Engine: engine},
+			}}
+			before := runtime.NumGoroutine()
+			s, err := New(cfg, p.transport(), slog.New(slog.DiscardHandler))
+			require.NoError(t, err)
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			served := make(chan error, 1)
+			go func() { served <- s.Serve(l) }()
+			e := &edge{Server: s, addr: l.Addr().String()}
+
+			connect := func() (all []net.Conn) {
+				dial := func(name string) *tls.Conn {
+					c, err := e.dial(p, &tls.Config{ServerName: name})
+					require.NoError(t, err)
+					all = append(all, c)
+					return c
+				}
+				two := frames(t, e, p)
+				ask(t, two, 1, "/")
+				for header := false; !header; {
+					frame, err := two.ReadFrame()
+					require.NoError(t, err)
+					_, header = frame.(*http2.HeadersFrame)
+				}
+				for _, upgrade := range []string{"", "Connection: Upgrade\r\nUpgrade: echo\r\n"} {
+					c := dial("a.test")
+					fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: a.test\r\n%s\r\n", upgrade)
+					_, err := c.Read(make([]byte, 1))
+					require.NoError(t, err)
+				}
+				dial("b.test")
+				silent, err := net.Dial("tcp", e.addr) // whose handshake does not begin
+				require.NoError(t, err)
+				return append(all, two, silent)
+			}
+			all := connect()
+			_, err = s.Reload(cfg, over(p.transport()))
+			require.NoError(t, err)
+			all = append(all, connect()...)
+
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			assert.ErrorIs(t, s.Shutdown(ctx), context.DeadlineExceeded)
+			assert.NoError(t, <-served)
+			for _, c := range all {
+				ended(t, c)
+				c.Close()
+			}
+			require.Eventually(t, func() bool { return s.Usage().Connections == 0 }, 10*time.Second, time.Millisecond)
+			origin.CloseClientConnections()
+			// Those of the two origins are left, for as long as they hear nothing.
+			require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+2 }, 10*time.Second, time.Millisecond, "goroutines")
+			assert.NoError(t, s.Shutdown(t.Context()), "once more")
+		})
+	}
 }
