@@ -26,6 +26,7 @@ type daemon struct {
 	srv        *edgeserver.Server
 	cfg        edgeserver.Config // what is served
 	keyServers keyServers        // of cfg
+	probed     func()            // ends what probe has begun
 
 	mu      sync.Mutex
 	watched []string // what a change of calls for a reload
@@ -38,7 +39,7 @@ type daemon struct {
 // newDaemon makes the edge server and its clients of the key servers, of which
 // it needs none where it has its own.
 func newDaemon(file string, cfg edgeserver.Config, own ownKeyServer, log *slog.Logger) (*daemon, error) {
-	d := &daemon{file: file, cfg: cfg, own: own, log: log, watched: cfg.Files()}
+	d := &daemon{file: file, cfg: cfg, own: own, log: log, watched: cfg.Files(), probed: func() {}}
 	transports, all, err := d.open(cfg)
 	if err != nil {
 		return nil, err
@@ -87,7 +88,19 @@ func (d *daemon) reload() {
 		return
 	}
 	d.log.Info("configuration loaded", "file", d.file, "keyserver", strings.Join(endpoints(d.cfg), ","), "sites", len(d.cfg.Sites))
-	d.running.Go(func() { d.srv.Probe(d.ctx) })
+	d.probe()
+}
+
+// probe asks the key servers for the sites' keys, and no longer for those of the
+// configuration before.
+func (d *daemon) probe() {
+	d.probed()
+	ctx, cancel := context.WithCancel(d.ctx)
+	d.probed = cancel
+	d.running.Go(func() {
+		defer cancel()
+		d.srv.Probe(ctx)
+	})
 }
 
 func (d *daemon) tryReload() error {
@@ -176,7 +189,7 @@ func (d *daemon) serve() error {
 	defer signal.Stop(hangups)
 	changes := make(chan struct{}, 1)
 	d.running.Go(func() { d.watch(changes) })
-	d.running.Go(func() { d.srv.Probe(d.ctx) })
+	d.probe()
 
 	if err := d.srv.Listen(); err != nil {
 		return err
@@ -184,7 +197,7 @@ func (d *daemon) serve() error {
 	d.sockets.warn(d.log)
 	ended := make(chan error, 1)
 	go func() { ended <- d.srv.ListenAndServe() }()
-	d.running.Go(func() { keepAlive(d.ctx, func() { d.srv.Usage() }, d.log) })
+	d.running.Go(func() { keepAlive(d.ctx, d.srv.Alive, d.log) })
 	notifyReady(d.log)
 	for {
 		select {

@@ -27,7 +27,10 @@ func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServe
 	if own != nil {
 		metrics = append(metrics, own.metrics()...)
 	}
-	live := func(context.Context) error { return nil }
+	live := func(context.Context) error {
+		srv.Alive()
+		return nil
+	}
 	server, err := monitor.Serve(cfg.Metrics, map[string]monitor.Check{"/healthz": live, "/readyz": srv.Ready}, log, metrics...)
 	if err != nil {
 		return nil, err

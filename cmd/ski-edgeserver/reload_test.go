@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -168,6 +169,31 @@ sites:
 	d.close()
 	settled(runtime.NumGoroutine, goroutines+few, "goroutines")
 	settled(open, files+few, "files")
+}
+
+// One reload after the other, while the key server is silent, does not make one
+// question after the other wait for it.
+func TestManyReloadsAskOnce(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer silent.Close()
+	file := filepath.Join(dir, "edge.yaml")
+	replace(t, file, fmt.Appendf(nil, `listen: ["127.0.0.1:0"]
+keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.pem, timeout: 1h}
+%s`, silent.LocalAddr(), staticSite))
+	cfg, err := edgeserver.Load(file)
+	require.NoError(t, err)
+	d, err := newDaemon(file, cfg, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer d.close()
+	d.reload()
+	before := runtime.NumGoroutine()
+	for range 50 {
+		d.reload()
+	}
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() < before+20 }, 10*time.Second, 10*time.Millisecond, "goroutines")
 }
 
 // logged is a log that is read while it is written.
