@@ -415,3 +415,30 @@ func TestClientThatTakesNoSmallAnswer(t *testing.T) {
 		}
 	}
 }
+
+// A client that leaves a handshake half done gives its slot back in time.
+func TestHalfAHandshake(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			if engine == EngineSplit && version == tls.VersionTLS13 {
+				continue
+			}
+			t.Run(engine+" "+tls.VersionName(version), func(t *testing.T) {
+				t.Parallel()
+				p := newPKI(t)
+				cfg := limitedConfig(t, p, engine, Limits{HandshakeTimeout: time.Second})
+				cfg.KeyServer.Timeout = 200 * time.Millisecond
+				e := start(t, cfg, p.transport())
+				c := e.tcp(t)
+				m := &mangler{Conn: c, mangle: func(c net.Conn, n int, record []byte) {
+					if n == 0 { // nothing after the ClientHello
+						c.Write(record)
+					}
+				}}
+				go tls.Client(m, &tls.Config{ServerName: "a.test", RootCAs: p.roots, MinVersion: version, MaxVersion: version}).Handshake()
+				require.Eventually(t, func() bool { return e.Usage().Handshakes == 1 }, 5*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return e.Usage() == Usage{} }, 5*time.Second, time.Millisecond)
+			})
+		}
+	}
+}
