@@ -315,9 +315,9 @@ func TestAccessLogOfLongRequests(t *testing.T) {
 	data, err := os.ReadFile(name)
 	require.NoError(t, err)
 	assert.Less(t, len(data), 8000)
-	assert.Equal(t, "default", records[0].Site)
+	assert.Equal(t, defaultLabel, records[0].Site)
 	assert.True(t, strings.HasSuffix(records[0].URL, "uuu..."))
-	assert.EqualValues(t, 1, e.value(t, "requests_total", "site", "default", "method", "(other)", "code", "4xx"))
+	assert.EqualValues(t, 1, e.value(t, "requests_total", "site", defaultLabel, "method", "(other)", "code", "4xx"))
 }
 
 func TestAccessLogOfClientsWithCertificates(t *testing.T) {

@@ -19,8 +19,7 @@ import (
 const metricsPrefix = "ski_edgeserver_"
 
 // otherLabel stands for everything that is none of the configuration's or of a
-// fixed few, so that no client can make labels. No site can have this name by
-// mistake.
+// fixed few, so that no client can make labels. No site has this name.
 const otherLabel = "(other)"
 
 // Metrics counts what a Server does, through all of its Reloads. It is a
@@ -283,7 +282,6 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	} {
 		ch <- prometheus.MustNewConstMetric(m.limited, prometheus.CounterValue, float64(n), limit)
 	}
-	ends := map[string]time.Time{} // two sites may have one label
 	for _, s := range m.server.current().sites.all {
 		if s.Tickets == TicketsShared {
 			has := 0.
@@ -292,13 +290,12 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 			}
 			now(m.sharedTickets, has, s.label)
 		}
-		for _, chain := range s.chains {
-			if end, ok := ends[s.label]; !ok || chain.Leaf.NotAfter.Before(end) {
-				ends[s.label] = chain.Leaf.NotAfter
+		end := s.chains[0].Leaf.NotAfter
+		for _, chain := range s.chains[1:] {
+			if chain.Leaf.NotAfter.Before(end) {
+				end = chain.Leaf.NotAfter
 			}
 		}
-	}
-	for label, end := range ends {
-		now(m.certificateEnd, float64(end.Unix()), label)
+		now(m.certificateEnd, float64(end.Unix()), s.label)
 	}
 }
