@@ -19,7 +19,7 @@ import (
 type handshaker struct {
 	net.Listener
 	server *Server
-	ready  chan secureConn // for Accept; nil: they go to the http.Server of their generation
+	ready  chan secureConn // for Accept; nil: they go to the http.Server or relay of their site
 
 	ctx     context.Context         // of all handshakes
 	cancel  context.CancelCauseFunc // with why the listener has ended
