@@ -2,9 +2,11 @@ package edgeserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -441,4 +443,46 @@ func TestHalfAHandshake(t *testing.T) {
 			})
 		}
 	}
+}
+
+// hanging is a log whose reader has stopped reading.
+type hanging struct {
+	slog.Handler
+	hangs chan struct{}
+}
+
+func (h hanging) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h hanging) Handle(ctx context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, "limits.") {
+		<-h.hangs
+	}
+	return nil
+}
+
+// Who meets a limit while the log hangs keeps no others waiting.
+func TestLimitsWhileTheLogHangs(t *testing.T) {
+	p := newPKI(t)
+	log := hanging{slog.DiscardHandler, make(chan struct{})}
+	s, err := New(limitedConfig(t, p, "", Limits{ConnectionsPerAddress: 1}), p.transport(), slog.New(log))
+	require.NoError(t, err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	e := &edge{Server: s, addr: l.Addr().String()}
+	c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
+	require.NoError(t, err)
+	defer c.Close()
+	e.tcp(t)
+	require.Eventually(t, func() bool {
+		if !e.bounds.mu.TryLock() {
+			return false
+		}
+		defer e.bounds.mu.Unlock()
+		return e.bounds.ConnectionsRefused == 1
+	}, 5*time.Second, time.Millisecond)
+	close(log.hangs)
+	require.NoError(t, s.Close())
+	require.NoError(t, <-served)
 }
