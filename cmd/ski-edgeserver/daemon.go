@@ -179,14 +179,11 @@ func (d *daemon) watch(changes chan<- struct{}) {
 	}
 }
 
-// serve runs the server until a signal ends it.
-func (d *daemon) serve() error {
+// serve runs the server until a signal ends it. hangups are those to reload.
+func (d *daemon) serve(hangups <-chan os.Signal) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	changes := make(chan struct{}, 1)
 	d.running.Go(func() { d.watch(changes) })
 	d.probe()

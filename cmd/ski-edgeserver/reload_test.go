@@ -152,6 +152,12 @@ sites:
 		require.Same(t, same, d.keyServers[""], log.String())
 		require.Equal(t, i%2 == 1, d.keyServers["other"] != nil, log.String())
 	}
+	heap := func() int {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
 	settled := func(what func() int, most int, name string) {
 		require.Eventually(t, func() bool { return what() <= most }, 30*time.Second, 10*time.Millisecond, "%s: %d", name, most)
 	}
@@ -159,12 +165,14 @@ sites:
 		reload(i + 1)
 	}
 	_, _ = request(t, addr, "site.test")
-	before, beforeFiles := runtime.NumGoroutine(), open()
+	before, beforeFiles, beforeHeap := runtime.NumGoroutine(), open(), heap()
 	for i := range 100 {
 		reload(i + 1)
 	}
 	settled(runtime.NumGoroutine, before+few, "goroutines")
 	settled(open, beforeFiles+few, "files")
+	const much = 2 << 20 // the log and what the key servers remember included
+	settled(heap, beforeHeap+much, "memory")
 	assert.NotContains(t, log.String(), "refused")
 	d.close()
 	settled(runtime.NumGoroutine, goroutines+few, "goroutines")
@@ -217,4 +225,17 @@ func (l *logged) String() string {
 func (l *logged) until(t *testing.T, text string) string {
 	require.Eventually(t, func() bool { return strings.Contains(l.String(), text) }, 10*time.Second, time.Millisecond)
 	return l.String()
+}
+
+// A signal to reload that comes before there is something to reload is no end: to
+// systemd it would be one that was meant.
+func TestHangupAtTheStart(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	p := startProcess(t, dir, startKeyServer(t, dir), staticSite)
+	p.until(t, `msg=starting`)
+	require.NoError(t, p.Process.Signal(syscall.SIGHUP))
+	p.until(t, `msg="configuration loaded"`)
+	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+	assert.Equal(t, 0, p.end())
 }
