@@ -119,6 +119,7 @@ func newMetrics() *Metrics {
 	}
 	m.buildInfo.Set(1)
 	m.loaded.SetToCurrentTime()
+	m.handshakes.WithLabelValues(otherLabel, "", "", "false", handshakePanic) // A rate needs its zero; see serve.
 	for _, result := range []string{"ok", "failed"} {
 		m.reloads.WithLabelValues(result)
 	}
