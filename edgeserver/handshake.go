@@ -54,6 +54,9 @@ func (h *handshaker) retire() {
 // h is running any more. The error is nil where the end is meant.
 func (h *handshaker) run() error {
 	err := h.listen()
+	if h.retired.Load() {
+		h.server.log.Info("not listening any more", "addr", h.Addr().String())
+	}
 	if h.retired.Load() || h.ctx.Err() != nil {
 		err = nil
 	}
