@@ -138,6 +138,9 @@ func (d *daemon) tryReload() error {
 	if cfg.Metrics != d.cfg.Metrics {
 		d.log.Warn("metrics: another address takes a restart")
 	}
+	if cfg.Limits.Connections > d.cfg.Limits.Connections {
+		warnOfFiles(cfg.Limits.Connections, d.log)
+	}
 	before := d.keyServers
 	d.cfg, d.keyServers = cfg, all
 	d.measure()
@@ -149,6 +152,16 @@ func (d *daemon) tryReload() error {
 		before.Close()
 	})
 	return nil
+}
+
+// warnOfFiles warns where there can be more connections than files: each is one,
+// and has one to the origin.
+func warnOfFiles(connections int, log *slog.Logger) {
+	var files syscall.Rlimit // which Go's runtime has raised as far as it can
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil && files.Cur < 2*uint64(connections) {
+		log.Warn("limits.connections: with one to the origin for each, there are not as many open files as that takes (LimitNOFILE=, ulimit -n)",
+			"connections", connections, "open_files", files.Cur)
+	}
 }
 
 // try finds what only the server can that cfg is for.
@@ -192,6 +205,7 @@ func (d *daemon) serve(hangups <-chan os.Signal) error {
 		return err
 	}
 	d.sockets.warn(d.log)
+	warnOfFiles(d.cfg.Limits.Connections, d.log)
 	ended := make(chan error, 1)
 	go func() { ended <- d.srv.ListenAndServe() }()
 	d.running.Go(func() { keepAlive(d.ctx, d.srv.Alive, d.log) })
