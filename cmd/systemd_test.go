@@ -39,6 +39,7 @@ func TestTheSystemdUnits(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, string(edgeServer), "\nType=notify\n", "READY=1 comes when it listens")
 	require.Contains(t, string(edgeServer), "\nExecReload=/bin/kill -HUP $MAINPID\n")
+	require.NotContains(t, string(edgeServer), "\nProcSubset=", "it takes /proc/sys away, and with it the length of the queue of a listener")
 	keyServer, err := os.ReadFile("../docs/systemd/ski-keyserver.service")
 	require.NoError(t, err)
 	require.Contains(t, string(keyServer), "\nRestartPreventExitStatus=3\n", "each start is an attempt with a token's PIN")

@@ -2,6 +2,7 @@ package edgeserver
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -157,12 +158,12 @@ func (l *accessLog) request(c *conn, r *http.Request, a *answer, took time.Durat
 	if l == nil {
 		return
 	}
-	target := r.RequestURI // an asterisk, or the host of a CONNECT
-	if r.URL.Path != "" && r.RequestURI != "*" {
-		target = r.URL.EscapedPath()
-		if l.Query && r.URL.RawQuery != "" {
-			target += "?" + r.URL.RawQuery
-		}
+	target := cmp.Or(r.URL.EscapedPath(), "/")
+	switch {
+	case r.RequestURI == "*" || r.Method == http.MethodConnect:
+		target = r.RequestURI // of the server, or a host
+	case l.Query && r.URL.RawQuery != "":
+		target += "?" + r.URL.RawQuery
 	}
 	forwarded := ""
 	if c.site.forward.trusts(r) {

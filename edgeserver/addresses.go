@@ -241,12 +241,16 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(place.Addr().Unmap(), place.Port())
 }
 
+// defaultLabel is what the log calls a site without a name. No site can have this
+// name.
+const defaultLabel = "(default)"
+
 // label returns what the log calls a site: its first name, with an address where
 // another site has the same.
 func (c *Config) label(i int) string {
 	name := func(s *Site) string {
 		if len(s.Names) == 0 {
-			return "default"
+			return defaultLabel
 		}
 		return s.Names[0]
 	}

@@ -226,3 +226,16 @@ func TestAddressErrors(t *testing.T) {
 	_, err := New(twoDefaults, p.transport(), nil)
 	assert.EqualError(t, err, "edgeserver: sites[1].default: sites[0] is the default site already, on one of the same addresses")
 }
+
+// Metrics and logs tell all sites of a configuration apart.
+func TestLabelsOfSites(t *testing.T) {
+	cfg := Config{Sites: []Site{
+		{Names: []string{"a.test"}, Addresses: []string{"192.0.2.1"}}, {Names: []string{"A.test"}, Addresses: []string{"192.0.2.2:443", "192.0.2.3"}},
+		{Names: []string{"default"}}, {Default: true},
+	}}
+	var labels []string
+	for i := range cfg.Sites {
+		labels = append(labels, cfg.label(i))
+	}
+	assert.Equal(t, []string{"a.test@192.0.2.1", "A.test@192.0.2.2:443", "default", "(default)"}, labels)
+}

@@ -78,7 +78,7 @@ func (a *answer) begin(status int) {
 func (a *answer) Write(b []byte) (int, error) {
 	a.WriteHeader(http.StatusOK)
 	n, err := a.ResponseWriter.Write(b)
-	a.bytes += int64(n)
+	a.wrote(int64(n), err)
 	return n, err
 }
 
@@ -86,8 +86,16 @@ func (a *answer) Write(b []byte) (int, error) {
 func (a *answer) ReadFrom(r io.Reader) (int64, error) {
 	a.WriteHeader(http.StatusOK)
 	n, err := io.Copy(a.ResponseWriter, r)
-	a.bytes += n
+	a.wrote(n, err)
 	return n, err
+}
+
+// wrote counts what is on its way to the client.
+func (a *answer) wrote(n int64, err error) {
+	a.bytes += n
+	if err != nil && err != http.ErrBodyNotAllowed { // which HEAD has none of
+		a.cutShort = true
+	}
 }
 
 // FlushError is for http.ResponseController.
@@ -156,7 +164,8 @@ func about(c *conn, r *http.Request) []any {
 }
 
 // refuse answers a request with a page that has its identifier, for who asks the
-// operator what went wrong.
+// operator what went wrong. It is for that request alone, so no cache keeps it.
 func refuse(w http.ResponseWriter, r *http.Request, status int, text string) {
+	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, fmt.Sprintf("%s\n\nRequest: %s", text, r.Header.Get(requestIDHeader)), status)
 }

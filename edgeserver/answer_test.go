@@ -20,6 +20,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
 )
 
 // The origin, the client, the access log and the log have one identifier of a
@@ -314,9 +315,9 @@ func TestAccessLogOfLongRequests(t *testing.T) {
 	data, err := os.ReadFile(name)
 	require.NoError(t, err)
 	assert.Less(t, len(data), 8000)
-	assert.Equal(t, "default", records[0].Site)
+	assert.Equal(t, defaultLabel, records[0].Site)
 	assert.True(t, strings.HasSuffix(records[0].URL, "uuu..."))
-	assert.EqualValues(t, 1, e.value(t, "requests_total", "site", "default", "method", "(other)", "code", "4xx"))
+	assert.EqualValues(t, 1, e.value(t, "requests_total", "site", defaultLabel, "method", "(other)", "code", "4xx"))
 }
 
 func TestAccessLogOfClientsWithCertificates(t *testing.T) {
@@ -383,4 +384,68 @@ func TestAccessLogOfTCP(t *testing.T) {
 	defer c.Close()
 	assert.Regexp(t, `^127\.0\.0\.1 - - \[.*\] "- - TCP" 0 0 "-" "-" "b\.test" "-"$`, linesUntil(t, gone, 1)[0])
 	assert.EqualValues(t, 1, e.value(t, "origin_failures_total", "site", "b.test", "reason", "unreachable"))
+}
+
+// A URL has its secrets in the query in each of its forms (RFC 9112, Section 3.2).
+func TestAccessLogOfRequestTargets(t *testing.T) {
+	p := newPKI(t)
+	name := filepath.Join(t.TempDir(), "access.log")
+	e := start(t, Config{AccessLog: AccessLog{File: name}, Sites: []Site{
+		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: goneOrigin(t)},
+	}}, p.transport())
+	for i, test := range []struct{ line, url string }{
+		{"GET /path?token=secret", "/path"},
+		{"GET https://user:secret@a.test/path?token=secret", "/path"},
+		{"GET https://a.test?token=secret", "/"},
+		{"GET https://user:secret@a.test", "/"},
+		{"OPTIONS *", "*"},
+		{"CONNECT a.test:443", "a.test:443"},
+	} {
+		c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
+		require.NoError(t, err)
+		fmt.Fprintf(c, "%s HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n", test.line)
+		ended(t, c)
+		c.Close()
+		assert.Equal(t, test.url, recordsOf(t, name, i+1)[i].URL, test.line)
+	}
+}
+
+// An answer that the client has not taken whole is no whole answer, of a file
+// neither.
+func TestAccessLogOfAnAnswerThatIsCutShort(t *testing.T) {
+	p := newPKI(t)
+	for version, protos := range [][]string{{"http/1.1"}, {"h2"}} {
+		name := filepath.Join(t.TempDir(), "access.log")
+		e := start(t, Config{AccessLog: AccessLog{File: name}, Sites: []Site{
+			{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: htdocs(t, strings.Repeat("x", 16<<20))},
+		}}, p.transport())
+		if version == 0 {
+			c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: protos})
+			require.NoError(t, err)
+			fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+			_, err = c.Read(make([]byte, 1))
+			require.NoError(t, err)
+			c.NetConn().Close()
+		} else {
+			f := frames(t, e, p)
+			ask(t, f, 1, "/")
+			require.NoError(t, f.WriteRSTStream(1, http2.ErrCodeCancel))
+		}
+		assert.True(t, recordsOf(t, name, 1)[0].CutShort, protos)
+	}
+}
+
+// A page of the edge server's own has an identifier in it that is of one request:
+// no cache is to have it for others.
+func TestErrorPagesAreNotKept(t *testing.T) {
+	p := newPKI(t)
+	e := start(t, Config{Sites: []Site{
+		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: htdocs(t, "this is a")},
+	}}, p.transport())
+	resp, err := e.client(t, p).Post("https://a.test/", "text/plain", strings.NewReader("text"))
+	require.NoError(t, err)
+	resp.Body.Close()
+	assert.Equal(t, http.StatusMethodNotAllowed, resp.StatusCode, "which RFC 9110, Section 15.1, lets caches keep")
+	assert.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+	assert.Equal(t, "text/plain; charset=utf-8", resp.Header.Get("Content-Type"))
 }

@@ -5,7 +5,12 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -22,7 +27,7 @@ type framer struct {
 }
 
 // frames returns one on which nothing has been asked yet.
-func frames(t *testing.T, e *edge, p *testPKI) framer {
+func frames(t *testing.T, e *edge, p *testPKI, settings ...http2.Setting) framer {
 	c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"h2"}})
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
@@ -30,15 +35,15 @@ func frames(t *testing.T, e *edge, p *testPKI) framer {
 	_, err = io.WriteString(c, http2.ClientPreface)
 	require.NoError(t, err)
 	f := framer{http2.NewFramer(c, c), c}
-	require.NoError(t, f.WriteSettings())
+	require.NoError(t, f.WriteSettings(settings...))
 	return f
 }
 
-// ask sends a request for / on a stream.
-func ask(t *testing.T, f framer, stream uint32) {
+// ask sends a request for a path on a stream.
+func ask(t *testing.T, f framer, stream uint32, path string) {
 	var block writer
 	e := hpack.NewEncoder(&block)
-	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "a.test"}, {":path", "/"}} {
+	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "a.test"}, {":path", path}} {
 		require.NoError(t, e.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}))
 	}
 	require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndStream: true, EndHeaders: true}))
@@ -81,7 +86,7 @@ func TestShutdownEndsConnectionsInGoodOrder(t *testing.T) {
 				io.WriteString(w, "finished")
 			})
 			two := frames(t, e, p)
-			ask(t, two, 1)
+			ask(t, two, 1, "/")
 			<-entered
 			one, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 			require.NoError(t, err)
@@ -110,7 +115,7 @@ func TestDrain(t *testing.T) {
 			e.Drain()
 			assert.True(t, e.Draining())
 			two := frames(t, e, p)
-			ask(t, two, 1)
+			ask(t, two, 1, "/")
 			told(t, two)
 			one, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 			require.NoError(t, err)
@@ -121,6 +126,18 @@ func TestDrain(t *testing.T) {
 			assert.Contains(t, answer, "hello")
 		})
 	}
+}
+
+// A request that comes too late is no answered one.
+func TestRequestAfterTheLast(t *testing.T) {
+	p := newPKI(t)
+	e := limited(t, p, "", Limits{})
+	c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
+	require.NoError(t, err)
+	defer c.Close()
+	e.requests.release() // as Shutdown does when its time is up, before it closes connections
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+	assert.Empty(t, ended(t, c))
 }
 
 // Connections of an older configuration are waited for as others are.
@@ -142,4 +159,84 @@ func TestShutdownAfterAReload(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "begin end", string(body))
 	assert.NoError(t, <-stopped)
+}
+
+// Shutdown ends all that there is when its time is up, of each kind and of older
+// configurations too: nothing runs on.
+func TestShutdownLeavesNothingBehind(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		t.Run(engine, func(t *testing.T) {
+			p := newPKI(t)
+			origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Upgrade") != "" {
+					if c, rw, err := w.(http.Hijacker).Hijack(); err == nil {
+						defer c.Close()
+						io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+						io.Copy(c, rw)
+					}
+					return
+				}
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			}))
+			defer origin.Close()
+			silent := tcpOrigin(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+			cfg := Config{AccessLog: AccessLog{File: filepath.Join(p.dir, "access.log")}, Sites: []Site{
+				{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: origin.URL, Engine: engine},
+				{Names: []string{"b.test"}, Certificates: []string{p.ecdsa(t, "b.test")}, TCP: silent, Engine: engine},
+			}}
+			before := runtime.NumGoroutine()
+			s, err := New(cfg, p.transport(), slog.New(slog.DiscardHandler))
+			require.NoError(t, err)
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			served := make(chan error, 1)
+			go func() { served <- s.Serve(l) }()
+			e := &edge{Server: s, addr: l.Addr().String()}
+
+			connect := func() (all []net.Conn) {
+				dial := func(name string) *tls.Conn {
+					c, err := e.dial(p, &tls.Config{ServerName: name})
+					require.NoError(t, err)
+					all = append(all, c)
+					return c
+				}
+				two := frames(t, e, p)
+				ask(t, two, 1, "/")
+				for header := false; !header; {
+					frame, err := two.ReadFrame()
+					require.NoError(t, err)
+					_, header = frame.(*http2.HeadersFrame)
+				}
+				for _, upgrade := range []string{"", "Connection: Upgrade\r\nUpgrade: echo\r\n"} {
+					c := dial("a.test")
+					fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: a.test\r\n%s\r\n", upgrade)
+					_, err := c.Read(make([]byte, 1))
+					require.NoError(t, err)
+				}
+				dial("b.test")
+				silent, err := net.Dial("tcp", e.addr) // whose handshake does not begin
+				require.NoError(t, err)
+				return append(all, two, silent)
+			}
+			all := connect()
+			_, err = s.Reload(cfg, over(p.transport()))
+			require.NoError(t, err)
+			all = append(all, connect()...)
+
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			assert.ErrorIs(t, s.Shutdown(ctx), context.DeadlineExceeded)
+			assert.NoError(t, <-served)
+			for _, c := range all {
+				ended(t, c)
+				c.Close()
+			}
+			require.Eventually(t, func() bool { return s.Usage().Connections == 0 }, 10*time.Second, time.Millisecond)
+			origin.CloseClientConnections()
+			// Those of the two origins are left, for as long as they hear nothing.
+			require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+2 }, 10*time.Second, time.Millisecond, "goroutines")
+			assert.NoError(t, s.Shutdown(t.Context()), "once more")
+		})
+	}
 }

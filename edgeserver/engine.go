@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"net"
 	"slices"
-	"sync"
 
 	"github.com/tlsski/tlsski/edgeserver/internal/split"
 	"github.com/tlsski/tlsski/ski"
@@ -146,59 +145,3 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 	}
 	return cfg
 }
-
-// httpListener is the net.Listener of an http.Server whose connections have their
-// TLS handshake behind them and are handed to it.
-type httpListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newHTTPListener() *httpListener {
-	return &httpListener{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-// deliver hands a connection to Accept, in the form in which http.Server speaks
-// the protocol that was negotiated. It returns false where it cannot until ctx
-// ends.
-func (l *httpListener) deliver(ctx context.Context, secure secureConn) bool {
-	c := net.Conn(secure)
-	if s, ok := secure.(*split.Conn); ok && s.ConnectionState().NegotiatedProtocol == "h2" {
-		c = http2Conn{s}
-	}
-	select {
-	case l.conns <- c:
-		return true
-	case <-l.done:
-	case <-ctx.Done():
-	}
-	return false
-}
-
-// Accept returns the next connection.
-func (l *httpListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close ends Accept.
-func (l *httpListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-// Addr returns an empty address: there are any number of sockets.
-func (l *httpListener) Addr() net.Addr { return new(net.TCPAddr) }
-
-// http2Conn is a connection of the split engine that has negotiated HTTP/2.
-// http.Server takes HTTP/2 only from a *tls.Conn or from what it believes to be
-// a connection without TLS; so this one does not show that it is one.
-type http2Conn struct{ net.Conn }
-
-// NetConn is that of the TLS connection.
-func (c http2Conn) NetConn() net.Conn { return c.Conn.(*split.Conn).NetConn() }

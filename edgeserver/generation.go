@@ -1,11 +1,7 @@
 package edgeserver
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
-	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,32 +71,6 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 	}
 	return g, nil
 }
-
-func (s *Server) newHTTP(g *generation, site *site) *http.Server {
-	h := &http.Server{
-		Handler:           http.HandlerFunc(s.serveHTTP),
-		ReadHeaderTimeout: g.cfg.Limits.HeaderTimeout,
-		ReadTimeout:       g.cfg.Limits.RequestTimeout,
-		IdleTimeout:       g.cfg.Limits.IdleTimeout,
-		MaxHeaderBytes:    g.cfg.Limits.HeaderBytes,
-		ErrorLog:          slog.NewLogLogger(s.log.With("site", site.label).Handler(), slog.LevelWarn),
-		BaseContext:       func(net.Listener) context.Context { return s.ctx },
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return withConn(ctx, c.(interface{ NetConn() net.Conn }).NetConn().(*conn))
-		},
-		// route answers OPTIONS * for it to be written down as all else is.
-		DisableGeneralOptionsHandler: true,
-		Protocols:                    new(http.Protocols),
-	}
-	h.Protocols.SetHTTP1(true)
-	h.Protocols.SetHTTP2(true)
-	h.Protocols.SetUnencryptedHTTP2(g.engines.anySplit) // for http2Conn, which is encrypted
-	return h
-}
-
-// leaves reports whether clients are to make their next request on another
-// connection.
-func (g *generation) leaves() bool { return g.old.Load() || g.draining.Load() }
 
 // close ends what g has open, and its connections for HTTP, if any are left.
 func (g *generation) close() error {

@@ -19,7 +19,7 @@ import (
 type handshaker struct {
 	net.Listener
 	server *Server
-	ready  chan secureConn // for Accept; nil: they go to the http.Server of their generation
+	ready  chan secureConn // for Accept; nil: they go to the http.Server or relay of their site
 
 	ctx     context.Context         // of all handshakes
 	cancel  context.CancelCauseFunc // with why the listener has ended
@@ -54,6 +54,9 @@ func (h *handshaker) retire() {
 // h is running any more. The error is nil where the end is meant.
 func (h *handshaker) run() error {
 	err := h.listen()
+	if h.retired.Load() {
+		h.server.log.Info("not listening any more", "addr", h.Addr().String())
+	}
 	if h.retired.Load() || h.ctx.Err() != nil {
 		err = nil
 	}

@@ -129,7 +129,8 @@ func newBounds(log *slog.Logger) *bounds {
 	return &bounds{log: log, clients: map[netip.Prefix]int{}, said: map[string]*said{}}
 }
 
-// say logs a warning. mu is held.
+// say logs a warning. It is called with mu held and releases it: a log that hangs
+// is to keep nobody else waiting.
 func (b *bounds) say(message string, attrs ...any) {
 	last := b.said[message]
 	if last == nil {
@@ -138,10 +139,13 @@ func (b *bounds) say(message string, attrs ...any) {
 	}
 	if time.Since(last.at) < sayEvery {
 		last.missed++
+		b.mu.Unlock()
 		return
 	}
-	b.log.Warn(message, append(attrs, "times_since", last.missed+1)...)
+	times := last.missed + 1
 	*last = said{at: time.Now()}
+	b.mu.Unlock()
+	b.log.Warn(message, append(attrs, "times_since", times)...)
 }
 
 // enter counts a connection, once there are fewer than limit, or returns false
@@ -155,15 +159,16 @@ func (b *bounds) enter(ctx context.Context, limit func() int) bool {
 			b.mu.Unlock()
 			return true
 		}
-		if !delayed {
-			b.ConnectionsDelayed++
-			b.say("limits.connections is reached: no more are accepted until others have ended", "connections", b.Connections)
-		}
 		if b.freed == nil {
 			b.freed = make(chan struct{})
 		}
 		freed := b.freed
-		b.mu.Unlock()
+		if delayed {
+			b.mu.Unlock()
+		} else {
+			b.ConnectionsDelayed++
+			b.say("limits.connections is reached: no more are accepted until others have ended", "connections", b.Connections)
+		}
 		select {
 		case <-freed:
 		case <-ctx.Done():
@@ -197,13 +202,13 @@ func (b *bounds) leave(client netip.Prefix) {
 // admit counts a connection for its client, unless that has enough.
 func (b *bounds) admit(client netip.Prefix, limit int) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	if b.clients[client] >= limit {
 		b.ConnectionsRefused++
 		b.say("limits.connections_per_address is reached: connections are closed", "remote", client.Addr(), "connections", b.clients[client])
 		return errCrowd
 	}
 	b.clients[client]++
+	b.mu.Unlock()
 	return nil
 }
 
@@ -231,13 +236,13 @@ var (
 // begin counts a handshake.
 func (b *bounds) begin(limit int) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	if b.Handshakes >= limit {
 		b.HandshakesRefused++
 		b.say("limits.handshakes is reached: clients get the alert internal_error", "handshakes", b.Handshakes)
 		return errBusy
 	}
 	b.Handshakes++
+	b.mu.Unlock()
 	return nil
 }
 
@@ -257,22 +262,31 @@ type stallWriter struct {
 	timeout time.Duration
 }
 
+func newStallWriter(w http.ResponseWriter, timeout time.Duration) *stallWriter {
+	return &stallWriter{w, http.NewResponseController(w), timeout}
+}
+
 // Unwrap is for http.ResponseController.
 func (w *stallWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // Write writes.
 func (w *stallWriter) Write(b []byte) (int, error) {
-	defer w.bound()()
+	w.bound()
+	defer w.unbound()
 	return w.ResponseWriter.Write(b)
 }
 
 // FlushError sends what is buffered.
 func (w *stallWriter) FlushError() error {
-	defer w.bound()()
+	w.bound()
+	defer w.unbound()
 	return w.control.Flush()
 }
 
-func (w *stallWriter) bound() (done func()) {
+// bound begins the time. Called once the handler is done, it is for what net/http
+// still has in its buffer then.
+func (w *stallWriter) bound() {
 	_ = w.control.SetWriteDeadline(time.Now().Add(w.timeout)) // HTTP/2 has it
-	return func() { _ = w.control.SetWriteDeadline(time.Time{}) }
 }
+
+func (w *stallWriter) unbound() { _ = w.control.SetWriteDeadline(time.Time{}) }

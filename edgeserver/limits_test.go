@@ -2,9 +2,11 @@ package edgeserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
 )
 
 // limited is an edge server with one site, a.test, and limits.
@@ -389,4 +392,97 @@ func TestWrongLimits(t *testing.T) {
 	assert.Equal(t, 10, cfg.Limits.Connections)
 	assert.Equal(t, 5*time.Second, cfg.Limits.IdleTimeout)
 	assert.Equal(t, 1024, cfg.Limits.ConnectionsPerAddress)
+}
+
+// A small answer waits whole until its handler is done, and is then given up as a
+// large one is; the pages that the edge server answers with itself, too.
+func TestClientThatTakesNoSmallAnswer(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		for _, path := range []string{"/", "/nothing"} {
+			t.Run(engine+" "+path, func(t *testing.T) {
+				t.Parallel()
+				p := newPKI(t)
+				e := limited(t, p, engine, Limits{WriteTimeout: 200 * time.Millisecond})
+				f := frames(t, e, p, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+				ask(t, f, 1, path)
+				for {
+					frame, err := f.ReadFrame()
+					require.NoError(t, err)
+					if reset, ok := frame.(*http2.RSTStreamFrame); ok {
+						assert.EqualValues(t, 1, reset.StreamID)
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// A client that leaves a handshake half done gives its slot back in time.
+func TestHalfAHandshake(t *testing.T) {
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			if engine == EngineSplit && version == tls.VersionTLS13 {
+				continue
+			}
+			t.Run(engine+" "+tls.VersionName(version), func(t *testing.T) {
+				t.Parallel()
+				p := newPKI(t)
+				cfg := limitedConfig(t, p, engine, Limits{HandshakeTimeout: time.Second})
+				cfg.KeyServer.Timeout = 200 * time.Millisecond
+				e := start(t, cfg, p.transport())
+				c := e.tcp(t)
+				m := &mangler{Conn: c, mangle: func(c net.Conn, n int, record []byte) {
+					if n == 0 { // nothing after the ClientHello
+						c.Write(record)
+					}
+				}}
+				go tls.Client(m, &tls.Config{ServerName: "a.test", RootCAs: p.roots, MinVersion: version, MaxVersion: version}).Handshake()
+				require.Eventually(t, func() bool { return e.Usage().Handshakes == 1 }, 5*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return e.Usage() == Usage{} }, 5*time.Second, time.Millisecond)
+			})
+		}
+	}
+}
+
+// hanging is a log whose reader has stopped reading.
+type hanging struct {
+	slog.Handler
+	hangs chan struct{}
+}
+
+func (h hanging) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h hanging) Handle(ctx context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, "limits.") {
+		<-h.hangs
+	}
+	return nil
+}
+
+// Who meets a limit while the log hangs keeps no others waiting.
+func TestLimitsWhileTheLogHangs(t *testing.T) {
+	p := newPKI(t)
+	log := hanging{slog.DiscardHandler, make(chan struct{})}
+	s, err := New(limitedConfig(t, p, "", Limits{ConnectionsPerAddress: 1}), p.transport(), slog.New(log))
+	require.NoError(t, err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	e := &edge{Server: s, addr: l.Addr().String()}
+	c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
+	require.NoError(t, err)
+	defer c.Close()
+	e.tcp(t)
+	require.Eventually(t, func() bool {
+		if !e.bounds.mu.TryLock() {
+			return false
+		}
+		defer e.bounds.mu.Unlock()
+		return e.bounds.ConnectionsRefused == 1
+	}, 5*time.Second, time.Millisecond)
+	close(log.hangs)
+	require.NoError(t, s.Close())
+	require.NoError(t, <-served)
 }

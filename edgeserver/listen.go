@@ -139,7 +139,6 @@ func (s *Server) changeListeners(want []string, added []*listener) {
 			continue
 		}
 		for _, h := range l.handshakers {
-			s.log.Info("not listening any more", "addr", h.Addr().String())
 			h.retire()
 		}
 	}

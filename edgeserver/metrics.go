@@ -4,7 +4,9 @@ import (
 	"crypto/tls"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,8 +19,7 @@ import (
 const metricsPrefix = "ski_edgeserver_"
 
 // otherLabel stands for everything that is none of the configuration's or of a
-// fixed few, so that no client can make labels. No site can have this name by
-// mistake.
+// fixed few, so that no client can make labels. No site has this name.
 const otherLabel = "(other)"
 
 // Metrics counts what a Server does, through all of its Reloads. It is a
@@ -42,6 +43,9 @@ type Metrics struct {
 
 	// Read when they are asked for.
 	connections, inHandshake, limited, certificateEnd, sharedTickets *prometheus.Desc
+
+	mu         sync.Mutex
+	keyServers []string // those there are; nil: any
 }
 
 // Metrics returns what the Server counts.
@@ -115,6 +119,7 @@ func newMetrics() *Metrics {
 	}
 	m.buildInfo.Set(1)
 	m.loaded.SetToCurrentTime()
+	m.handshakes.WithLabelValues(otherLabel, "", "", "false", handshakePanic) // A rate needs its zero; see serve.
 	for _, result := range []string{"ok", "failed"} {
 		m.reloads.WithLabelValues(result)
 	}
@@ -150,13 +155,29 @@ func (m *Metrics) Attempted(keyServer string, a ski.Attempt) {
 	outcome := a.Outcome()
 	m.attempts.WithLabelValues(keyServer, string(a.Kind), outcome).Inc()
 	m.attemptTimes.WithLabelValues(keyServer).Observe(a.Took.Seconds())
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	switch {
+	case m.keyServers != nil && !slices.Contains(m.keyServers, keyServer): // SetKeyServers has taken it away.
 	case outcome == "canceled" || outcome == "failed": // says nothing of it
 	case a.Err == nil && a.Answer != ski.UnspecifiedError:
 		m.answers.WithLabelValues(keyServer).Set(1)
 	default:
 		m.answers.WithLabelValues(keyServer).Set(0)
 	}
+}
+
+// SetKeyServers says which key servers there are, by the labels of Attempted: of
+// those that are gone nobody is to be told for ever that they do not answer.
+func (m *Metrics) SetKeyServers(labels []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, label := range m.keyServers {
+		if !slices.Contains(labels, label) {
+			m.answers.DeleteLabelValues(label)
+		}
+	}
+	m.keyServers = labels
 }
 
 // SetIdentityExpiry says when the first of the certificates ends that the edge
@@ -262,7 +283,6 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	} {
 		ch <- prometheus.MustNewConstMetric(m.limited, prometheus.CounterValue, float64(n), limit)
 	}
-	ends := map[string]time.Time{} // two sites may have one label
 	for _, s := range m.server.current().sites.all {
 		if s.Tickets == TicketsShared {
 			has := 0.
@@ -271,13 +291,12 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 			}
 			now(m.sharedTickets, has, s.label)
 		}
-		for _, chain := range s.chains {
-			if end, ok := ends[s.label]; !ok || chain.Leaf.NotAfter.Before(end) {
-				ends[s.label] = chain.Leaf.NotAfter
+		end := s.chains[0].Leaf.NotAfter
+		for _, chain := range s.chains[1:] {
+			if chain.Leaf.NotAfter.Before(end) {
+				end = chain.Leaf.NotAfter
 			}
 		}
-	}
-	for label, end := range ends {
-		now(m.certificateEnd, float64(end.Unix()), label)
+		now(m.certificateEnd, float64(end.Unix()), s.label)
 	}
 }

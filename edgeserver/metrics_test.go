@@ -125,6 +125,7 @@ func TestMetricsOfHandshakes(t *testing.T) {
 
 // Every line of the log about a handshake says of which site it was.
 func TestPanicInAHandshake(t *testing.T) {
+	assert.Equal(t, 1, testutil.CollectAndCount(newMetrics().handshakes), "one before the site is known increases nothing without its zero")
 	p := newPKI(t)
 	asked := ski.TransportFunc(func(context.Context, *ski.Request) (*ski.Response, error) { panic("nobody has thought of this") })
 	e := start(t, Config{Sites: []Site{
@@ -154,7 +155,7 @@ func TestMetricLabelsAreBounded(t *testing.T) {
 	}
 	e.until(t, 20, "requests_total")
 	assert.Equal(t, 1, testutil.CollectAndCount(e.Metrics(), "ski_edgeserver_requests_total"))
-	assert.LessOrEqual(t, testutil.CollectAndCount(e.Metrics(), "ski_edgeserver_handshakes_total"), 3)
+	assert.LessOrEqual(t, testutil.CollectAndCount(e.Metrics(), "ski_edgeserver_handshakes_total"), 4)
 	assert.Equal(t, 1, testutil.CollectAndCount(e.Metrics(), "ski_edgeserver_ski_attempts_total"))
 }
 
@@ -278,4 +279,21 @@ func TestMetricsOfLimits(t *testing.T) {
 	require.Error(t, err)
 	e.until(t, 1, "limited_total", "limit", "connections_per_address")
 	e.until(t, 1, "connections")
+}
+
+// A key server that is not in the configuration any more is not said to be down
+// for ever.
+func TestMetricsOfAKeyServerThatIsGone(t *testing.T) {
+	m := newMetrics()
+	down := ski.Attempt{Kind: ski.FirstAttempt, Err: &ski.TransportError{Err: errors.New("refused")}}
+	count := func() int { return testutil.CollectAndCount(m.answers) }
+	m.SetKeyServers([]string{"coaps://a.test", "coaps://b.test"})
+	m.Attempted("coaps://a.test", down)
+	m.Attempted("coaps://b.test", down)
+	assert.Equal(t, 2, count())
+	m.SetKeyServers([]string{"coaps://b.test"})
+	assert.Equal(t, 1, count())
+	m.Attempted("coaps://a.test", down) // of a connection of before
+	assert.Equal(t, 1, count())
+	assert.Zero(t, testutil.ToFloat64(m.answers.WithLabelValues("coaps://b.test")))
 }

@@ -57,6 +57,13 @@ func (a *answering) check(ask func() error) error {
 	return a.err
 }
 
+// Alive returns when it has had the locks that each new connection has to have. It
+// does not where they are stuck, which only another process helps against.
+func (s *Server) Alive() {
+	s.current()
+	s.Usage()
+}
+
 // Ready returns nil if new connections can be served, for a load balancer: the
 // Server is not ending, and a key server answers, those of one name at least. If none has
 // answered in the last 10 s, it asks them, as Probe does, for 2 s at most.

@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -89,4 +90,26 @@ func TestReadyWithTheKeyServersOfOneSite(t *testing.T) {
 	cfg.KeyServer.Timeout = 20 * time.Millisecond
 	e = startWith(t, cfg, map[string]ski.Transport{"": silent, "berlin": silent})
 	assert.EqualError(t, e.Ready(t.Context()), "no key server answers: timeout")
+}
+
+// What keeps new connections waiting for ever is not alive.
+func TestAlive(t *testing.T) {
+	p := newPKI(t)
+	e := limited(t, p, "", Limits{})
+	e.Alive()
+	for name, stuck := range map[string]sync.Locker{"generations": &e.mu, "limits": &e.bounds.mu} {
+		stuck.Lock()
+		alive := make(chan struct{})
+		go func() {
+			e.Alive()
+			close(alive)
+		}()
+		select {
+		case <-alive:
+			assert.Fail(t, "it is not", name)
+		case <-time.After(20 * time.Millisecond):
+		}
+		stuck.Unlock()
+		<-alive
+	}
 }

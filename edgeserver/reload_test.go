@@ -351,7 +351,9 @@ func TestReloadChangesTheListeners(t *testing.T) {
 	answer, err := io.ReadAll(c)
 	require.NoError(t, err)
 	assert.Contains(t, string(answer), "this is a")
-	assert.Contains(t, e.log.String(), `msg="not listening any more" addr=`+before[1])
+	require.Eventually(t, func() bool {
+		return strings.Contains(e.log.String(), `msg="not listening any more" addr=`+before[1])
+	}, 5*time.Second, time.Millisecond)
 }
 
 // Clients visit while the configuration changes all the time: nobody notices.

@@ -40,9 +40,9 @@ type Server struct {
 	cancel context.CancelFunc
 }
 
-// New returns the Server for cfg. The operations of the sites' private keys are
-// done over t, those of all sites. It opens the files that cfg names, and neither listens nor asks
-// the key server yet. A nil log means slog.Default().
+// New returns the Server for cfg. The operations of all sites' private keys are
+// done over t. It opens the files that cfg names, and neither listens nor asks the
+// key server yet. A nil log means slog.Default().
 //
 // An error is about a field of cfg; it names the field, and its position where
 // cfg comes from Load.
@@ -175,9 +175,9 @@ func (s *Server) Drain() { s.draining.Store(true) }
 // Close: whoever shares new connections out is to look elsewhere.
 func (s *Server) Draining() bool { return s.draining.Load() }
 
-// Shutdown stops listening, ends the handshakes that are not done, lets
-// requests finish and upgraded connections and those of tcp sites end until ctx ends, and then ends
-// what is left. It returns ctx's error if that cut a request short, which an
+// Shutdown stops listening, ends the handshakes that are not done, lets requests
+// finish and upgraded connections and those of tcp sites end until ctx ends, and
+// then ends what is left. It returns ctx's error if that cut a request short, which an
 // upgraded connection is not.
 //
 // A client is told: with "Connection: close" in HTTP/1.1, GOAWAY in HTTP/2.
@@ -246,6 +246,11 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.requests.release()
+	if r.ProtoMajor == 2 {
+		stall := newStallWriter(w, c.gen.cfg.Limits.WriteTimeout)
+		defer stall.bound()
+		w = stall
+	}
 	s.answer(w, r, c)
 }
 
@@ -297,9 +302,6 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, c *conn) {
 	if isAsterisk(r) {
 		w.WriteHeader(http.StatusNoContent)
 		return
-	}
-	if r.ProtoMajor == 2 {
-		w = &stallWriter{w, http.NewResponseController(w), c.gen.cfg.Limits.WriteTimeout}
 	}
 	c.site.handler.ServeHTTP(w, r)
 }

@@ -26,6 +26,7 @@ type daemon struct {
 	srv        *edgeserver.Server
 	cfg        edgeserver.Config // what is served
 	keyServers keyServers        // of cfg
+	probed     func()            // ends what probe has begun
 
 	mu      sync.Mutex
 	watched []string // what a change of calls for a reload
@@ -38,7 +39,7 @@ type daemon struct {
 // newDaemon makes the edge server and its clients of the key servers, of which
 // it needs none where it has its own.
 func newDaemon(file string, cfg edgeserver.Config, own ownKeyServer, log *slog.Logger) (*daemon, error) {
-	d := &daemon{file: file, cfg: cfg, own: own, log: log, watched: cfg.Files()}
+	d := &daemon{file: file, cfg: cfg, own: own, log: log, watched: cfg.Files(), probed: func() {}}
 	transports, all, err := d.open(cfg)
 	if err != nil {
 		return nil, err
@@ -53,7 +54,7 @@ func newDaemon(file string, cfg edgeserver.Config, own ownKeyServer, log *slog.L
 		return nil, err
 	}
 	d.keyServers = all
-	d.srv.Metrics().SetIdentityExpiry(all.firstExpiry())
+	d.measure()
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
 }
@@ -87,7 +88,19 @@ func (d *daemon) reload() {
 		return
 	}
 	d.log.Info("configuration loaded", "file", d.file, "keyserver", strings.Join(endpoints(d.cfg), ","), "sites", len(d.cfg.Sites))
-	d.running.Go(func() { d.srv.Probe(d.ctx) })
+	d.probe()
+}
+
+// probe asks the key servers for the sites' keys, and no longer for those of the
+// configuration before.
+func (d *daemon) probe() {
+	d.probed()
+	ctx, cancel := context.WithCancel(d.ctx)
+	d.probed = cancel
+	d.running.Go(func() {
+		defer cancel()
+		d.srv.Probe(ctx)
+	})
 }
 
 func (d *daemon) tryReload() error {
@@ -125,9 +138,12 @@ func (d *daemon) tryReload() error {
 	if cfg.Metrics != d.cfg.Metrics {
 		d.log.Warn("metrics: another address takes a restart")
 	}
-	d.srv.Metrics().SetIdentityExpiry(all.firstExpiry())
+	if cfg.Limits.Connections > d.cfg.Limits.Connections {
+		warnOfFiles(cfg.Limits.Connections, d.log)
+	}
 	before := d.keyServers
 	d.cfg, d.keyServers = cfg, all
+	d.measure()
 	d.mu.Lock()
 	d.watched = cfg.Files()
 	d.mu.Unlock()
@@ -136,6 +152,16 @@ func (d *daemon) tryReload() error {
 		before.Close()
 	})
 	return nil
+}
+
+// warnOfFiles warns where there can be more connections than files: each is one,
+// and has one to the origin.
+func warnOfFiles(connections int, log *slog.Logger) {
+	var files syscall.Rlimit // which Go's runtime has raised as far as it can
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil && files.Cur < 2*uint64(connections) {
+		log.Warn("limits.connections: with one to the origin for each, there are not as many open files as that takes (LimitNOFILE=, ulimit -n)",
+			"connections", connections, "open_files", files.Cur)
+	}
 }
 
 // try finds what only the server can that cfg is for.
@@ -166,25 +192,23 @@ func (d *daemon) watch(changes chan<- struct{}) {
 	}
 }
 
-// serve runs the server until a signal ends it.
-func (d *daemon) serve() error {
+// serve runs the server until a signal ends it. hangups are those to reload.
+func (d *daemon) serve(hangups <-chan os.Signal) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	changes := make(chan struct{}, 1)
 	d.running.Go(func() { d.watch(changes) })
-	d.running.Go(func() { d.srv.Probe(d.ctx) })
+	d.probe()
 
 	if err := d.srv.Listen(); err != nil {
 		return err
 	}
 	d.sockets.warn(d.log)
+	warnOfFiles(d.cfg.Limits.Connections, d.log)
 	ended := make(chan error, 1)
 	go func() { ended <- d.srv.ListenAndServe() }()
-	d.running.Go(func() { keepAlive(d.ctx, func() { d.srv.Usage() }, d.log) })
+	d.running.Go(func() { keepAlive(d.ctx, d.srv.Alive, d.log) })
 	notifyReady(d.log)
 	for {
 		select {

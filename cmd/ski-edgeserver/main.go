@@ -169,6 +169,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 
+	// Before anything that takes time: one that comes meanwhile, logrotate's say,
+	// would end the process.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	cfg, err := edgeserver.Load(*file)
 	if err != nil {
 		return fail(stderr, err)
@@ -213,7 +218,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stopMetrics()
 	d.sockets = passed
 	d.keyServers.start()
-	if err := d.serve(); err != nil {
+	if err := d.serve(hangups); err != nil {
 		log.Error("the edge server has ended", "error", err)
 		return 1
 	}

@@ -27,7 +27,10 @@ func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServe
 	if own != nil {
 		metrics = append(metrics, own.metrics()...)
 	}
-	live := func(context.Context) error { return nil }
+	live := func(context.Context) error {
+		srv.Alive()
+		return nil
+	}
 	server, err := monitor.Serve(cfg.Metrics, map[string]monitor.Check{"/healthz": live, "/readyz": srv.Ready}, log, metrics...)
 	if err != nil {
 		return nil, err
@@ -53,6 +56,12 @@ func metricsWarning(cfg edgeserver.Config) string {
 
 // count counts a question to a key server.
 func (d *daemon) count(url string, a ski.Attempt) { d.srv.Metrics().Attempted(url, a) }
+
+// measure tells the metrics what the configuration has made of the key servers.
+func (d *daemon) measure() {
+	d.srv.Metrics().SetIdentityExpiry(d.keyServers.firstExpiry())
+	d.srv.Metrics().SetKeyServers(endpoints(d.cfg))
+}
 
 // firstExpiry returns when the first of the edge server's own certificates ends,
 // or the zero time where it has pre-shared keys alone.

@@ -209,3 +209,16 @@ keyserver: {url: "coaps://127.0.0.1:1/ski", certificate: edge.pem, key: edge.key
 	assert.Equal(t, 1, run([]string{"-config", file}, &stdout, &stderr))
 	assert.Contains(t, stderr.String(), "address already in use")
 }
+
+// Who wants more connections than there can be files is told so before they come.
+func TestMoreConnectionsThanFiles(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	p := prepareProcess(t, dir, "127.0.0.1:1", `listen: ["127.0.0.1:0"]`, staticSite+"limits: {connections: 100}\n")
+	p.Args = append([]string{"sh", "-c", `ulimit -n 150; exec "$0" "$@"`}, p.Args...)
+	p.Path = "/bin/sh"
+	p.start(t)
+	p.until(t, `level=WARN msg="limits.connections: .*" connections=100 open_files=150`)
+	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+	assert.Equal(t, 0, p.end())
+}

@@ -46,52 +46,57 @@ func summary(w io.Writer, file string, cfg edgeserver.Config, sites []edgeserver
 		fmt.Fprintf(w, "trusted    %s: proxies that say who the client is\n", strings.Join(cfg.TrustedProxies, ", "))
 	}
 	for _, site := range sites {
-		names := site.Names
-		if site.Default {
-			names = append(names[:len(names):len(names)], "(default)")
+		siteSummary(w, cfg, site)
+	}
+}
+
+// siteSummary prints what there is to know of one site.
+func siteSummary(w io.Writer, cfg edgeserver.Config, site edgeserver.SiteInfo) {
+	names := site.Names
+	if site.Default {
+		names = append(names[:len(names):len(names)], "(default)")
+	}
+	target := "proxy " + site.Proxy
+	if site.Static != "" {
+		target = "static " + site.Static
+	}
+	if site.TCP != "" {
+		target = "tcp " + site.TCP
+		if site.ProxyProtocol {
+			target += ", with a PROXY header"
 		}
-		target := "proxy " + site.Proxy
-		if site.Static != "" {
-			target = "static " + site.Static
-		}
-		if site.TCP != "" {
-			target = "tcp " + site.TCP
-			if site.ProxyProtocol {
-				target += ", with a PROXY header"
-			}
-		}
-		fmt.Fprintf(w, "site       %s: %s\n", strings.Join(names, ", "), target)
-		for i, leaf := range site.Leaves {
-			fmt.Fprintf(w, "           %s: %s, spki %v, %s\n", site.Certificates[i], keyType(leaf),
-				ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
-		}
-		if len(site.Addresses) > 0 {
-			fmt.Fprintf(w, "           addresses %s\n", strings.Join(site.Addresses, ", "))
-		}
-		if clients := site.ClientCertificates; clients.CA != "" {
-			fmt.Fprintf(w, "           client certificates %s, of %s\n", clients.Mode, clients.CA)
-		}
-		if site.KeyServer != "" {
-			fmt.Fprintf(w, "           keyserver %s\n", site.KeyServer)
-		}
-		if site.Engine == edgeserver.EngineSplit {
-			fmt.Fprintf(w, "           engine split, %s, method %s\n", strings.Join(versions(site.Site), ", "), cmp.Or(site.Method, "ECDHE"))
-		}
-		switch site.Tickets {
-		case edgeserver.TicketsShared:
-			fmt.Fprintf(w, "           tickets shared, ticket_site %s\n", site.TicketSiteName())
-		case edgeserver.TicketsOff:
-			fmt.Fprintln(w, "           tickets off")
-		}
-		if log := cfg.AccessLogOf(site.Site); log.File != "off" {
-			fmt.Fprintf(w, "           access log %s, %s\n", log.File, log.Format)
-		}
-		if site.LegacyMasterSecret {
-			fmt.Fprintln(w, "           warning: legacy_master_secret accepts clients without extended master secret")
-		}
-		if site.StaticRSA {
-			fmt.Fprintln(w, "           warning: static_rsa offers cipher suites without forward secrecy")
-		}
+	}
+	fmt.Fprintf(w, "site       %s: %s\n", strings.Join(names, ", "), target)
+	for i, leaf := range site.Leaves {
+		fmt.Fprintf(w, "           %s: %s, spki %v, %s\n", site.Certificates[i], keyType(leaf),
+			ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
+	}
+	if len(site.Addresses) > 0 {
+		fmt.Fprintf(w, "           addresses %s\n", strings.Join(site.Addresses, ", "))
+	}
+	if clients := site.ClientCertificates; clients.CA != "" {
+		fmt.Fprintf(w, "           client certificates %s, of %s\n", clients.Mode, clients.CA)
+	}
+	if site.KeyServer != "" {
+		fmt.Fprintf(w, "           keyserver %s\n", site.KeyServer)
+	}
+	if site.Engine == edgeserver.EngineSplit {
+		fmt.Fprintf(w, "           engine split, %s, method %s\n", strings.Join(versions(site.Site), ", "), cmp.Or(site.Method, "ECDHE"))
+	}
+	switch site.Tickets {
+	case edgeserver.TicketsShared:
+		fmt.Fprintf(w, "           tickets shared, ticket_site %s\n", site.TicketSiteName())
+	case edgeserver.TicketsOff:
+		fmt.Fprintln(w, "           tickets off")
+	}
+	if log := cfg.AccessLogOf(site.Site); log.File != "off" {
+		fmt.Fprintf(w, "           access log %s, %s\n", log.File, log.Format)
+	}
+	if site.LegacyMasterSecret {
+		fmt.Fprintln(w, "           warning: legacy_master_secret accepts clients without extended master secret")
+	}
+	if site.StaticRSA {
+		fmt.Fprintln(w, "           warning: static_rsa offers cipher suites without forward secrecy")
 	}
 }
 

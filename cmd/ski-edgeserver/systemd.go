@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,8 +40,10 @@ func inherit() *sockets {
 // one.
 func (s *sockets) give(cfg *edgeserver.Config) {
 	cfg.Sockets = func(name string) (all []net.Listener, err error) {
-		if len(s.files[name]) == 0 {
-			return nil, fmt.Errorf("systemd has passed no socket named '%s'", name)
+		if names := slices.Sorted(maps.Keys(s.files)); len(names) == 0 {
+			return nil, errors.New("systemd has passed no sockets")
+		} else if len(s.files[name]) == 0 {
+			return nil, fmt.Errorf("systemd has passed no socket named '%s', but %s", name, strings.Join(names, ", "))
 		}
 		defer func() {
 			if err != nil {

@@ -86,7 +86,7 @@ func TestUnderSystemd(t *testing.T) {
 		}
 		request(t, addr, "site.test")
 		if name == "none" {
-			p.until(t, `msg="configuration refused, the one before stays" error="\S+edge.yaml:1:10: listen\[0\]: systemd has passed no socket named 'none'"`)
+			p.until(t, `msg="configuration refused, the one before stays" error="\S+edge.yaml:1:10: listen\[0\]: systemd has passed no socket named 'none', but https, other"`)
 		}
 	}
 
@@ -105,7 +105,7 @@ func TestSocketsThatDoNotFit(t *testing.T) {
 	file, err := udp.(*net.UDPConn).File()
 	require.NoError(t, err)
 	defer file.Close()
-	for name, want := range map[string]string{"https": "systemd's socket 'https': ", "none": "systemd has passed no socket named 'none'"} {
+	for name, want := range map[string]string{"https": "systemd's socket 'https': ", "none": "systemd has passed no socket named 'none', but https"} {
 		p := prepareProcess(t, dir, "127.0.0.1:1", fmt.Sprintf(`listen: ["systemd:%s"]`, name), staticSite)
 		p.Args = append([]string{"sh", "-c", `export LISTEN_PID=$$; exec "$0" "$@"`}, p.Args...)
 		p.Path = "/bin/sh"

@@ -47,6 +47,7 @@ func Serve(addr string, checks map[string]Check, log *slog.Logger, metrics ...pr
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute, // Prometheus asks more often.
 		MaxHeaderBytes:    1 << 14,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}

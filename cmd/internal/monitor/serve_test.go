@@ -23,6 +23,7 @@ func TestMetricsAndChecks(t *testing.T) {
 	}, slog.New(slog.DiscardHandler), count)
 	require.NoError(t, err)
 	defer server.Close()
+	assert.NotZero(t, server.IdleTimeout, "connections that nobody uses are kept for ever")
 	get := func(path string) (int, string) {
 		resp, err := http.Get("http://" + server.Addr + path)
 		require.NoError(t, err)
