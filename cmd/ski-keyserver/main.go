@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/tlsski/tlsski/hsm"
 	"github.com/tlsski/tlsski/keyserver"
@@ -159,6 +161,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 
+	// Before anything that takes time, as a token does: a SIGHUP that comes
+	// meanwhile, logrotate's say, would end the process.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	cfg, err := keyserver.LoadConfig(*file)
 	if err != nil {
 		return fail(stderr, err)
@@ -183,7 +190,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	}
-	return serve(p, box, log, stderr)
+	return serve(p, box, hangups, log, stderr)
 }
 
 // wrongPIN is the exit status that keeps systemd from starting it again

@@ -18,17 +18,14 @@ import (
 	"github.com/tlsski/tlsski/keyserver"
 )
 
-// serve runs the key server until a signal ends it. It returns the exit
-// status.
-func serve(p *parts, box *sandbox, log *slog.Logger, stderr io.Writer) int {
+// serve runs the key server until a signal ends it. hangups are those to reload.
+// It returns the exit status.
+func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, stderr io.Writer) int {
 	// Before anything can be heard of the server, so that a signal is never
 	// met unprepared.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	// A reader of standard output or error that has gone is an error of the
 	// write, not the end of the key server.
 	signal.Ignore(syscall.SIGPIPE)
