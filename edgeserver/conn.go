@@ -13,7 +13,8 @@ import (
 )
 
 // conn is the TCP connection below a TLS connection, and what is known of it.
-// All of it is written during the handshake, by the goroutine that does it.
+// All of it but answering is written during the handshake, by the goroutine that does
+// it.
 type conn struct {
 	net.Conn
 	gen        *generation
@@ -29,6 +30,7 @@ type conn struct {
 	engine     string       // that speaks TLS on it
 	asked      question
 	state      tls.ConnectionState // once the handshake is done
+	answering  atomic.Bool         // a request in HTTP/1.1
 
 	remote, local net.Addr // of the client's connection to a load balancer; nil without
 }

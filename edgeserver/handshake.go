@@ -157,6 +157,9 @@ func (h *handshaker) serve(raw net.Conn) {
 		return
 	}
 	if h.ready == nil {
+		if c.state.NegotiatedProtocol != "h2" {
+			secure = &http1Conn{secure, c, h.server}
+		}
 		done = c.site.web.deliver(h.ctx, secure)
 		return
 	}

@@ -217,6 +217,11 @@ func (m *Metrics) answered(s *site, method string, status int, took time.Duratio
 	m.requestTimes.WithLabelValues(siteLabel(s)).Observe(took.Seconds())
 }
 
+// refused counts what was no request, of which no method and no time is known.
+func (m *Metrics) refused(s *site, status int) {
+	m.requests.WithLabelValues(siteLabel(s), otherLabel, statusClass(status)).Inc()
+}
+
 func (m *Metrics) originFailed(s *site, reason string) {
 	m.origins.WithLabelValues(siteLabel(s), reason).Inc()
 }

@@ -297,3 +297,8 @@ func TestMetricsOfAKeyServerThatIsGone(t *testing.T) {
 	assert.Equal(t, 1, count())
 	assert.Zero(t, testutil.ToFloat64(m.answers.WithLabelValues("coaps://b.test")))
 }
+
+// requestsCounted returns how many requests the metrics have of a kind.
+func (e *edge) requestsCounted(site, method, code string) float64 {
+	return testutil.ToFloat64(e.metrics.requests.WithLabelValues(site, method, code))
+}

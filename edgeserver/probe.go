@@ -2,10 +2,16 @@ package edgeserver
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"strconv"
 	"sync"
 
@@ -46,7 +52,7 @@ func (s *Server) Probe(ctx context.Context) {
 		all := site.asking.each()
 		for i, chain := range site.chains {
 			for name, asked := range all {
-				wg.Go(func() { s.probe(ctx, site, name, asked, site.Certificates[i], chain.Key.ID()) })
+				wg.Go(func() { s.probe(ctx, site, name, asked, site.Certificates[i], chain) })
 			}
 		}
 	}
@@ -89,39 +95,85 @@ func (a asking) each() map[string]asking {
 	return all
 }
 
-func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked asking, file string, key ski.KeyID) {
-	err := site.ask(ctx, asked, key)
-	log := s.log.With("site", site.label, "certificate", file, "spki", key)
+func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked asking, file string, chain *ski.Certificate) {
+	log := s.log.With("site", site.label, "certificate", file, "spki", chain.Key.ID())
 	if keyServer != "" {
 		log = log.With("keyserver", keyServer)
 	}
-	switch {
-	case err == nil:
-		log.Info("the key server has the key")
-	case ctx.Err() != nil: // The edge server stops.
-	default:
+	served := true
+	for _, question := range site.questions(chain) {
+		err := asked.would(ctx, question)
+		switch {
+		case err == nil:
+			continue
+		case ctx.Err() != nil: // The edge server stops.
+			return
+		}
+		served = false
 		log.Warn("the key server does not serve the key: handshakes will fail",
-			"reason", reason(err), "error", err)
+			"protocol", question.Protocol, "method", question.Method, "reason", reason(err), "error", err)
+		if !errors.Is(err, ski.RequestDenied) {
+			return // The others have the same answer, or none.
+		}
+	}
+	if served {
+		log.Info("the key server has the key")
 	}
 }
 
-// ask asks a key server for one of the site's keys, and returns nil if it would
-// use it.
-func (s *site) ask(ctx context.Context, asked asking, key ski.KeyID) error {
-	// The input is what no handshake needs signed. That a key server finds
-	// that malformed means that it has the key and would use it for this
-	// edge: it looks for those first.
-	req := &ski.Request{Protocol: ski.TLS12, SPKI: key, Hash: ski.SHA256, Input: []byte{0}}
-	if s.Method == string(ski.MethodECDHEPMS) {
-		req.Method, req.Group = ski.MethodECDHEPMS, tls.CurveP256
+// questions returns one for each kind of question that handshakes with a chain ask:
+// a key server can deny one and grant another.
+//
+// The input is what no handshake needs signed or decrypted. That a key server finds
+// that malformed means that it has the key and would use it for this edge: it
+// looks for those first.
+func (s *site) questions(chain *ski.Certificate) (all []*ski.Request) {
+	add := func(req ski.Request) {
+		req.SPKI, req.Input = chain.Key.ID(), []byte{0}
+		if !s.draft && len(s.Names) > 0 && s.Names[0][0] != '*' {
+			req.ServerName = s.Names[0]
+		}
+		if s.java {
+			req.Input = javaProbe()
+		}
+		all = append(all, &req)
 	}
-	if !s.draft && len(s.Names) > 0 && s.Names[0][0] != '*' {
-		req.ServerName = s.Names[0]
+	if s.has(ski.TLS12) {
+		req := ski.Request{Protocol: ski.TLS12, Method: ski.MethodECDHE, Hash: ski.SHA256}
+		if s.Method == string(ski.MethodECDHEPMS) {
+			req.Method, req.Group = ski.MethodECDHEPMS, tls.CurveP256
+		}
+		add(req)
+		if _, ok := chain.Leaf.PublicKey.(*rsa.PublicKey); ok && s.StaticRSA && !s.java {
+			add(ski.Request{Protocol: ski.TLS12, Method: ski.MethodRSA})
+		}
 	}
-	if s.java {
-		req.Input = javaProbe()
+	if s.has(ski.TLS13) && !s.draft && !s.java {
+		add(ski.Request{Protocol: ski.TLS13, Method: ski.MethodECDHE, Scheme: scheme(chain.Leaf.PublicKey)})
 	}
-	resp, err := asked.RoundTrip(ctx, req)
+	return all
+}
+
+// scheme returns a signature scheme of TLS 1.3 for a key (RFC 8446, Section 4.2.3).
+func scheme(key crypto.PublicKey) tls.SignatureScheme {
+	switch key := key.(type) {
+	case ed25519.PublicKey:
+		return tls.Ed25519
+	case *ecdsa.PublicKey:
+		switch key.Curve {
+		case elliptic.P384():
+			return tls.ECDSAWithP384AndSHA384
+		case elliptic.P521():
+			return tls.ECDSAWithP521AndSHA512
+		}
+		return tls.ECDSAWithP256AndSHA256
+	}
+	return tls.PSSWithSHA256
+}
+
+// would returns nil if the key server would do what the question is for.
+func (a asking) would(ctx context.Context, question *ski.Request) error {
+	resp, err := a.RoundTrip(ctx, question)
 	if err == nil && resp.Error != ski.MalformedRequest {
 		err = resp.Err()
 	}

@@ -236,6 +236,7 @@ func (s *Server) Close() error {
 // serveHTTP answers a request.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connFrom(r.Context())
+	c.answering.Store(true)
 	// Without an answer, which would be an empty one, where the connection has
 	// ended meanwhile, or the Server has.
 	if !c.gen.acquire() {

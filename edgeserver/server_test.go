@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -288,6 +289,46 @@ func TestProbe(t *testing.T) {
 	assert.Regexp(t, `level=WARN msg="the key server does not serve the key.*site=b.test .*reason="spki not found"`, e.log.String())
 }
 
+// A policy can grant a key for some handshakes and not for others.
+func TestProbeOfEachKindOfHandshake(t *testing.T) {
+	p := newPKI(t)
+	denies := map[ski.Protocol]ski.Method{}
+	transport := ski.TransportFunc(func(ctx context.Context, req *ski.Request) (*ski.Response, error) {
+		if method, ok := denies[req.Protocol]; ok && method == req.Method {
+			return &ski.Response{Error: ski.RequestDenied}, nil
+		}
+		return p.transport().RoundTrip(ctx, req)
+	})
+	e := start(t, Config{Sites: []Site{
+		{Names: []string{"both.test"}, Certificates: []string{p.ecdsa(t, "both.test")}, Static: p.dir},
+		{Names: []string{"new.test"}, Certificates: []string{p.ecdsa(t, "new.test")}, Static: p.dir, Versions: []string{"TLS 1.3"}},
+		{Names: []string{"old.test"}, Certificates: []string{p.rsa(t, "old.test")}, Static: p.dir, Versions: []string{"TLS 1.2"}, StaticRSA: true},
+	}}, transport)
+	const has, not = `level=INFO msg="the key server has the key" site=`, `level=WARN msg="the key server does not serve the key: handshakes will fail" site=`
+	for _, tt := range []struct {
+		protocol ski.Protocol
+		method   ski.Method
+		sites    []string // to which it makes a difference
+	}{
+		{ski.TLS12, ski.MethodECDHE, []string{"both.test", "old.test"}},
+		{ski.TLS12, ski.MethodRSA, []string{"old.test"}},
+		{ski.TLS13, ski.MethodECDHE, []string{"both.test", "new.test"}},
+		{ski.TLS12, ski.MethodDHE, nil},
+	} {
+		clear(denies)
+		denies[tt.protocol] = tt.method
+		before := e.log.String()
+		e.Probe(t.Context())
+		log := strings.TrimPrefix(e.log.String(), before)
+		for _, site := range []string{"both.test", "new.test", "old.test"} {
+			denied := slices.Contains(tt.sites, site)
+			assert.Equal(t, !denied, strings.Contains(log, has+site), "%s %s\n%s", tt.protocol, tt.method, log)
+			assert.Equal(t, denied, strings.Contains(log, not+site), "%s %s\n%s", tt.protocol, tt.method, log)
+		}
+		assert.Equal(t, len(tt.sites), strings.Count(log, fmt.Sprintf("protocol=%q method=%s reason=denied", string(tt.protocol), tt.method)), log)
+	}
+}
+
 // Each of several key servers is asked: one that lacks a key fails the handshakes
 // that come to it.
 func TestProbeOfSeveralKeyServers(t *testing.T) {
@@ -296,5 +337,5 @@ func TestProbeOfSeveralKeyServers(t *testing.T) {
 	e := start(t, cfg, &ski.Client{Transports: []ski.Transport{p.transport(), other.transport()}})
 	e.Probe(t.Context())
 	assert.Regexp(t, `level=INFO msg="the key server has the key" site=a.test .*keyserver=0`, e.log.String())
-	assert.Regexp(t, `level=WARN msg="the key server does not serve the key.*keyserver=1 reason="spki not found"`, e.log.String())
+	assert.Regexp(t, `level=WARN msg="the key server does not serve the key.*keyserver=1 .*reason="spki not found"`, e.log.String())
 }

@@ -32,6 +32,8 @@ func (s *Server) newHTTP(g *generation, site *site) *http.Server {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return withConn(ctx, c.(interface{ NetConn() net.Conn }).NetConn().(*conn))
 		},
+		ConnState: follow,
+		HTTP2:     &http.HTTP2Config{CountError: s.refusedHTTP2(site)},
 		// route answers OPTIONS * for it to be written down as all else is.
 		DisableGeneralOptionsHandler: true,
 		Protocols:                    new(http.Protocols),
