@@ -248,7 +248,9 @@ func TestTheEndOfAWatchAsksForNoTicketKeys(t *testing.T) {
 	bothBindings(t, newTicketOffice(), func(t *testing.T, s *Server, connect func() *Client) {
 		office := s.cfg.Handler.(*ticketOffice)
 		office.change("a.test", 1)
+		office.mu.Lock()
 		office.asked, office.denied = 0, 0
+		office.mu.Unlock()
 		c := connect()
 		w := watchSite(t, c, "a.test")
 		w.next(t)
