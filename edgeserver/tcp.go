@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -111,6 +112,9 @@ type stream interface {
 // errIdle ends a connection on which nothing has been sent for a while.
 var errIdle = errors.New("idle for too long")
 
+// errPanic ends a connection on which there was one, which has been logged.
+var errPanic = errors.New("panic")
+
 // serve carries the connection of a client until it ends, or ctx does, and closes
 // it.
 func (r *relay) serve(ctx context.Context, client secureConn) (done relayed) {
@@ -126,7 +130,7 @@ func (r *relay) serve(ctx context.Context, client secureConn) (done relayed) {
 		done.cutShort = true
 		return done
 	}
-	t := &tunnel{client: client, origin: origin, idle: r.idle}
+	t := &tunnel{client: client, origin: origin, idle: r.idle, log: log}
 	err = t.run(ctx)
 	log.Debug("a tcp connection has ended", "server_name", client.ConnectionState().ServerName,
 		"received", t.up.Load(), "sent", t.down.Load(), "took", time.Since(begin), "error", err)
@@ -185,6 +189,7 @@ type tunnel struct {
 	client   secureConn
 	origin   stream
 	idle     time.Duration
+	log      *slog.Logger
 	timer    *time.Timer
 	up, down atomic.Int64 // bytes
 }
@@ -231,7 +236,16 @@ func (t *tunnel) run(ctx context.Context) error {
 }
 
 // carry copies one way until the end, which it passes on.
-func (t *tunnel) carry(to, from stream, count *atomic.Int64) error {
+//
+// As in a handshake and in a request, a panic ends one connection and not the
+// program, which has others.
+func (t *tunnel) carry(to, from stream, count *atomic.Int64) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.log.Error("panic in a tcp connection", "panic", p, "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
 	buf := make([]byte, firstBuffer)
 	for {
 		n, err := from.Read(buf)

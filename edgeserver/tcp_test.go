@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -195,6 +196,27 @@ func TestTCPClientThatDoesNotRead(t *testing.T) {
 type endless struct{}
 
 func (endless) Read(b []byte) (int, error) { return len(b), nil }
+
+// faulty is a connection in which reading panics.
+type faulty struct{ net.Conn }
+
+func (faulty) Read([]byte) (int, error) { panic("a fault") }
+func (faulty) CloseWrite() error        { return nil }
+
+// TestTCPPanic: one connection has ended, and it is in the log; others go on.
+func TestTCPPanic(t *testing.T) {
+	edge, client := net.Pipe()
+	toOrigin, origin := net.Pipe()
+	var log bytes.Buffer
+	tunnel := &tunnel{client: tls.Server(edge, &tls.Config{}), origin: faulty{toOrigin}, idle: time.Minute,
+		log: slog.New(slog.NewTextHandler(&log, nil))}
+	assert.ErrorIs(t, tunnel.run(t.Context()), errPanic)
+	assert.Contains(t, log.String(), `level=ERROR msg="panic in a tcp connection" panic="a fault"`)
+	for _, c := range []net.Conn{client, origin} {
+		_, err := c.Read(make([]byte, 1))
+		assert.ErrorIs(t, err, io.EOF, "it is closed")
+	}
+}
 
 func TestTCPApplicationProtocol(t *testing.T) {
 	addr := tcpOrigin(t, func(c *net.TCPConn) { io.WriteString(c, "hello") })
