@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	"ski/skihttp": {"ski", "github.com/fxamacker/cbor/v2"},
 	"ski/skitest": {"ski", "github.com/fxamacker/cbor/v2"},
 	"keyserver": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
-		"github.com/fsnotify/fsnotify"},
+		"github.com/fsnotify/fsnotify", "github.com/google/renameio/v2"},
 	"hsm": {"ski", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
 	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
 		"github.com/pion/dtls/v3/pkg/crypto/ccm", "github.com/pires/go-proxyproto", "github.com/prometheus/"},

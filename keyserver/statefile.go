@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/google/renameio/v2"
 )
 
 // state is what the state file holds, in JSON.
@@ -38,27 +40,23 @@ func readState(file string) ([]Suspension, error) {
 	return s.Suspended, nil
 }
 
-// writeState replaces a state file. Whatever happens meanwhile, a power failure
-// included, the file is the old one or the new one.
 func writeState(file string, all []Suspension) error {
 	data, err := json.MarshalIndent(state{Suspended: all}, "", "  ")
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(file)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+"-*") // mode 0600
-	if err != nil {
+	return replaceFile(file, append(data, '\n'))
+}
+
+// replaceFile replaces a file of the state directory, which is the directory of
+// the state file, with mode 0600. Whatever happens meanwhile, a power failure
+// included, the file is the old one or the new one, and when replaceFile has
+// returned nil it is the new one.
+func replaceFile(file string, data []byte) error {
+	if err := renameio.WriteFile(file, data, 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file))); err != nil {
 		return err
 	}
-	_, err = f.Write(append(data, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncFolder(dir)
+	return syncFolder(filepath.Dir(file))
 }
 
 // syncFolder makes a rename in the folder last.
