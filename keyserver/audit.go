@@ -50,8 +50,9 @@ type Record struct {
 	// without 'hash' implies is named too.
 	Hash   string
 	Scheme string
-	// ServerName is the name that the client asked for.
-	ServerName string
+	// ClaimedServerName is the name that the client asked for, as the edge has
+	// it: nothing in a request proves it.
+	ClaimedServerName string
 	// Outcome is "output" or the error that the peer was told.
 	Outcome string
 	// PreMasterSecret says what was found in an EncryptedPreMasterSecret:

@@ -45,7 +45,7 @@ type auditLine struct {
 	Exchange        int    `json:"exchange,omitempty"`
 	Hash            string `json:"hash,omitempty"`
 	Scheme          string `json:"scheme,omitempty"`
-	ServerName      string `json:"server_name,omitempty"`
+	ClaimedName     string `json:"claimed_server_name,omitempty"`
 	Outcome         string `json:"outcome,omitempty"`
 	PreMasterSecret string `json:"premaster_secret,omitempty"`
 	Reason          string `json:"reason,omitempty"`
@@ -74,7 +74,7 @@ func (r *Record) line() *auditLine {
 		Exchange:        r.Exchange,
 		Hash:            r.Hash,
 		Scheme:          r.Scheme,
-		ServerName:      r.ServerName,
+		ClaimedName:     r.ClaimedServerName,
 		Outcome:         r.Outcome,
 		PreMasterSecret: r.PreMasterSecret,
 		Reason:          r.Reason,

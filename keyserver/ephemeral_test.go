@@ -287,7 +287,7 @@ func TestPolicyOfBothExchanges(t *testing.T) {
 	require.Equal(t, ski.MethodECDHEPMS, rec.Method)
 	require.Equal(t, 2, rec.Exchange)
 	require.Equal(t, "SHA-256", rec.Hash)
-	require.Equal(t, "www.example.com", rec.ServerName)
+	require.Equal(t, "www.example.com", rec.ClaimedServerName)
 
 	second, _ = s.begins(first)
 	for _, rule := range [][]string{

@@ -111,8 +111,9 @@ func (r *rule) grantsAlgorithm(a *access) bool {
 		a.legacy&(legacySHA1|legacyMD5SHA1) != 0 || slices.Contains(r.algorithms, a.algorithm)
 }
 
-// grantsName compares as RFC 9525, Section 6.3, does: without regard to case,
-// and with "*" for one whole leftmost label.
+// grantsName judges the name that the edge claims the client has asked for. It
+// compares as RFC 9525, Section 6.3, does: without regard to case, and with "*" for
+// one whole leftmost label.
 func (r *rule) grantsName(a *access) bool {
 	if len(r.serverNames) == 0 {
 		return true

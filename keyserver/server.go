@@ -367,7 +367,7 @@ func (r *Record) describe(req *ski.Request) {
 	r.Key = req.SPKI
 	r.Protocol = req.Protocol
 	r.Method = req.KeyExchange()
-	r.ServerName = req.ServerName
+	r.ClaimedServerName = req.ServerName
 	switch {
 	case isSecondExchange(req):
 		r.Exchange = 2

@@ -94,7 +94,8 @@ A policy. What no rule grants is denied.
                                          # secrecy
       # protocols: [TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3]
       # algorithms: [SHA-256, ecdsa_secp256r1_sha256]    # default: any not legacy
-      # server_names: [www.example.com, "*.example.com"]           # default: any
+      # server_names: [www.example.com, "*.example.com"]           # default: any;
+                                         # the edge's own word, nothing proves it
       # networks: [192.0.2.0/24, "2001:db8::/32"]       # default: from anywhere
       # not_before: 2026-01-01T00:00:00Z                # default: always
       # not_after: 2026-12-31T23:59:59Z
