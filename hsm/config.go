@@ -5,9 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"unicode"
@@ -110,7 +108,8 @@ type Stats struct {
 }
 
 // ErrPIN is in the error of a token that does not take the PIN. Each further
-// attempt, by another start too, brings a token closer to locking itself.
+// attempt, by another start too, brings a token closer to locking itself. A
+// Store makes no second one with the same PIN.
 var ErrPIN = errors.New("does not take the PIN")
 
 // errNoKey is for a caller that has not asked Lookup.
@@ -141,102 +140,4 @@ func (c *Config) path(name string) string {
 		return name
 	}
 	return filepath.Join(c.Dir, name)
-}
-
-// pin returns the PIN that the URI points at. ok is false where it has none.
-func (c *Config) pin(u *URI) (pin string, ok bool, err error) {
-	if u.pinValue != nil {
-		return *u.pinValue, true, nil
-	}
-	if u.PINSource == "" {
-		return "", false, nil
-	}
-	pin, err = c.pinFrom(u.PINSource)
-	if err == nil && pin == "" {
-		err = errors.New("the PIN is empty")
-	}
-	if err != nil {
-		return "", false, fmt.Errorf("pin-source: %w", err)
-	}
-	return pin, true, nil
-}
-
-func (c *Config) pinFrom(source string) (string, error) {
-	kind, rest, ok := strings.Cut(source, ":")
-	if !ok && strings.HasPrefix(source, "/") { // RFC 7512, Section 2.4, lets a bare path be one
-		kind, rest = "file", source
-	}
-	switch kind {
-	case "file":
-		return readPIN(c.path(strings.TrimPrefix(rest, "//")), 0o077) // file:///etc/pin too
-	case "env":
-		value := c.getenv(rest)
-		if value == "" {
-			return "", fmt.Errorf("the environment variable %s is not set", rest)
-		}
-		return value, nil
-	case "credential":
-		// systemd.exec(5): names have no slash, and the folder is the unit's own.
-		dir := c.getenv("CREDENTIALS_DIRECTORY")
-		if dir == "" {
-			return "", fmt.Errorf("there are no credentials: the unit needs LoadCredential=%s:FILE", rest)
-		}
-		if rest == "" || rest == "." || rest == ".." || strings.Contains(rest, "/") {
-			return "", errors.New("the name of a credential has no slash")
-		}
-		// systemd lets the unit's user read by an ACL, which shows as a right of
-		// the group.
-		return readPIN(filepath.Join(dir, rest), 0o037)
-	}
-	return "", errors.New(`it is none of "file:PATH", "credential:NAME" and "env:NAME"`)
-}
-
-func (c *Config) getenv(name string) string {
-	if c.Getenv == nil || name == "" {
-		return ""
-	}
-	return c.Getenv(name)
-}
-
-// maxPIN bounds a PIN in bytes. Tokens have limits of their own below it.
-const maxPIN = 255
-
-// readPIN reads a PIN from a file that group and others do not have the
-// forbidden rights to.
-func readPIN(file string, forbidden fs.FileMode) (string, error) {
-	// A pipe would be waited for, and what is checked must be what is read.
-	f, err := openRegular(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	if err := checkPrivate(file, f, forbidden); err != nil {
-		return "", err
-	}
-	buf := make([]byte, maxPIN+2)
-	defer clear(buf)
-	n, err := readFull(f, buf)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", file, err)
-	}
-	pin := strings.TrimSuffix(string(buf[:n]), "\n")
-	pin = strings.TrimSuffix(pin, "\r")
-	switch {
-	case len(pin) > maxPIN:
-		return "", fmt.Errorf("%s: a PIN has at most %d bytes", file, maxPIN)
-	case strings.ContainsAny(pin, "\n\x00"):
-		return "", fmt.Errorf("%s: it has more than one line", file)
-	}
-	return pin, nil
-}
-
-func openRegular(file string) (*os.File, error) {
-	info, err := os.Stat(file)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: it is not a regular file", file)
-	}
-	return os.Open(file)
 }

@@ -209,31 +209,6 @@ func TestOperationsThatFailAreTriedWithPauses(t *testing.T) {
 	assert.NoError(t, store.Stats()[0].Err)
 }
 
-// The PIN was changed while the store was open. It tries the old one once.
-func TestAWrongPINIsNeverTriedAgain(t *testing.T) {
-	token := newSoftHSM(t, "site-keys")[0]
-	key := token.generate(t, "ec", "ec-p256", Template{Sign: true})
-	log := new(syncBuffer)
-	store, f := openFaulty(t, Config{
-		Keys: []Key{{URI: token.uri("")}}, MaxSessions: 4, Logger: slog.New(slog.NewTextHandler(log, nil)),
-	})
-	eventually(t, "sessions", func() bool { return store.Stats()[0].Open == 4 })
-	require.Equal(t, 1, f.counted("Login"))
-	f.set(&fault{calls: []string{"Login"}, err: pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)})
-	require.NoError(t, f.real[0].CloseAllSessions(token.slot(t, f)))
-	for range 50 {
-		require.ErrorIs(t, signs(t, store, key.ID), ErrPIN)
-	}
-	assert.Equal(t, 2, f.counted("Login"))
-	f.set() // It stays so, also where the PIN is right again.
-	time.Sleep(3 * firstPause)
-	require.Error(t, signs(t, store, key.ID))
-	assert.Equal(t, 2, f.counted("Login"))
-	assert.Equal(t, 1, strings.Count(log.String(), "does not take the PIN"))
-	assert.NotContains(t, log.String(), userPIN)
-	assert.ErrorContains(t, store.Stats()[0].Err, "correct the PIN")
-}
-
 // Others use the token too: the sessions that it has left do all the work.
 func TestATokenWithFewerSessions(t *testing.T) {
 	token := newSoftHSM(t, "site-keys")[0]

@@ -25,7 +25,7 @@ import (
 type target struct {
 	key    Key
 	uri    *URI
-	pin    string
+	pin    *tokenPIN
 	hasPIN bool
 	public crypto.PublicKey // out of Key.PublicKey
 	token  *token
@@ -56,7 +56,8 @@ func newTarget(cfg *Config, key Key) (*target, error) {
 			return nil, fmt.Errorf("%s: %w", uri, err)
 		}
 	}
-	if t.pin, t.hasPIN, err = cfg.pin(uri); err != nil {
+	t.pin = &tokenPIN{read: func() (string, error) { pin, _, err := cfg.pin(uri); return pin, err }}
+	if t.pin.last, t.hasPIN, err = cfg.pin(uri); err != nil {
 		return nil, fmt.Errorf("%s: %w", uri, err)
 	}
 	return t, nil

@@ -6,13 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/tlsski/tlsski/internal/guarded"
 )
 
 // module is the part of *pkcs11.Ctx that is used here. Tests put faults in
@@ -84,14 +84,9 @@ var modules = struct {
 
 // acquireModule loads and initializes a module, or finds it loaded.
 func acquireModule(file string, load loader) (*sharedModule, error) {
-	file, err := filepath.EvalSymlinks(file)
+	file, err := guarded.CheckPath(file) // What it loads is in the process with the keys.
 	if err != nil {
 		return nil, err
-	}
-	if info, err := os.Stat(file); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
 	}
 	modules.Lock()
 	m := modules.byFile[file]

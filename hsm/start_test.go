@@ -216,7 +216,7 @@ func TestMistakesAtTheStart(t *testing.T) {
 		"named twice":      {Config{Keys: []Key{{URI: odd.uri(";id=%55")}, {URI: odd.uri(";object=same;id=%55")}}}, "two URIs name it", 1},
 		"two PINs": {Config{Keys: []Key{{URI: token.uri(";object=good")}, {URI: wrongPIN(token)}}},
 			"give each the same pin-source", 1},
-		"PIN file": {one("pkcs11:token=site-keys?module-path=" + softHSM + "&pin-source=file:/none"), "pin-source: stat /none: no such file", 0},
+		"PIN file": {one("pkcs11:token=site-keys?module-path=" + softHSM + "&pin-source=file:/none"), "pin-source: lstat /none: no such file", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := new(faults)

@@ -103,7 +103,7 @@ func (s *Store) connect(ctx context.Context, cfg *Config, t *target, load loader
 	}
 	for _, other := range s.tokens {
 		if other.mod == mod && other.is(info) && other.slotNow() == slot {
-			if t.hasPIN && other.login && t.pin != other.pin {
+			if t.hasPIN && other.login && !other.pin.is(t.pin.last) {
 				return fmt.Errorf("another URI gives %s another PIN: give each the same pin-source", other)
 			}
 			t.token = other

@@ -39,8 +39,8 @@ type token struct {
 	mod    *sharedModule
 	label  string
 	serial string
-	pin    string // kept for logging in again; empty where the token wants none
-	login  bool   // the token wants a PIN
+	pin    *tokenPIN
+	login  bool // the token wants a PIN
 	rw     bool
 	limit  int // how many workers there are to be
 	log    *slog.Logger
@@ -69,7 +69,6 @@ type token struct {
 	err      error         // why it does not work
 	failures int           // in a row
 	inUse    bool          // a job failed, and not an attempt to open a session
-	refused  error         // the PIN is wrong: it is not tried again
 }
 
 // job is one use of a session.
@@ -98,16 +97,13 @@ type session struct {
 }
 
 // newToken returns a token without workers.
-func newToken(mod *sharedModule, slot uint, info pkcs11.TokenInfo, pin string, cfg *Config, rw bool) *token {
+func newToken(mod *sharedModule, slot uint, info pkcs11.TokenInfo, pin *tokenPIN, cfg *Config, rw bool) *token {
 	t := &token{
-		mod: mod, label: info.Label, serial: info.SerialNumber, rw: rw, log: cfg.logger(),
+		mod: mod, pin: pin, label: info.Label, serial: info.SerialNumber, rw: rw, log: cfg.logger(),
 		login: info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0,
 		limit: DefaultMaxSessions, jobs: make(chan *job, queue), stop: make(chan struct{}),
 	}
 	t.slot.Store(uint64(slot))
-	if t.login {
-		t.pin = pin
-	}
 	if cfg.MaxSessions > 0 {
 		t.limit = cfg.MaxSessions
 	}
@@ -194,9 +190,7 @@ func (w *worker) serve() {
 			if w.t.up.Load() > 0 {
 				jobs = nil
 			}
-			if next, ok := w.nextTry(); ok {
-				retry = time.After(time.Until(next))
-			}
+			retry = time.After(time.Until(w.nextTry()))
 		}
 		select {
 		case <-w.t.stop:
@@ -212,14 +206,14 @@ func (w *worker) serve() {
 	}
 }
 
-// nextTry returns when to try to get a session again. ok is false for never.
-func (w *worker) nextTry() (next time.Time, ok bool) {
+// nextTry returns when to try to get a session again.
+func (w *worker) nextTry() time.Time {
 	w.t.mu.Lock()
 	defer w.t.mu.Unlock()
 	if w.t.next.After(w.next) {
-		return w.t.next, w.t.refused == nil
+		return w.t.next
 	}
-	return w.next, w.t.refused == nil
+	return w.next
 }
 
 // do runs a job. It is run once more if the session turns out to be lost: all
@@ -331,12 +325,12 @@ func (t *token) mayTry() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
-	case t.refused != nil:
-		return t.refused
-	case t.err != nil && time.Now().Before(t.next):
-		return fmt.Errorf("%s does not work: %w", t, t.err)
+	case t.err == nil, !time.Now().Before(t.next):
+		return nil
+	case errors.Is(t.err, ErrPIN):
+		return t.err
 	}
-	return nil
+	return fmt.Errorf("%s does not work: %w", t, t.err)
 }
 
 // open opens a session, and logs in if the token has forgotten that we were.
@@ -347,6 +341,10 @@ func (t *token) open() (*session, error) {
 	t.opening.Lock()
 	defer t.opening.Unlock()
 	if err := t.mayTry(); err != nil { // It has failed while this one waited.
+		return nil, err
+	}
+	if err := t.stillRefused(); err != nil {
+		t.failed(err, false)
 		return nil, err
 	}
 	if t.shouldRestart() {
@@ -394,7 +392,7 @@ func (t *token) tryOpen() (*session, error) {
 		return nil, fmt.Errorf("C_OpenSession: %w", err)
 	}
 	s := &session{module: t.mod.module, handle: handle, epoch: epoch, found: make(map[*privateKey]*foundKey)}
-	if err := t.logIn(s); err != nil {
+	if err := t.logIn(s, slot); err != nil {
 		_ = s.CloseSession(handle)
 		return nil, err
 	}
@@ -433,7 +431,7 @@ func (t *token) is(info pkcs11.TokenInfo) bool {
 // logIn logs in, once for all sessions with the token (PKCS #11, "C_Login").
 // Whether somebody has is asked of the token, which knows it also after a call
 // that failed and took effect.
-func (t *token) logIn(s *session) error {
+func (t *token) logIn(s *session, slot uint) error {
 	if !t.login {
 		return nil
 	}
@@ -442,7 +440,18 @@ func (t *token) logIn(s *session) error {
 	} else if loggedIn {
 		return nil
 	}
-	err := s.Login(s.handle, pkcs11.CKU_USER, t.pin)
+	info, err := s.GetTokenInfo(slot)
+	if err != nil {
+		return fmt.Errorf("C_GetTokenInfo: %w", err)
+	}
+	if err := checkLogin(info, true); err != nil {
+		return err
+	}
+	pin, err := t.pin.next()
+	if err != nil {
+		return err
+	}
+	err = s.Login(s.handle, pkcs11.CKU_USER, pin)
 	if err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
 		return fmt.Errorf("C_Login: %w", err)
 	}
@@ -483,20 +492,39 @@ func (t *token) works(inUse bool) {
 	t.failing.Store(false)
 }
 
-// refuse notes that the token does not take the PIN. It is not tried again:
-// tokens lock themselves after a few wrong ones, and some erase their keys.
+// refuse notes that the token does not take the PIN.
 func (t *token) refuse(err error) error {
+	t.log.Error("an HSM does not take the PIN, which is not tried again before pin-source has another", "token", t.label, "serial", t.serial, "error", err)
+	err = fmt.Errorf("%s %w (%w): it is not tried again, since tokens lock themselves: correct the PIN", t, ErrPIN, err)
+	t.pin.refuse(err)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.refused = fmt.Errorf("%s %w (%w): it is not tried again before a restart, since tokens lock themselves: correct the PIN", t, ErrPIN, err)
-	t.log.Error("an HSM does not take the PIN, which is not tried again before a restart", "token", t.label, "serial", t.serial, "error", err)
-	return t.refused
+	t.err = err                      // logged already
+	t.pause, t.next = 0, time.Time{} // for the next PIN
+	t.mu.Unlock()
+	t.failed(err, false)
+	return err
 }
 
+// stillRefused returns why the token did not take the PIN, as long as there is
+// no other to try. The token is not asked.
+func (t *token) stillRefused() error {
+	t.mu.Lock()
+	refused := errors.Is(t.err, ErrPIN)
+	t.mu.Unlock()
+	if !refused {
+		return nil
+	}
+	_, err := t.pin.current()
+	return err
+}
+
+// shouldRestart reports whether to start the module again before the next
+// attempt: after several that failed, and before another PIN is tried, since
+// SoftHSM knows only of changes that this process has made.
 func (t *token) shouldRestart() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.failures >= restartAfter
+	return t.failures >= restartAfter || errors.Is(t.err, ErrPIN)
 }
 
 // close ends the workers and waits for them until ctx ends.
@@ -506,7 +534,6 @@ func (t *token) close(ctx context.Context) error {
 	go func() { t.workers.Wait(); close(done) }()
 	select {
 	case <-done:
-		t.pin = ""
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%s: calls to it do not return", t)
@@ -516,13 +543,9 @@ func (t *token) close(ctx context.Context) error {
 func (t *token) stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	err := t.err
-	if t.refused != nil {
-		err = t.refused
-	}
 	return Stats{
 		Module: t.mod.file, Token: t.label, Serial: strings.TrimSpace(t.serial), Sessions: t.size,
-		Open: int(t.up.Load()), Busy: int(t.busy.Load()), Stuck: max(0, int(t.stuck.Load())), Waiting: int(t.wait.Load()), Err: err,
+		Open: int(t.up.Load()), Busy: int(t.busy.Load()), Stuck: max(0, int(t.stuck.Load())), Waiting: int(t.wait.Load()), Err: t.err,
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/tlsski/tlsski/internal/guarded"
 )
 
 // PolicyReloader gives a Server the policy of a file again, whole or not at
@@ -145,7 +147,7 @@ func (r *PolicyReloader) Watch(ctx context.Context) error {
 // watchFolders watches the folders of the file and of the links on the way to
 // it, and returns them as events name them.
 func (r *PolicyReloader) watchFolders(w *fsnotify.Watcher) ([]string, error) {
-	names, err := linksTo(r.file)
+	names, err := guarded.Links(r.file)
 	if err != nil {
 		return nil, fmt.Errorf("watching %s: %w", r.file, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/cmd/internal/memory"
 	"github.com/tlsski/tlsski/keyserver"
 )
@@ -85,5 +86,6 @@ func folders(cfg *keyserver.Config) (read, write []string) {
 		slices.Sort(dirs)
 		return slices.Compact(dirs)
 	}
-	return of(cfg.Policy, cfg.PSK, cfg.CRL), of(cfg.Audit.File, cfg.State, cfg.Admin)
+	tokens := keyparts.HSMConfig(cfg, nil)
+	return of(append(tokens.PINFiles(), cfg.Policy, cfg.PSK, cfg.CRL)...), of(cfg.Audit.File, cfg.State, cfg.Admin)
 }

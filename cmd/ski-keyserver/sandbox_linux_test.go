@@ -292,8 +292,9 @@ func TestSandboxFolders(t *testing.T) {
 		Key: "/key/k", Keys: "/keys", Policy: at("policy.yaml"), CRL: "/crl/c",
 		Audit: keyserver.AuditConfig{File: "/log/a"}, State: "/state/s", Admin: "/run/admin",
 	}
+	cfg.HSM.Keys = []keyserver.HSMKey{{URI: "pkcs11:token=a?pin-source=file:/pins/a"}, {URI: "pkcs11:token=b?pin-source=env:PIN"}}
 	read, write := folders(cfg)
-	require.Equal(t, []string{"/crl", dir, at("versions")}, read)
+	require.Equal(t, []string{"/crl", "/pins", dir, at("versions")}, read)
 	require.Equal(t, []string{"/log", "/run", "/state"}, write)
 
 	cfg.CRL, cfg.Audit.File, cfg.State, cfg.Admin = "", "-", "", ""
