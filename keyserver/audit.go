@@ -18,6 +18,9 @@ const (
 	EventSuspend Event = "suspend" // an edge was cut off
 	EventResume  Event = "resume"  // an edge may ask again
 	EventTickets Event = "tickets" // ticket keys were asked for; see Record.TicketSite
+	// EventRefusals stands for refused requests of an edge that have no Record
+	// of their own; see Record.Refused.
+	EventRefusals Event = "refusals"
 )
 
 // Record is what the audit log keeps of one request, or of another event. It
@@ -69,6 +72,12 @@ type Record struct {
 	// out, joined by commas.
 	TicketSite string
 	TicketKeys string
+	// Refused is, in an EventRefusals, how many requests were refused between the
+	// times First and Last: by the limit that refused them (edge_rate,
+	// edge_in_flight, key_rate, server), or by what the edge was told. Peer and
+	// Address are those of the last.
+	Refused     map[string]uint64
+	First, Last time.Time
 	// Duration is how long the answer took, without the writing of this.
 	Duration time.Duration
 }
@@ -76,8 +85,11 @@ type Record struct {
 // outcomeOutput is the Outcome of a request that got its output.
 const outcomeOutput = "output"
 
-// Auditor keeps Records. It is called by many goroutines at once, each time
-// before the answer goes out: an answer that was given has been recorded.
+// Auditor keeps Records. It is called by many goroutines at once. The Record of
+// a request for which a private key was used, or ticket keys were handed out,
+// comes before the answer goes out: an output that was given has been recorded.
+// A refusal has a Record before its answer too, or is counted in an
+// EventRefusals that comes within a second.
 type Auditor interface {
 	Audit(ctx context.Context, r *Record) error
 }

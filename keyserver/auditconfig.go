@@ -20,6 +20,10 @@ type AuditConfig struct {
 	// Key is the PEM file with the Ed25519 key that signs checkpoints, readable
 	// by its owner alone. Default none: nothing is signed.
 	Key string `yaml:"key"`
+	// ReserveMiB is how much of the file's disk, in 2^20 bytes, is kept for the
+	// records of requests that are answered with an output. Default 64; 0 means
+	// none.
+	ReserveMiB uint32 `yaml:"reserve_mib"`
 	// CheckpointRecords is after how many records there is a checkpoint.
 	// Default 1000.
 	CheckpointRecords uint32 `yaml:"checkpoint_records"`
@@ -34,6 +38,7 @@ func (c *AuditConfig) Options() (AuditOptions, error) {
 		File:               c.File,
 		MaxSize:            int64(c.MaxSizeMiB) << 20,
 		Sync:               c.Sync,
+		Reserve:            int64(c.ReserveMiB) << 20,
 		CheckpointRecords:  int(c.CheckpointRecords),
 		CheckpointInterval: time.Duration(c.CheckpointInterval),
 	}

@@ -53,11 +53,16 @@ type auditLine struct {
 	TicketSite      string `json:"ticket_site,omitempty"`
 	TicketKeys      string `json:"ticket_keys,omitempty"`
 	DurationUS      *int64 `json:"duration_us,omitempty"`
-	Cause           string `json:"cause,omitempty"`
-	Previous        string `json:"previous,omitempty"`
-	TornBytes       int64  `json:"torn_bytes,omitempty"`
-	TornSHA256      string `json:"torn_sha256,omitempty"`
-	Signer          string `json:"signer,omitempty"`
+	First           string `json:"first,omitempty"`
+	Last            string `json:"last,omitempty"`
+	Count           uint64 `json:"count,omitempty"`
+	// Refused has the parts of Count.
+	Refused    map[string]uint64 `json:"refused,omitempty"`
+	Cause      string            `json:"cause,omitempty"`
+	Previous   string            `json:"previous,omitempty"`
+	TornBytes  int64             `json:"torn_bytes,omitempty"`
+	TornSHA256 string            `json:"torn_sha256,omitempty"`
+	Signer     string            `json:"signer,omitempty"`
 }
 
 // line returns what stands in the log for a Record.
@@ -85,6 +90,12 @@ func (r *Record) line() *auditLine {
 	if r.Address.IsValid() {
 		l.Address = r.Address.String()
 	}
+	if l.Event == EventRefusals {
+		l.First, l.Last, l.Refused = auditTime(r.First), auditTime(r.Last), r.Refused
+		for _, n := range r.Refused {
+			l.Count += n
+		}
+	}
 	if l.Event == EventRequest {
 		us := r.Duration.Microseconds()
 		l.DurationUS = &us
@@ -105,7 +116,7 @@ func auditTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 func (l *auditLine) encode() []byte {
 	data, err := json.Marshal(l)
 	if err != nil {
-		panic(err) // It has strings and integers only.
+		panic(err) // It has nothing that JSON does not have.
 	}
 	return data
 }

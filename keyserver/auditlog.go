@@ -41,6 +41,10 @@ type AuditOptions struct {
 	// CheckpointInterval is how long a record waits for a checkpoint at most. 0
 	// means DefaultCheckpointInterval.
 	CheckpointInterval time.Duration
+	// Reserve is how many bytes of the file's disk are kept for the records of
+	// requests for which a private key was used; see ReserveAuditor. 0 means
+	// none. Linux only.
+	Reserve int64
 	// Logger gets what goes wrong between two records. nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -51,6 +55,8 @@ type AuditLog struct {
 	o    AuditOptions
 	log  *slog.Logger
 	stop chan struct{} // closed by Close
+
+	reserve auditReserve
 
 	mu       sync.Mutex
 	chain    chainWriter

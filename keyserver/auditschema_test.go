@@ -43,6 +43,10 @@ func TestAuditSchema(t *testing.T) {
 	s.SetPolicy(parsePolicy(t, ticketPolicyText()))
 	require.Empty(t, s.ServeTickets(t.Context(), edgePeer, "www.example.com", ski.TicketTag{}).Error)
 	require.NotEmpty(t, s.ServeTickets(t.Context(), edgePeer, "other", ski.TicketTag{}).Error)
+	s.SetPolicy(parsePolicy(t, testPolicy+"limits:\n  edge: {rate: 0.001, burst: 1}\n"))
+	s.ServeSKI(t.Context(), edgePeer, grantedRequest(keys))
+	s.ServeSKI(t.Context(), edgePeer, grantedRequest(keys))
+	s.Close()
 	w.room = 30
 	require.Error(t, log.Audit(t.Context(), &Record{Time: time.Now()}))
 	w.room = 1 << 20

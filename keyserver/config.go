@@ -145,6 +145,7 @@ func readConfig(file string, checkKind func(*Config, *document) error) (*Config,
 		Path:   "/ski",
 		Audit: AuditConfig{
 			File:               "-",
+			ReserveMiB:         DefaultAuditReserveMiB,
 			CheckpointRecords:  DefaultCheckpointRecords,
 			CheckpointInterval: Duration(DefaultCheckpointInterval),
 		},
@@ -325,8 +326,10 @@ func (c *Config) Warnings() []string {
 	if c.Metrics != "" && !isLoopback(c.Metrics) {
 		warnings = append(warnings, "metrics_public: whoever reaches "+c.Metrics+" reads the names of edges and keys, and how often they are used")
 	}
-	if w := auditFileWarning(c.Audit.File); w != "" {
-		warnings = append(warnings, w)
+	for _, w := range []string{auditFileWarning(c.Audit.File), auditReserveWarning(&c.Audit)} {
+		if w != "" {
+			warnings = append(warnings, w)
+		}
 	}
 	if c.Sandbox == SandboxOff {
 		warnings = append(warnings, "sandbox: off lets other processes of the user read the keys, and core dumps have them")

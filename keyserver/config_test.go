@@ -34,7 +34,7 @@ func TestConfigDefaults(t *testing.T) {
 		Listen: ":5684", Path: "/ski",
 		Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem",
 		Keys: dir + "/keys", HSM: HSMConfig{Dir: dir}, Policy: dir + "/policy.yaml",
-		Audit: AuditConfig{File: "-", CheckpointRecords: 1000, CheckpointInterval: Duration(time.Minute)}, RSAFailure: RSAFailureRandom,
+		Audit: AuditConfig{File: "-", ReserveMiB: 64, CheckpointRecords: 1000, CheckpointInterval: Duration(time.Minute)}, RSAFailure: RSAFailureRandom,
 		MaxInFlight: 4096, ShutdownTimeout: Duration(10 * time.Second), Sandbox: SandboxAuto,
 		Log: LogConfig{Level: "info", Format: "text"},
 	}, c)
@@ -53,7 +53,7 @@ key: ../c.key
 client_ca: ca.pem
 keys: keys
 policy: policy.yaml
-audit: {file: audit.log, required: true, key: audit.key, max_size_mib: 100, sync: true, checkpoint_records: 10, checkpoint_interval: 5s}
+audit: {file: audit.log, required: true, key: audit.key, max_size_mib: 100, sync: true, reserve_mib: 9, checkpoint_records: 10, checkpoint_interval: 5s}
 rsa_failure: error
 rsa_failure_secret_file: secret
 state_key_file: state.key
@@ -69,7 +69,7 @@ log: {level: warn, format: json}
 	require.Equal(t, filepath.Join(filepath.Dir(dir), "c.key"), c.Key)
 	require.Equal(t, AuditConfig{
 		File: dir + "/audit.log", Required: true, Key: dir + "/audit.key",
-		MaxSizeMiB: 100, Sync: true, CheckpointRecords: 10, CheckpointInterval: Duration(5 * time.Second),
+		MaxSizeMiB: 100, Sync: true, ReserveMiB: 9, CheckpointRecords: 10, CheckpointInterval: Duration(5 * time.Second),
 	}, c.Audit)
 	require.Equal(t, RSAFailureError, c.RSAFailure)
 	require.EqualValues(t, 3, c.RSAWorkers)

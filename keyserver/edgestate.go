@@ -16,6 +16,7 @@ type edgeState struct {
 	last     atomic.Int64 // time of the last request, Unix nanoseconds; 0 for none
 	inFlight atomic.Int64
 	bucket   bucket
+	lines    bucket // of its refusals in the audit log
 	rsa      rsaCounts
 
 	mu       sync.Mutex // of what follows, and of what the sweep uses in rsa

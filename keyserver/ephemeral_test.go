@@ -425,7 +425,7 @@ func TestNoRoomForAUsedState(t *testing.T) {
 	for n := range maxUsedStates {
 		s.usedStates.young[stateID{byte(n), byte(n >> 8), byte(n >> 16)}] = struct{}{}
 	}
-	s.refuses(second, ski.UnspecifiedError, "overloaded")
+	s.exceeds(limitServer, edgePeer, second)
 	s.usedStates.young = nil
 	s.usedStates.begin = time.Time{}
 	resp, _ := s.ask(edgePeer, second)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -95,10 +96,21 @@ func (a *auditTrail) Audit(_ context.Context, r *Record) error {
 	return a.err
 }
 
-func (a *auditTrail) last() Record {
+func (a *auditTrail) fail(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.records[len(a.records)-1]
+	a.err = err
+}
+
+func (a *auditTrail) all() []Record {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.records)
+}
+
+func (a *auditTrail) last() Record {
+	all := a.all()
+	return all[len(all)-1]
 }
 
 // edgePeer is a peer that testPolicy knows as "edge".
@@ -142,6 +154,7 @@ func newTestServer(t testing.TB, keys KeyStore, change ...func(*Options)) testSe
 	require.NoError(t, err)
 	trail := new(auditTrail)
 	policy.detectors = detectorRules{} // They would find that tests ask the same again.
+	policy.limits.edge.audit = 0       // Tests want to see all records.
 	o := Options{
 		Keys: keys, Policy: policy, Audit: trail, StateKey: fleetStateKey,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
@@ -154,14 +167,16 @@ func newTestServer(t testing.TB, keys KeyStore, change ...func(*Options)) testSe
 	return testServer{s, t, trail}
 }
 
-// ask returns the answer and its audit record. There is always one record.
+// ask returns the answer and its audit record. There is always one record: that
+// of a request which a limit refused is an EventRefusals.
 func (s testServer) ask(peer ski.Peer, req *ski.Request) (*ski.Response, Record) {
 	s.t.Helper()
-	before := len(s.trail.records)
+	before := len(s.trail.all())
 	resp := s.ServeSKI(s.t.Context(), peer, req)
 	require.NotNil(s.t, resp)
 	require.NoError(s.t, resp.Validate())
-	require.Len(s.t, s.trail.records, before+1)
+	s.recordRefusals()
+	require.Len(s.t, s.trail.all(), before+1)
 	return resp, s.trail.last()
 }
 
@@ -173,6 +188,20 @@ func (s testServer) refuses(req *ski.Request, wire ski.Error, reason string) {
 	require.Equal(s.t, string(wire), rec.Outcome)
 	require.Contains(s.t, rec.Reason, reason)
 	require.Equal(s.t, "edge", rec.Edge)
+}
+
+// exceeds asks for what a limit refuses, and checks what is told and counted.
+func (s testServer) exceeds(limit string, peer ski.Peer, req *ski.Request) *ski.Response {
+	s.t.Helper()
+	wire := ski.RequestDenied
+	if limit == limitServer {
+		wire = ski.UnspecifiedError
+	}
+	resp, rec := s.ask(peer, req)
+	require.Equal(s.t, wire, resp.Error)
+	require.Equal(s.t, EventRefusals, rec.Event)
+	require.Equal(s.t, map[string]uint64{limit: 1}, rec.Refused)
+	return resp
 }
 
 // randoms is ClientRandom and ServerRandom.

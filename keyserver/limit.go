@@ -28,6 +28,7 @@ type limit struct {
 	rate     rate.Limit // requests a second; 0 for any number
 	burst    int        // requests at once, while the rate is kept on average
 	inFlight int        // of an edge: requests that are worked on at once; 0 for any number
+	audit    rate.Limit // of an edge: refusals a second that have a Record each; 0 for any number
 }
 
 // limits are those of a policy.
@@ -59,6 +60,9 @@ func (l limit) String() string {
 	}
 	if l.inFlight > 0 {
 		parts = append(parts, fmt.Sprintf("%d in flight", l.inFlight))
+	}
+	if l.audit > 0 {
+		parts = append(parts, fmt.Sprintf("%g refusals a second recorded", float64(l.audit)))
 	}
 	return cmp.Or(strings.Join(parts, ", "), "none")
 }

@@ -37,15 +37,15 @@ limits:
 		resp, _ := s.ask(edgePeer, grantedRequest(keys))
 		require.NoError(t, resp.Err())
 	}
-	resp, rec := s.ask(edgePeer, grantedRequest(keys))
-	require.Equal(t, ski.RequestDenied, resp.Error)
-	require.Equal(t, "the edge asks too often", rec.Reason)
+	resp := s.exceeds(limitEdgeRate, edgePeer, grantedRequest(keys))
 	require.Greater(t, resp.RetryAfter, 90*time.Second)
 	require.LessOrEqual(t, resp.RetryAfter, 100*time.Second)
 	resp, _ = s.ask(edgePeer, grantedRequest(keys))
 	require.LessOrEqual(t, resp.RetryAfter, 100*time.Second, "what is refused takes nothing")
 	malformed := s.ServeMalformed(t.Context(), edgePeer, nil)
 	require.Equal(t, ski.RequestDenied, malformed.Error, "messages that cannot be parsed count too")
+	s.recordRefusals()
+	require.Equal(t, map[string]uint64{limitEdgeRate: 1}, s.trail.last().Refused)
 
 	// Another edge has its own, which says otherwise.
 	resp, _ = s.ask(legacyPeer, grantedRequest(keys))
@@ -61,8 +61,7 @@ func TestRateOfThoseThePolicyDoesNotKnow(t *testing.T) {
 	s := newTestServer(t, keys, withPolicy(t, keys, "limits:\n  edge: {rate: 0.01}\n"))
 	_, rec := s.ask(ski.Peer{SPKI: ski.KeyID{1}}, grantedRequest(keys))
 	require.Equal(t, "the policy does not know the peer", rec.Reason)
-	_, rec = s.ask(ski.Peer{SPKI: ski.KeyID{2}}, grantedRequest(keys))
-	require.Equal(t, "the edge asks too often", rec.Reason)
+	s.exceeds(limitEdgeRate, ski.Peer{SPKI: ski.KeyID{2}}, grantedRequest(keys))
 }
 
 // Only what would be done with the key counts: nobody without a right to it
@@ -88,9 +87,7 @@ limits:
 		resp, _ := s.ask(peer, grantedRequest(keys))
 		require.NoError(t, resp.Err())
 	}
-	resp, rec := s.ask(edgePeer, grantedRequest(keys))
-	require.Equal(t, ski.RequestDenied, resp.Error)
-	require.Equal(t, "the key is asked for too often", rec.Reason)
+	resp := s.exceeds(limitKeyRate, edgePeer, grantedRequest(keys))
 	require.Positive(t, resp.RetryAfter)
 	other := grantedRequest(keys)
 	other.SPKI = keys.id(p384)
@@ -107,9 +104,7 @@ func TestInFlightOfAnEdge(t *testing.T) {
 		asking.Go(func() { s.ServeSKI(t.Context(), edgePeer, grantedRequest(keys)) })
 		<-store.begun
 	}
-	resp, rec := s.ask(edgePeer, grantedRequest(keys))
-	require.Equal(t, ski.RequestDenied, resp.Error)
-	require.Equal(t, "the edge has too many requests in flight", rec.Reason)
+	resp := s.exceeds(limitEdgeInFlight, edgePeer, grantedRequest(keys))
 	require.Equal(t, time.Second, resp.RetryAfter)
 	asking.Go(func() { s.ServeSKI(t.Context(), legacyPeer, grantedRequest(keys)) })
 	<-store.begun // of the other edge
@@ -200,18 +195,21 @@ func TestOneEdgeAtItsLimitDoesNotSlowAnother(t *testing.T) {
 
 func TestLimitsThatAreRefused(t *testing.T) {
 	for sections, want := range map[string]string{
-		"limits:\n  edge: {rate: 0}\n":                            "policy.yaml:16:16: a rate is a number of requests a second, above 0",
-		"limits:\n  edge: {rate: -1}\n":                           "above 0",
-		"limits:\n  edge: {rate: .nan}\n":                         "above 0",
-		"limits:\n  edge: {rate: .inf}\n":                         "above 0",
-		"limits:\n  edge: {rate: 5, burst: 0}\n":                  "no request is ever answered",
-		"limits:\n  edge: {burst: 5}\n":                           "a burst needs a rate",
-		"limits:\n  edge: {in_flight: 0}\n":                       "no request is ever answered",
-		"limits:\n  key: {rate: 5, in_flight: 1}\n":               "'in_flight' is for edges",
-		"limits:\n  edges:\n    nobody: {rate: 5}\n":              `policy.yaml:17:13: there is no edge called "nobody"`,
-		"limits:\n  keys:\n    www.example.com: {rate: 5}\n":      `there is no key "www.example.com"`,
-		"limits:\n  keys:\n    test-only-ecdsa-p256: {rate: 0}\n": "above 0",
-		"limits:\n  edges:\n    edge: {rates: 5}\n":               `unknown field "rates"`,
+		"limits:\n  edge: {rate: 0}\n":                             "policy.yaml:16:16: a rate is a number of requests a second, above 0",
+		"limits:\n  edge: {rate: -1}\n":                            "above 0",
+		"limits:\n  edge: {rate: .nan}\n":                          "above 0",
+		"limits:\n  edge: {rate: .inf}\n":                          "above 0",
+		"limits:\n  edge: {rate: 5, burst: 0}\n":                   "no request is ever answered",
+		"limits:\n  edge: {burst: 5}\n":                            "a burst needs a rate",
+		"limits:\n  edge: {in_flight: 0}\n":                        "no request is ever answered",
+		"limits:\n  key: {rate: 5, in_flight: 1}\n":                "'in_flight' is for edges",
+		"limits:\n  edge: {audit: 0}\n":                            "policy.yaml:16:17: 'audit' is a number of lines a second, above 0",
+		"limits:\n  edge: {audit: .inf}\n":                         "above 0",
+		"limits:\n  keys:\n    test-only-ecdsa-p256: {audit: 5}\n": "'audit' is for edges",
+		"limits:\n  edges:\n    nobody: {rate: 5}\n":               `policy.yaml:17:13: there is no edge called "nobody"`,
+		"limits:\n  keys:\n    www.example.com: {rate: 5}\n":       `there is no key "www.example.com"`,
+		"limits:\n  keys:\n    test-only-ecdsa-p256: {rate: 0}\n":  "above 0",
+		"limits:\n  edges:\n    edge: {rates: 5}\n":                `unknown field "rates"`,
 	} {
 		_, err := ParsePolicy("policy.yaml", []byte(testPolicy+sections), testKeys())
 		require.ErrorContains(t, err, want, sections)

@@ -11,7 +11,7 @@ import (
 // limitsEntry is the section 'limits' of a policy file:
 //
 //	limits:
-//	  edge: {rate: 500, burst: 1000, in_flight: 256}  # of each edge; default: in_flight 1024
+//	  edge: {rate: 500, burst: 1000, in_flight: 256, audit: 1}  # of each edge; default: in_flight 1024, audit 1
 //	  key: {rate: 2000}                               # for each key, of all edges; default: none
 //	  edges:
 //	    edge-1: {rate: 50}                            # what is not said is as above
@@ -19,7 +19,8 @@ import (
 //	    www.example.com: {rate: 100, burst: 10}
 //
 // where the rate is in requests a second, and the burst, how many may come at
-// once, is by default one second's worth.
+// once, is by default one second's worth. 'audit' is how many refused requests
+// a second have a line each in the audit log.
 type limitsEntry struct {
 	Edge  limitEntry            `yaml:"edge"`
 	Key   limitEntry            `yaml:"key"`
@@ -31,6 +32,7 @@ type limitEntry struct {
 	Rate     *float64 `yaml:"rate"`
 	Burst    *int     `yaml:"burst"`
 	InFlight *int     `yaml:"in_flight"`
+	Audit    *float64 `yaml:"audit"`
 }
 
 // addLimits reads the section, after the edges.
@@ -38,7 +40,7 @@ func (b *policyBuilder) addLimits(entry limitsEntry) error {
 	l := &b.policy.limits
 	l.edges, l.keys = make(map[string]limit), make(map[ski.KeyID]limit)
 	var err error
-	if l.edge, err = b.limit("$.limits.edge", entry.Edge, limit{inFlight: defaultEdgeInFlight}); err != nil {
+	if l.edge, err = b.limit("$.limits.edge", entry.Edge, limit{inFlight: defaultEdgeInFlight, audit: defaultAuditRate}); err != nil {
 		return err
 	}
 	if l.key, err = b.keyLimit("$.limits.key", entry.Key, limit{}); err != nil {
@@ -70,6 +72,9 @@ func (b *policyBuilder) keyLimit(path string, e limitEntry, l limit) (limit, err
 	if e.InFlight != nil {
 		return l, b.errorAt(path+".in_flight", "'in_flight' is for edges")
 	}
+	if e.Audit != nil {
+		return l, b.errorAt(path+".audit", "'audit' is for edges")
+	}
 	return b.limit(path, e, l)
 }
 
@@ -96,6 +101,12 @@ func (b *policyBuilder) limit(path string, e limitEntry, l limit) (limit, error)
 			return l, b.errorAt(path+".in_flight", "with 0, no request is ever answered")
 		}
 		l.inFlight = *e.InFlight
+	}
+	if e.Audit != nil {
+		if r := *e.Audit; !(r > 0) || math.IsInf(r, 0) {
+			return l, b.errorAt(path+".audit", "'audit' is a number of lines a second, above 0")
+		}
+		l.audit = rate.Limit(*e.Audit)
 	}
 	return l, nil
 }

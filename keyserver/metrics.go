@@ -34,10 +34,11 @@ type Metrics struct {
 	policyExpiry   prometheus.Gauge
 	certificateEnd prometheus.Gauge
 	auditFailures  prometheus.Counter
+	auditCounted   *prometheus.CounterVec
 	buildInfo      prometheus.Gauge
 
 	// Read when they are asked for.
-	inFlight, rsaWaiting, sessions, detections *prometheus.Desc
+	inFlight, rsaWaiting, sessions, detections, auditReserve *prometheus.Desc
 }
 
 // latencyBuckets are in seconds: from a signature on a curve to the longest
@@ -77,14 +78,17 @@ func NewMetrics(version string) *Metrics {
 		auditFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: metricsPrefix + "audit_failures_total", Help: "Audit records that could not be written.",
 		}),
+		auditCounted: counter("audit_counted_total", "Refused requests that the audit log has a count of rather than a record each.",
+			"reason"),
 		buildInfo: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: metricsPrefix + "build_info", Help: "1, with what runs as labels.",
 			ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 		}),
-		inFlight:   desc("in_flight", "Requests that are worked on."),
-		rsaWaiting: desc("rsa_waiting", "Operations with RSA, P-384 and P-521 that wait for a processor."),
-		sessions:   desc("sessions", "Live sessions of edge servers."),
-		detections: desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
+		inFlight:     desc("in_flight", "Requests that are worked on."),
+		rsaWaiting:   desc("rsa_waiting", "Operations with RSA, P-384 and P-521 that wait for a processor."),
+		sessions:     desc("sessions", "Live sessions of edge servers."),
+		detections:   desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
+		auditReserve: desc("audit_reserve_in_use", "1 while the audit log's disk has no more than the log's reserve."),
 	}
 	m.buildInfo.Set(1)
 	m.policyLoaded.SetToCurrentTime()
@@ -94,6 +98,9 @@ func NewMetrics(version string) *Metrics {
 	}
 	for _, limit := range limitNames {
 		m.limited.WithLabelValues(limit)
+	}
+	for _, reason := range countedReasons {
+		m.auditCounted.WithLabelValues(reason)
 	}
 	for _, detector := range detectorNames {
 		m.alarms.WithLabelValues(detector)
@@ -182,6 +189,13 @@ func (m *Metrics) auditFailed() {
 	}
 }
 
+// counted counts a refusal that has no record of its own.
+func (m *Metrics) counted(reason string) {
+	if m != nil {
+		m.auditCounted.WithLabelValues(reason).Inc()
+	}
+}
+
 func label(name string) string {
 	if name == "" {
 		return otherLabel
@@ -199,7 +213,7 @@ func methodLabel(m ski.Method) string {
 func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.requests, m.operations, m.answers, m.limited, m.alarms, m.ticketKeys, m.policyLoads,
-		m.policyLoaded, m.policyExpiry, m.certificateEnd, m.auditFailures, m.buildInfo,
+		m.policyLoaded, m.policyExpiry, m.certificateEnd, m.auditFailures, m.auditCounted, m.buildInfo,
 	}
 }
 
@@ -212,6 +226,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.rsaWaiting
 	ch <- m.sessions
 	ch <- m.detections
+	ch <- m.auditReserve
 }
 
 // Collect implements prometheus.Collector.
@@ -226,6 +241,11 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(v))
 	}
 	now(m.inFlight, m.server.schedule.inFlight.Load())
+	reserve := int64(0)
+	if m.server.inReserve() {
+		reserve = 1
+	}
+	now(m.auditReserve, reserve)
 	now(m.rsaWaiting, int64(m.server.schedule.rsa.waits()))
 	if bindings := m.server.sessions; len(bindings) > 0 {
 		n := 0

@@ -19,7 +19,7 @@ type Options struct {
 	Keys KeyStore
 	// Policy says who may use them.
 	Policy *Policy
-	// Audit gets a Record of every request, before its answer goes out.
+	// Audit gets the Records of requests; see Auditor.
 	Audit Auditor
 	// AuditRequired makes the answer 'unspecified error' where Audit fails.
 	// Otherwise the failure is logged and the answer goes out.
@@ -72,6 +72,8 @@ type Server struct {
 	audit            Auditor
 	auditRequired    bool
 	auditFailing     atomic.Bool
+	auditReserve     atomic.Bool // whether the log's disk has no more than its reserve
+	refusals         refusals
 	rsaFailure       RSAFailure
 	rsaFailureSecret []byte
 	sealer           *sealer
@@ -152,10 +154,13 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Close returns when what the requests have left behind is done: alarms are in
-// the audit log, which can be closed then. It is called when no more requests
-// come.
-func (s *Server) Close() { s.background.Wait() }
+// Close returns when what the requests have left behind is done: alarms and
+// counts of refusals are in the audit log, which can be closed then. It is
+// called when no more requests come.
+func (s *Server) Close() {
+	s.background.Wait()
+	s.closeRefusals()
+}
 
 // SetPolicy puts another policy, made with the Server's key store, in the place
 // of the one in effect. Each request is answered by one of the two. Sessions of
@@ -196,7 +201,7 @@ func (s *Server) ServeSKI(ctx context.Context, peer ski.Peer, req *ski.Request) 
 		out = s.answer(ctx, peer, policy, edges, req, rec)
 		s.leave(edges)
 	}
-	return s.finish(ctx, rec, edges, out)
+	return s.finish(ctx, policy, edges, rec, out)
 }
 
 // ServeMalformed answers a message that could not be parsed.
@@ -207,7 +212,7 @@ func (s *Server) ServeMalformed(ctx context.Context, peer ski.Peer, err error) *
 		out = refused(ski.MalformedRequest, malformedReason(err))
 		s.leave(edges)
 	}
-	return s.finish(ctx, rec, edges, out)
+	return s.finish(ctx, policy, edges, rec, out)
 }
 
 // answer takes a request through the steps of docs/protocol.md, section 3. The
@@ -303,7 +308,7 @@ func (s *Server) begin(peer ski.Peer) (*Policy, []*edge, *Record) {
 }
 
 // finish writes the audit record and only then (9.) hands out the answer.
-func (s *Server) finish(ctx context.Context, rec *Record, edges []*edge, out outcome) *ski.Response {
+func (s *Server) finish(ctx context.Context, policy *Policy, edges []*edge, rec *Record, out outcome) *ski.Response {
 	s.states.each(edges, func(e *edgeState) { e.count(rec.Time, out.wire != "") })
 	rec.PreMasterSecret = out.preMasterSecret
 	rec.Reason = out.reason
@@ -313,7 +318,7 @@ func (s *Server) finish(ctx context.Context, rec *Record, edges []*edge, out out
 	}
 	rec.Duration = time.Since(rec.Time)
 
-	if err := s.record(ctx, rec); err != nil && s.auditRequired {
+	if err := s.account(ctx, policy, edges, rec, out); err != nil && s.auditRequired {
 		clear(out.output)
 		out.output, out.params, out.state = nil, nil, nil
 		out.wire, out.retryAfter = ski.UnspecifiedError, 0

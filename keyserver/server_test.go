@@ -240,7 +240,7 @@ func TestOverload(t *testing.T) {
 		wg.Go(func() { s.ServeSKI(t.Context(), edgePeer, validRequest(keys)) })
 		<-entered
 	}
-	s.refuses(validRequest(keys), ski.UnspecifiedError, "overloaded")
+	s.exceeds(limitServer, edgePeer, validRequest(keys))
 	close(release)
 	wg.Wait()
 	require.Zero(t, s.schedule.inFlight.Load())
@@ -302,7 +302,7 @@ func TestRSAQueueIsBounded(t *testing.T) {
 			wg.Go(func() { s.ServeSKI(t.Context(), edgePeer, req) })
 		}
 		synctest.Wait()
-		s.refuses(req, ski.UnspecifiedError, "overloaded")
+		s.exceeds(limitServer, edgePeer, req)
 		resp, _ := s.ask(edgePeer, validRequest(keys))
 		require.Empty(t, resp.Error)
 

@@ -204,7 +204,7 @@ func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, h
 	} else {
 		rec.TicketKeys = ticketIDs(keys)
 	}
-	if err := s.record(ctx, rec); err != nil && s.auditRequired && keys != nil {
+	if err := s.account(ctx, policy, edges, rec, out); err != nil && s.auditRequired && keys != nil {
 		keys.Clear()
 		keys, out = nil, refused(ski.UnspecifiedError, "")
 		rec.Outcome = string(out.wire)

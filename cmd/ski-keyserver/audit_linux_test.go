@@ -227,6 +227,72 @@ func TestAuditDiskFull(t *testing.T) {
 	}
 }
 
+// The disk has no more than the reserve, then it has.
+func TestAuditReserve(t *testing.T) {
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk")
+	require.NoError(t, os.Mkdir(disk, 0o700))
+	mounted := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", disk).Run() == nil
+	reserve := "1"
+	if mounted {
+		t.Cleanup(func() { _ = exec.Command("umount", "-l", disk).Run() })
+	} else { // More than any disk has shows the first half of this.
+		reserve = "4294967295"
+	}
+	file := filepath.Join(disk, "audit.log")
+	d := startDaemon(t, dir, "metrics: 127.0.0.1:0\naudit: {file: "+file+", required: true, reserve_mib: "+reserve+"}", nil)
+	metrics := regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(d.logged("msg=metrics"))[1]
+	refused := *d.req
+	refused.SPKI = ski.KeyID{1}
+	ask := func(req *ski.Request) ski.Error {
+		resp, err := d.client.RoundTrip(t.Context(), req)
+		require.NoError(t, err)
+		return resp.Error
+	}
+	count := func(part string) int {
+		data, err := os.ReadFile(file)
+		require.NoError(t, err)
+		return strings.Count(string(data), part)
+	}
+	recorded := 0
+	if mounted {
+		require.Equal(t, ski.SPKINotFound, ask(&refused))
+		recorded = 1
+		require.NoError(t, os.WriteFile(filepath.Join(disk, "fill"), make([]byte, 3<<20+1<<19), 0o600))
+		waitForMetric(t, metrics, "ski_keyserver_audit_reserve_in_use 1\n")
+	}
+	const asked = 20
+	for range asked {
+		require.Equal(t, ski.SPKINotFound, ask(&refused))
+		require.Empty(t, ask(d.req))
+	}
+	d.logged("has no more than its reserve")
+	require.Equal(t, recorded, count("spki not found"))
+	require.Equal(t, asked, count(`"outcome":"output"`))
+	if mounted {
+		require.NoError(t, os.Remove(filepath.Join(disk, "fill")))
+		waitForMetric(t, metrics, "ski_keyserver_audit_reserve_in_use 0\n")
+		require.Eventually(t, func() bool { return count(`"event":"refusals"`) == 1 }, 20*time.Second, 10*time.Millisecond)
+	}
+	d.signal(syscall.SIGTERM)
+	require.Zero(t, d.end())
+	require.Equal(t, 1, count(`"count":20,"refused":{"spki not found":20}`))
+}
+
+// waitForMetric returns when the metrics have a part.
+func waitForMetric(t *testing.T, addr, part string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		resp, err := http.Get("http://" + addr + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return err == nil && strings.Contains(string(body), part)
+	}, 20*time.Second, 10*time.Millisecond)
+}
+
 // holdRequest starts a key server with a request in flight: its audit record
 // waits for the reader of the pipe that is returned.
 func holdRequest(t *testing.T) (d *daemon, audit *os.File, answer chan error) {

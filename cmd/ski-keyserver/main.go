@@ -64,6 +64,8 @@ the default.
   #   checkpoint_interval: 1m
   #   max_size_mib: 0        # begins a new file at this size; 0: never
   #   sync: false            # whether each record waits for the disk
+  #   reserve_mib: 64        # of the disk, for the records of what is answered: with
+                             # less, refusals are only counted; 0: none
   # rsa_failure: random      # error is the draft's letter, and a padding oracle
   # rsa_failure_secret_file: # 32 bytes or more, the same on a whole fleet;
                              # default: derived from each private key
@@ -109,7 +111,8 @@ A policy. What no rule grants is denied.
   # edge_groups: [{name: europe, edges: [edge-1]}]      # for a rule's 'edges'
   # key_groups: [{name: shop, keys: [www.example.com]}] # for a rule's 'keys'
   # limits:                  # rate: requests a second; burst: one second's worth
-  #   edge: {in_flight: 1024}            # of each; e.g. {rate: 500, burst: 1000}
+  #   edge: {in_flight: 1024, audit: 1}  # of each; e.g. {rate: 500, burst: 1000}
+                                         # audit: refusals a second with a line each
   #   key: {rate: 2000}                  # for each, of all edges; default: none
   #   edges: {edge-1: {rate: 50}}        # and keys: {www.example.com: {rate: 9}}
   # detectors:               # action: off, alarm, deny or suspend (the edge)
