@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -98,87 +96,6 @@ func FuzzAdmit(f *testing.F) {
 	})
 }
 
-func TestAFloodOfHandshakesDoesNotKeepAnEdgeOut(t *testing.T) {
-	ca := newTestCA(t)
-	var log logBuffer
-	s := serve(t, "127.0.0.1:0", ServerConfig{
-		Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo),
-		Logger: slog.New(slog.NewTextHandler(&log, nil)), MaxSessions: 8,
-	})
-	for i := range maxUnverified + maxUnverified/8 {
-		forger, err := net.Dial("udp", s.Addr().String())
-		require.NoError(t, err)
-		_, err = forger.Write(helloOf(byte(i), byte(i>>8)))
-		require.NoError(t, err)
-		_ = forger.Close()
-	}
-	// A machine that is slow takes its time for the handshakes of the forgers.
-	patient := dialTo(t, s, ca, func(c *ClientConfig) { c.DialTimeout = 20 * time.Second })
-	client := &ski.Client{Transports: []ski.Transport{patient}, Timeout: time.Minute}
-	require.NoError(t, ask(t.Context(), client, 1))
-	s.mux.mu.Lock()
-	half := s.mux.unverified.Len()
-	s.mux.mu.Unlock()
-	assert.LessOrEqual(t, half, maxUnverified)
-	assert.Less(t, strings.Count(log.String(), "\n"), 5, "the log is not flooded either: %s", log.String())
-	require.Eventually(t, func() bool { return s.unlogged.Load() > 0 }, time.Minute, time.Millisecond)
-	s.tidy(time.Now())
-	assert.Contains(t, log.String(), "not gone on with")
-}
-
-// helloOf is the shortest thing that could be a ClientHello.
-func helloOf(random ...byte) []byte {
-	message := append([]byte{1, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 42, 0xfe, 0xfd}, make([]byte, 32)...)
-	copy(message[14:], random)
-	return record(22, 0, 0, append(message, 0, 0, 0, 2, 0xc0, 0x2b, 1, 0)...)
-}
-
-// Forgers who do not know where the edges are cannot take the places of those
-// that have been there before.
-func TestAFloodOfHandshakesDoesNotTakeThePlacesOfKnownPeers(t *testing.T) {
-	m := newMux(nil, func(*flow) {})
-	edge := netip.MustParseAddrPort("192.0.2.1:1000")
-	m.mu.Lock()
-	m.remember(edge.Addr())
-	m.mu.Unlock()
-	m.route(edge, helloOf(1))
-	for i := range 2 * maxUnverified {
-		m.route(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), uint16(i)), helloOf(2))
-	}
-	assert.NotNil(t, m.byAddr[edge])
-	assert.LessOrEqual(t, len(m.byAddr), maxUnverified+1)
-	assert.LessOrEqual(t, len(m.byCID), maxUnverified+1)
-	for i := range 2 * maxKnown {
-		m.remember(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
-	}
-	assert.LessOrEqual(t, len(m.known), maxKnown)
-}
-
-// A ClientHello that somebody sends from a peer's address does not keep the
-// peer out while it waits for its cookie.
-func TestAHalfOpenHandshakeGivesWayToAnother(t *testing.T) {
-	ca := newTestCA(t)
-	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), HandshakeTimeout: time.Minute})
-	udp, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(s.Addr()))
-	require.NoError(t, err)
-	_, err = udp.Write(helloOf(1, 2, 3))
-	require.NoError(t, err)
-	// The cookie for it may come, and must not be taken for the next one's.
-	require.NoError(t, udp.SetReadDeadline(time.Now().Add(300*time.Millisecond)))
-	_, _ = udp.Read(make([]byte, 1024))
-	local := udp.LocalAddr().(*net.UDPAddr)
-	_ = udp.Close()
-	socket, err := net.ListenUDP("udp", local)
-	require.NoError(t, err)
-	conn, err := dtls.ClientWithOptions(socket, net.UDPAddrFromAddrPort(s.Addr()),
-		dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // half of HandshakeTimeout
-	defer cancel()
-	require.NoError(t, conn.HandshakeContext(ctx))
-}
-
 // A peer that leaves as soon as it is there takes no place for ever.
 func TestPeersThatComeAndGoLeaveNothing(t *testing.T) {
 	ca := newTestCA(t)
@@ -257,54 +174,6 @@ func TestAPeerThatLostItsSessionGetsInFromTheSamePort(t *testing.T) {
 
 // silentOnClose is a socket whose owner crashes.
 type silentOnClose struct{ *net.UDPConn }
-
-func TestASpoofedClientHelloDoesNotEndTheSessionOfItsAddress(t *testing.T) {
-	ca := newTestCA(t)
-	s := serve(t, "127.0.0.1:0", ServerConfig{
-		Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), HandshakeTimeout: 200 * time.Millisecond,
-	})
-	r := newRelay(t, s.Addr().String())
-	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = c.Close() })
-	require.NoError(t, ask(t.Context(), c, 0))
-	first := c.current
-
-	// A ClientHello that is complete: the server answers it with a cookie, and
-	// the client does not know what to do with that.
-	hello := captureClientHello(t, ca)
-	for i := range 20 {
-		r.inject(hello)
-		require.NoError(t, ask(t.Context(), c, i))
-	}
-	require.Eventually(t, func() bool { // the attempts come to their end
-		s.mux.mu.Lock()
-		defer s.mux.mu.Unlock()
-		return s.mux.unverified.Len() == 0
-	}, time.Minute, 10*time.Millisecond)
-	require.NoError(t, ask(t.Context(), c, 0))
-	assert.True(t, first.alive())
-	assert.Len(t, s.all(), 1)
-}
-
-func captureClientHello(t *testing.T, ca *testCA) []byte {
-	t.Helper()
-	sink, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	require.NoError(t, err)
-	defer sink.Close()
-	conn, err := dtls.DialWithOptions("udp", sink.LocalAddr().(*net.UDPAddr), dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	failed := make(chan error, 1)
-	go func() { failed <- conn.HandshakeContext(ctx) }()
-	buf := make([]byte, 2048)
-	n, err := sink.Read(buf)
-	require.NoError(t, err)
-	cancel()
-	require.Error(t, <-failed)
-	_ = conn.Close()
-	return buf[:n]
-}
 
 func TestOneSessionDoesNotTakeAllPlaces(t *testing.T) {
 	ca := newTestCA(t)

@@ -79,39 +79,6 @@ func isFirst(datagram []byte, handshakeType byte) bool {
 		binary.BigEndian.Uint16(datagram[3:]) == 0 && datagram[recordHeaderLen] == handshakeType
 }
 
-const (
-	handshakeClientHello = 1
-	handshakeServerHello = 2
-)
-
-// The layout of a ClientHello in its record: after the record's header
-// msg_type(1), length(3), message_seq(2), fragment_offset(3),
-// fragment_length(3), client_version(2), random(32) (RFC 6347, Section 4.2.2).
-const (
-	helloSequenceOffset = recordHeaderLen + 4
-	helloRandomOffset   = recordHeaderLen + 14
-	// helloLen is that of the shortest: an empty session ID and cookie, one
-	// cipher suite, one compression method.
-	helloLen = helloRandomOffset + 32 + 1 + 1 + 4 + 2
-)
-
-// clientHello is what tells one attempt at a handshake from another.
-type clientHello struct {
-	initial bool // the first of its handshake, which has no cookie
-	random  [32]byte
-}
-
-// parseHello returns the ClientHello that a datagram begins with. ok is false
-// where there is none that could be one.
-func parseHello(datagram []byte) (h clientHello, ok bool) {
-	if !isFirst(datagram, handshakeClientHello) || len(datagram) < helloLen {
-		return h, false
-	}
-	h.initial = binary.BigEndian.Uint16(datagram[helloSequenceOffset:]) == 0
-	h.random = [32]byte(datagram[helloRandomOffset:])
-	return h, true
-}
-
 // admitting is a client's socket without the records that only a forger sends.
 // The client hands out no connection IDs.
 type admitting struct{ net.PacketConn }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -11,28 +12,18 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pion/dtls/v3"
 	"github.com/pion/transport/v5/packetio"
 )
 
-// The bounds on what somebody who has shown no certificate can occupy. Beyond
-// them the oldest handshake gives way.
-const (
-	// maxUnverified bounds the handshakes whose client has not shown yet, with
-	// a cookie (RFC 6347, Section 4.2.1), that it receives at its address.
-	// Forging them costs a datagram each, and each has its place until as many
-	// others have come: that has to be longer than a round trip. Those from
-	// the addresses of peers that have been authenticated before have places
-	// of their own, which who does not know these addresses cannot take.
-	maxUnverified = 2048
-	// maxKnown bounds the addresses that are remembered for this.
-	maxKnown = 4096
-	// maxVerified bounds the handshakes of those who have. The address that has
-	// the most of them gives way.
-	maxVerified = 256
-	// maxQueued bounds the datagrams of one flow that wait to be read, in
-	// bytes; more are lost, as on the way.
-	maxQueued = 1 << 20
-)
+// maxQueued bounds the datagrams of one flow that wait to be read, in bytes;
+// more are lost, as on the way.
+const maxQueued = 1 << 20
+
+// maxFlights bounds how often a handshake's first flight is sent (the one with
+// the certificate): pion sends it anew until the handshake's time is over, and
+// when the ClientHello comes again. Half of them may be lost.
+const maxFlights = 5
 
 var (
 	errFlood    = errors.New("too many handshakes at once")
@@ -44,19 +35,25 @@ var (
 // lets anybody occupy it with a datagram each, reads without bound into each
 // connection's queue, and does not take a new handshake from an address that
 // has a session (RFC 6347, Section 4.2.8).
+//
+// Of a peer that has not returned a cookie it keeps nothing.
 type mux struct {
 	conn *net.UDPConn
+	send func(datagram []byte, to netip.AddrPort) (int, error)
 	// begin is called for each new flow, with mu held.
-	begin func(*flow)
+	begin   func(*flow)
+	cookies *cookies // of the goroutine that reads
 
-	mu         sync.Mutex
-	byAddr     map[netip.AddrPort]*place
-	byCID      map[cid]*flow
-	unverified *list.List // of *flow, oldest first
-	returning  *list.List // likewise, from known addresses
-	verified   *list.List
-	known      map[netip.Addr]*list.Element
-	knownOrder *list.List // of netip.Addr, the one seen longest ago first
+	asked    atomic.Uint64 // ClientHellos that were answered with a cookie
+	returned atomic.Uint64 // cookies that came back, not counting repetitions
+	noRoom   atomic.Uint64 // handshakes that had no place, or lost it
+
+	mu        sync.Mutex
+	byAddr    map[netip.AddrPort]*place
+	byCID     map[cid]*flow
+	strangers places
+	familiar  places // handshakes from known addresses
+	known     *knownAddresses
 }
 
 type cid [cidLen]byte
@@ -65,17 +62,17 @@ type cid [cidLen]byte
 // will take its place if its handshake succeeds.
 type place struct{ current, next *flow }
 
-func newMux(conn *net.UDPConn, begin func(*flow)) *mux {
+func newMux(conn *net.UDPConn, known []netip.Addr, begin func(*flow)) *mux {
 	return &mux{
-		conn:       conn,
-		begin:      begin,
-		byAddr:     make(map[netip.AddrPort]*place),
-		byCID:      make(map[cid]*flow),
-		unverified: list.New(),
-		returning:  list.New(),
-		verified:   list.New(),
-		known:      make(map[netip.Addr]*list.Element),
-		knownOrder: list.New(),
+		conn:      conn,
+		send:      conn.WriteToUDPAddrPort,
+		begin:     begin,
+		cookies:   newCookies(time.Now()),
+		byAddr:    make(map[netip.AddrPort]*place),
+		byCID:     make(map[cid]*flow),
+		strangers: places{list.New()},
+		familiar:  places{list.New()},
+		known:     newKnownAddresses(known),
 	}
 }
 
@@ -91,12 +88,16 @@ func (m *mux) run() error {
 			return err
 		}
 		if datagram := admit(buf[:n], cidLen); len(datagram) > 0 {
-			m.route(addr, datagram)
+			m.route(addr, datagram, time.Now())
 		}
 	}
 }
 
-func (m *mux) route(addr netip.AddrPort, datagram []byte) {
+func (m *mux) route(addr netip.AddrPort, datagram []byte, now time.Time) {
+	if p, _, ok := nextPiece(datagram); ok {
+		m.routeHello(addr, p, datagram, now)
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if datagram[0] == recordCID {
@@ -106,11 +107,6 @@ func (m *mux) route(addr netip.AddrPort, datagram []byte) {
 		return
 	}
 	p := m.byAddr[addr]
-	hello, isHello := parseHello(datagram)
-	if isHello {
-		m.routeHello(addr, p, hello, datagram)
-		return
-	}
 	if p == nil {
 		return
 	}
@@ -121,93 +117,98 @@ func (m *mux) route(addr netip.AddrPort, datagram []byte) {
 	p.current.deliver(addr, datagram)
 }
 
-// routeHello finds the handshake that a ClientHello belongs to, or begins one.
-func (m *mux) routeHello(addr netip.AddrPort, p *place, hello clientHello, datagram []byte) {
-	var f *flow
-	switch {
-	case p == nil:
-		if f = m.newFlow(addr, hello); f != nil {
-			m.byAddr[addr] = &place{current: f}
+// routeHello answers a ClientHello without a cookie, and finds the handshake
+// that one with a cookie belongs to, or begins it.
+func (m *mux) routeHello(addr netip.AddrPort, p helloPiece, datagram []byte, now time.Time) {
+	if p.sequence == 0 {
+		if p.offset == 0 && len(datagram) >= verifyRequestLen {
+			m.asked.Add(1)
+			// A socket that takes no more loses it, as the network would.
+			_, _ = m.send(m.cookies.verifyRequest(p.record, addr, now), addr)
 		}
-	case p.current.random == hello.random:
-		f = p.current
-	case p.current.state == unverified && hello.initial:
-		// It has shown nothing yet: who comes later may be the one who is there.
-		p.current.end(errFlood)
-		m.routeHello(addr, m.byAddr[addr], hello, datagram)
 		return
-	default:
+	}
+	body, ok := parseBody(p.data)
+	if p.offset == 0 && (!ok || p.sequence != 1 || p.record == 0 || !m.cookies.valid(body.cookie, addr, now)) {
+		// RFC 6347, Section 4.2.1, would have it answered like one without a
+		// cookie. But that is a third ClientHello, and pion takes two; and ours
+		// are not wrong where nobody else has sent them.
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := m.byAddr[addr]
+	if p.offset > 0 {
+		if at == nil {
+			return
+		}
+		f := at.current
+		if at.next != nil {
+			f = at.next
+		}
+		f.hello(addr, datagram)
+		return
+	}
+	switch {
+	case at != nil && at.current.random == body.random():
+		at.current.hello(addr, datagram)
+		return
+	case at != nil && at.next != nil && at.next.random == body.random():
+		at.next.hello(addr, datagram)
+		return
+	case at != nil && at.current.state == handshaking:
+		at.current.end(errReplaced) // its peer has begun again
+	case at != nil && at.next != nil:
+		at.next.end(errReplaced)
+	}
+	m.returned.Add(1)
+	f := m.newFlow(addr, body, now)
+	if f == nil {
+		return
+	}
+	if at = m.byAddr[addr]; at == nil {
+		m.byAddr[addr] = &place{current: f}
+	} else {
 		// The peer may have lost its session and come back on the same port, or
 		// somebody may want us to think so: the session stays until the new
 		// handshake has succeeded (RFC 6347, Section 4.2.8).
-		if p.next != nil && p.next.random != hello.random && p.next.state == unverified && hello.initial {
-			p.next.end(errFlood)
-		}
-		if p.next == nil {
-			p.next = m.newFlow(addr, hello)
-		}
-		f = p.next
+		at.next = f
 	}
-	if f != nil {
-		f.deliver(addr, datagram)
-	}
+	f.hello(addr, datagram)
 }
 
-// newFlow is called with mu held. The flow it returns has not begun to run: its
-// first step takes mu. It is nil for a ClientHello that begins nothing, and
-// when the server stops.
-func (m *mux) newFlow(addr netip.AddrPort, hello clientHello) *flow {
-	if !hello.initial {
-		return nil // Its beginning was lost here; the peer begins again.
+// newFlow begins the handshake of a peer that has returned a cookie. It is
+// called with mu held. The flow it returns has not begun to run: its first step
+// takes mu. It is nil when there is no room, where the peer's ClientHello will
+// come again, and when the server stops.
+func (m *mux) newFlow(addr netip.AddrPort, hello helloBody, now time.Time) *flow {
+	f := &flow{
+		mux: m, addr: addr, random: hello.random(), cookie: bytes.Clone(hello.cookie), began: now,
+		buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr),
 	}
-	f := &flow{mux: m, addr: addr, random: hello.random, buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr)}
+	among := &m.strangers
+	if m.known.has(addr.Addr()) {
+		among = &m.familiar
+	}
+	if !among.makeRoom(f.origin(), now) {
+		m.noRoom.Add(1)
+		return nil
+	}
 	f.buffer.SetLimitSize(maxQueued)
 	rand.Read(f.cid[:])
 	m.byCID[f.cid] = f
-	queue := m.unverified
-	if m.known[addr.Addr()] != nil {
-		queue = m.returning
-	}
-	m.enqueue(f, queue, maxUnverified)
+	f.queue, f.element = among.flows, among.flows.PushBack(f)
 	if m.begin(f); f.state == ended {
 		return nil
 	}
 	return f
 }
 
-// remember notes the address of a peer that has been authenticated. It is
-// called with mu held.
-func (m *mux) remember(addr netip.Addr) {
-	if e := m.known[addr]; e != nil {
-		m.knownOrder.MoveToBack(e)
-		return
-	}
-	if m.knownOrder.Len() >= maxKnown {
-		delete(m.known, m.knownOrder.Remove(m.knownOrder.Front()).(netip.Addr))
-	}
-	m.known[addr] = m.knownOrder.PushBack(addr)
-}
-
-// enqueue puts a flow at the end of a queue of handshakes. If that is full, the
-// flow at its head is ended or, where addresses cannot be forged, the oldest of
-// the address that has the most.
-func (m *mux) enqueue(f *flow, queue *list.List, most int) {
-	if queue.Len() >= most {
-		e := queue.Front()
-		if queue == m.verified {
-			e = yielding(queue)
-		}
-		e.Value.(*flow).end(errFlood)
-	}
-	f.queue, f.element = queue, queue.PushBack(f)
-}
-
-// flowState is how far a flow's handshake has come.
+// flowState is how far a flow has come.
 type flowState uint8
 
 const (
-	unverified flowState = iota
-	verified
+	handshaking flowState = iota
 	established
 	ended
 )
@@ -216,23 +217,65 @@ const (
 type flow struct {
 	mux    *mux
 	addr   netip.AddrPort // where it began
-	random [32]byte       // of its ClientHello
+	random [34]byte       // of its ClientHello
+	cookie []byte
+	began  time.Time
 	cid    cid
 	buffer *packetio.Buffer
-	shown  atomic.Bool // the peer receives at its address
 	silent atomic.Bool // it has ended: nothing is sent any more
 
+	// Of pion's handshake, and before it begins:
+	conn    *dtls.Conn
+	flights int // how often the first of ours was sent
+	// What is added to pion's sequence numbers: the ServerHello has that of the
+	// ClientHello (RFC 6347, Section 4.2.1). Set before pion sends anything.
+	ahead uint64
+
 	// With mux.mu held:
-	state       flowState
-	wasVerified bool
-	settled     bool // the peer has our Finished: nothing unprotected can come of it
-	gate        gate
-	early       []early // what came while the gate was shut
-	earlyLen    int     // in bytes
-	cause       error   // why it ended
-	queue       *list.List
-	element     *list.Element
-	remote      *net.UDPAddr // where the last datagram came from
+	state    flowState
+	settled  bool       // the peer has our Finished: nothing unprotected can come of it
+	greeting helloPiece // its ClientHello as far as it has come
+	greeted  bool       // that pion has it
+	gate     gate
+	early    []early // what came while the gate was shut
+	earlyLen int     // in bytes
+	cause    error   // why it ended
+	queue    *list.List
+	element  *list.Element
+	remote   *net.UDPAddr // where the last datagram came from
+}
+
+// hello takes a datagram that begins with a piece of the flow's ClientHello.
+// pion gets it whole, and before it the one without the cookie, for which it
+// keeps the handshake's state; see expectCookie.
+func (f *flow) hello(from netip.AddrPort, datagram []byte) {
+	if f.greeted {
+		f.deliver(from, datagram) // it has come again
+		return
+	}
+	for p, rest, ok := nextPiece(datagram); ok; p, rest, ok = nextPiece(rest) {
+		g := &f.greeting
+		if p.offset == 0 && g.data == nil {
+			*g = p
+			g.data = make([]byte, 0, p.length)
+		}
+		// Pieces that overtake others come again.
+		if p.sequence != 1 || p.length != g.length || p.offset != len(g.data) {
+			continue
+		}
+		g.data = append(g.data, p.data...)
+		if len(g.data) < g.length {
+			continue
+		}
+		f.greeted = true
+		if b, ok := parseBody(g.data); ok {
+			f.ahead = g.record - 1 // pion's first is the HelloVerifyRequest
+			f.deliver(from, helloRecord(g.version, g.record-1, 0, b.withoutCookie()))
+			f.deliver(from, helloRecord(g.version, g.record, 1, g.data))
+		}
+		g.data = nil
+		return
+	}
 }
 
 // gate is whether pion may get what comes in. It drops all but the first
@@ -311,7 +354,7 @@ func (f *flow) establish() bool {
 	}
 	f.leaveQueue()
 	f.state = established
-	f.mux.remember(f.addr.Addr())
+	f.mux.known.add(f.addr.Addr())
 	if p := f.mux.byAddr[f.addr]; p != nil && p.next == f {
 		if p.current.remote.AddrPort() != f.addr {
 			p.current, p.next = f, nil // the old one's peer has moved, and lives on there
@@ -336,9 +379,11 @@ func (f *flow) end(cause error) {
 	if f.state == ended {
 		return
 	}
-	f.leaveQueue()
+	if f.leaveQueue(); cause == errFlood {
+		f.mux.noRoom.Add(1)
+	}
 	f.state, f.cause = ended, cause
-	f.early = nil
+	f.early, f.greeting.data = nil, nil
 	// Or its last words, an alert, would end who comes after it at its address.
 	f.silent.Store(true)
 	delete(f.mux.byCID, f.cid)
@@ -362,12 +407,11 @@ func (f *flow) leaveQueue() {
 	}
 }
 
-// fate returns why the flow has ended, or nil, and whether its peer had shown
-// that it receives at its address.
-func (f *flow) fate() (cause error, wasVerified bool) {
+// fate returns why the flow has ended, or nil.
+func (f *flow) fate() error {
 	f.mux.mu.Lock()
 	defer f.mux.mu.Unlock()
-	return f.cause, f.wasVerified
+	return f.cause
 }
 
 // ReadFrom is part of net.PacketConn.
@@ -384,30 +428,29 @@ func (f *flow) WriteTo(b []byte, to net.Addr) (int, error) {
 	if f.silent.Load() {
 		return 0, net.ErrClosed
 	}
-	if !f.shown.Load() && len(b) > 0 && b[0] == recordAlert {
-		// Somebody else may have asked in the name of this address, and the one
-		// who is there would take the alert for an end of its own handshake.
-		return len(b), nil
+	datagram := b
+	if len(b) >= recordHeaderLen && binary.BigEndian.Uint16(b[3:]) == 0 { // of the handshake
+		switch {
+		case isFirst(b, handshakeHelloVerifyRequest):
+			expectCookie(f.conn, f.cookie) // which the peer has had of us
+			return len(b), nil
+		case isFirst(b, handshakeServerHello):
+			f.flights++
+		case b[0] == recordChangeCipherSpec: // with the Finished behind it
+			f.shutGate()
+		}
+		if b[0] == recordHandshake && f.flights > maxFlights {
+			return len(b), nil
+		}
+		if f.ahead > 0 {
+			datagram = bytes.Clone(b)
+			renumber(datagram, f.ahead)
+		}
 	}
-	// pion sends the ServerHello once it has seen its cookie again.
-	if isFirst(b, handshakeServerHello) {
-		f.verify()
+	if _, err := f.mux.send(datagram, to.(*net.UDPAddr).AddrPort()); err != nil {
+		return 0, err
 	}
-	if len(b) > 0 && b[0] == recordChangeCipherSpec { // with the Finished behind it
-		f.shutGate()
-	}
-	return f.mux.conn.WriteToUDPAddrPort(b, to.(*net.UDPAddr).AddrPort())
-}
-
-func (f *flow) verify() {
-	f.mux.mu.Lock()
-	defer f.mux.mu.Unlock()
-	f.shown.Store(true)
-	if f.state == unverified {
-		f.leaveQueue()
-		f.state, f.wasVerified = verified, true
-		f.mux.enqueue(f, f.mux.verified, maxVerified)
-	}
+	return len(b), nil
 }
 
 // Close is part of net.PacketConn.

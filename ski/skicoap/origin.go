@@ -16,8 +16,8 @@ func origin(a netip.Addr) netip.Addr {
 
 // yielding returns the element of a queue that gives way when there are too
 // many: the oldest of the origin that has the most, so that nobody alone drives
-// others out. The queue is not empty.
-func yielding(queue *list.List) *list.Element {
+// others out; and how many each origin has. The queue is not empty.
+func yielding(queue *list.List) (oldest *list.Element, count map[netip.Addr]int) {
 	from := func(e *list.Element) netip.Addr { return e.Value.(interface{ origin() netip.Addr }).origin() }
 	count, most := make(map[netip.Addr]int), 0
 	for e := queue.Front(); e != nil; e = e.Next() {
@@ -28,5 +28,5 @@ func yielding(queue *list.List) *list.Element {
 	for count[from(e)] < most {
 		e = e.Next()
 	}
-	return e
+	return e, count
 }

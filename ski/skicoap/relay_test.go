@@ -91,7 +91,7 @@ func (r *relay) forward() {
 		if most > 0 && up > most {
 			continue
 		}
-		if hello, ok := parseHello(buf[:n]); ok && hello.initial {
+		if hello, _, ok := nextPiece(buf[:n]); ok && hello.sequence == 0 {
 			r.hellos.Add(1)
 		}
 		r.pass(buf[:n], func(d []byte) { _, _ = conn.Write(d) })

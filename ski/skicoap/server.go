@@ -65,6 +65,11 @@ type ServerConfig struct {
 	// IdleTimeout is how long a session is kept on which nothing comes in.
 	// Default: 5 minutes.
 	IdleTimeout time.Duration
+	// KnownAddresses are addresses from which peers have been authenticated, as
+	// Server.KnownAddresses has returned them before a restart. Handshakes from
+	// them have places of their own when there are too many. It is a hint: an
+	// address that is missing or wrong does no harm.
+	KnownAddresses []netip.Addr
 	// Logger gets a line for each session that begins, ends or is refused.
 	// Default: slog.Default().
 	Logger *slog.Logger
@@ -127,6 +132,7 @@ type Server struct {
 	ackTimeout       time.Duration // of notifications
 	unlogged         atomic.Uint64 // handshakes that failed without one
 	unloggedRequests atomic.Uint64
+	flood            flood // of tidy
 }
 
 // Listen opens the UDP address (host:port, or :port for all; port 0 takes a
@@ -134,6 +140,9 @@ type Server struct {
 func Listen(addr string, cfg ServerConfig) (*Server, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
+		return nil, err
+	}
+	if err := checkPion(); err != nil {
 		return nil, err
 	}
 	udp, err := net.ResolveUDPAddr("udp", addr)
@@ -147,7 +156,7 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 	s := newServer(cfg)
 	// Room for a burst; the kernel gives what it allows.
 	_ = conn.SetReadBuffer(4 << 20)
-	s.mux = newMux(conn, s.begin)
+	s.mux = newMux(conn, cfg.KnownAddresses, s.begin)
 	return s, nil
 }
 
@@ -212,7 +221,7 @@ func (s *Server) begin(f *flow) {
 // serve runs one session from its handshake to its end.
 func (s *Server) serve(f *flow) {
 	defer f.Close()
-	if cause, _ := f.fate(); cause != nil { // it has given way already
+	if cause := f.fate(); cause != nil { // it has given way already
 		s.refused(f, cause)
 		return
 	}
@@ -245,7 +254,7 @@ func (s *Server) serve(f *flow) {
 		}
 		sess.receive(m)
 	})
-	if cause, _ := f.fate(); errors.Is(cause, errReplaced) {
+	if cause := f.fate(); errors.Is(cause, errReplaced) {
 		err = cause
 	}
 	log.Info("session ends", "reason", err)
@@ -301,6 +310,7 @@ func (s *Server) handshake(f *flow, psk *pskLookup) (ski.Peer, *dtls.Conn, error
 	if err != nil {
 		return ski.Peer{}, nil, err
 	}
+	f.conn = conn
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
 	var peer ski.Peer
@@ -321,21 +331,20 @@ func (s *Server) handshake(f *flow, psk *pskLookup) (ski.Peer, *dtls.Conn, error
 	return peer, conn, nil
 }
 
-// refused logs a handshake that came to nothing. Of those whose peer may not
-// even exist, and of more than a few, tidy logs the number: anybody can make
-// any number of them.
+// refused logs a handshake that came to nothing. Of more than a few, and of
+// those that gave way to others, tidy logs the number.
 func (s *Server) refused(f *flow, err error) {
-	cause, wasVerified := f.fate()
-	if cause != nil && !errors.Is(cause, net.ErrClosed) {
+	if cause := f.fate(); cause != nil && !errors.Is(cause, net.ErrClosed) {
 		err = cause
 	}
-	s.logRefusal(addrPort(net.UDPAddrFromAddrPort(f.addr)), err, wasVerified)
+	s.logRefusal(f.addr, err)
 }
 
-func (s *Server) logRefusal(addr netip.AddrPort, err error, wasVerified bool) {
+func (s *Server) logRefusal(addr netip.AddrPort, err error) {
+	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	switch {
 	case s.ctx.Err() != nil:
-	case !wasVerified || errors.Is(err, errFlood) || !s.refusals.Allow():
+	case errors.Is(err, errFlood) || !s.refusals.Allow():
 		s.unlogged.Add(1)
 		s.log.Debug("handshake failed", "peer", addr, "err", err)
 	default:
@@ -447,6 +456,36 @@ func (s *Server) CloseSessions(reason error, match func(ski.Peer) bool) int {
 	return n
 }
 
+// KnownAddresses returns addresses from which peers have been authenticated
+// lately, at most 4,096, the one seen longest ago first: an IPv6 address as the
+// first of its /64. Over TCP there are none.
+func (s *Server) KnownAddresses() []netip.Addr {
+	if s.mux == nil {
+		return nil
+	}
+	s.mux.mu.Lock()
+	defer s.mux.mu.Unlock()
+	return s.mux.known.all()
+}
+
+// HandshakeStats counts handshakes since the server began.
+type HandshakeStats struct {
+	// Cookies is how many ClientHellos were answered with a cookie and nothing
+	// more (RFC 6347, Section 4.2.1). Over TCP there are none.
+	Cookies uint64
+	// NoRoom is how many handshakes were given up, or not begun, because there
+	// were too many.
+	NoRoom uint64
+}
+
+// HandshakeStats returns the counts.
+func (s *Server) HandshakeStats() HandshakeStats {
+	if s.mux == nil {
+		return HandshakeStats{NoRoom: s.tcp.noRoom.Load()}
+	}
+	return HandshakeStats{s.mux.asked.Load(), s.mux.noRoom.Load()}
+}
+
 // InFlight returns how many requests are being worked on.
 func (s *Server) InFlight() int { return int(s.working.Load()) }
 
@@ -484,6 +523,9 @@ func (s *Server) tidy(now time.Time) {
 	}
 	if n := s.unlogged.Swap(0); n > 0 {
 		s.log.Warn("more handshakes failed, or were begun and not gone on with", "count", n)
+	}
+	if s.mux != nil {
+		s.flood.look(s.mux.asked.Load(), s.mux.returned.Load(), s.log)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -58,6 +59,7 @@ func ListenTCP(addr string, cfg ServerConfig) (*Server, error) {
 type tcpListener struct {
 	listener net.Listener
 	config   *tls.Config
+	noRoom   atomic.Uint64 // connections that gave way
 
 	mu      sync.Mutex
 	opening *list.List // of opening, oldest first
@@ -79,7 +81,9 @@ func (t *tcpListener) begin(conn net.Conn) (opened func() bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.opening.Len() >= maxOpening {
-		_ = t.opening.Remove(yielding(t.opening)).(opening).Close()
+		oldest, _ := yielding(t.opening)
+		_ = t.opening.Remove(oldest).(opening).Close()
+		t.noRoom.Add(1)
 	}
 	e := t.opening.PushBack(opening{conn, addrPort(conn.RemoteAddr())})
 	return func() bool {
@@ -138,7 +142,7 @@ func (s *Server) serveTCP(conn net.Conn) {
 		if link != nil {
 			link.close(err)
 		}
-		s.logRefusal(addr, err, true)
+		s.logRefusal(addr, err)
 		return
 	}
 	defer s.remove(sess.session)
