@@ -8,9 +8,10 @@ import (
 
 const (
 	// maxHandshakes bounds the handshakes under way, and once more those of
-	// addresses from which a peer has been authenticated before. Each has 90
-	// KiB: together they have less than the rest of an idle key server.
-	maxHandshakes = 64
+	// addresses from which a peer has been authenticated before. Each has 24
+	// KiB of heap and 17 of stacks: together they have less than the rest of
+	// an idle key server.
+	maxHandshakes = 96
 	// handshakeGrace is how long a handshake keeps its place when others want
 	// it: longer than most round trips, and as short as that, because it is how
 	// long those who do not go on keep others out.
