@@ -95,7 +95,7 @@ func arctanInverse(x int64, bits uint) *big.Int {
 
 // checkServerDHParams checks ClientRandom + ServerRandom + ServerDHParams (RFC
 // 5246, Section 7.4.3): dh_p, dh_g and dh_Ys, each behind its length of two
-// bytes. The randoms can be anything.
+// bytes. The randoms can be anything; newToBeSigned looks at them.
 func checkServerDHParams(input []byte) error {
 	const randoms = 2 * ski.RandomLen
 	if len(input) < randoms {

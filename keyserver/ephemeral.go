@@ -30,6 +30,10 @@ const (
 	// more of them than are free: alone it has half, and whoever comes later finds
 	// room.
 	maxUsedStates = 1 << 19
+	// maxEphemeralKeys is how many are made, one after the other, where public keys
+	// give the input a form that is signed elsewhere. With randoms that do not
+	// force it, less than a third of them do.
+	maxEphemeralKeys = 16
 )
 
 // ephemeralGroups are those that a key server makes ephemeral keys of.
@@ -89,11 +93,14 @@ func parseEphemeral(req *ski.Request, k key, alg algorithm, algErr error, x pmsE
 	case len(req.Input) != 2*ski.RandomLen:
 		return nil, errors.New("the input is not two randoms")
 	}
+	if err := checkForm(ski.CheckRandoms(req.Input, req.Group)); err != nil {
+		return nil, err
+	}
 	return &ephemeralSigning{key: k, alg: alg, curve: curve, req: req, owner: x.owner}, nil
 }
 
 // ephemeralSigning is the first exchange. It signs nothing of the edge's making
-// but the randoms.
+// but the randoms, which do not force a form that is signed elsewhere.
 type ephemeralSigning struct {
 	key   key
 	alg   algorithm
@@ -104,15 +111,28 @@ type ephemeralSigning struct {
 
 func (o *ephemeralSigning) do(ctx context.Context, s *Server) (outcome, error) {
 	var private *ecdh.PrivateKey
+	var params []byte
+	var tbs toBeSigned
+	var form error
 	err := inTurn(ctx, s.schedule.turnsOn(o.curve), func() (err error) {
-		private, err = o.curve.GenerateKey(rand.Reader)
-		return err
+		for range maxEphemeralKeys {
+			if private, err = o.curve.GenerateKey(rand.Reader); err != nil {
+				return err
+			}
+			params = serverECDHParams(o.req.Group, private.PublicKey().Bytes())
+			if tbs, form = newToBeSigned(slices.Concat(o.req.Input, params)); form == nil {
+				return nil
+			}
+		}
+		return nil
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return outcome{}, fmt.Errorf("making an ephemeral key: %w", err)
+	case form != nil:
+		return refused(ski.MalformedRequest, form.Error()), nil
 	}
-	params := serverECDHParams(o.req.Group, private.PublicKey().Bytes())
-	out, err := (&signing{o.key, o.alg, toBeSigned{slices.Concat(o.req.Input, params)}}).do(ctx, s)
+	out, err := (&signing{o.key, o.alg, tbs}).do(ctx, s)
 	if err != nil {
 		return outcome{}, err
 	}

@@ -14,8 +14,25 @@ import (
 )
 
 // toBeSigned is content that has been found to be what a TLS server signs in
-// its handshake. Only parseToBeSigned makes one, and nothing else is signed.
+// its handshake, and nothing else that is signed anywhere. Only newToBeSigned
+// makes one, and nothing else is signed.
 type toBeSigned struct{ content []byte }
+
+// newToBeSigned takes content whose structure has been checked.
+func newToBeSigned(content []byte) (toBeSigned, error) {
+	if err := checkForm(ski.CheckForm(content)); err != nil {
+		return toBeSigned{}, err
+	}
+	return toBeSigned{content}, nil
+}
+
+// checkForm gives the error of ski.CheckForm the words of a reason.
+func checkForm(err error) error {
+	if form := (*ski.FormError)(nil); errors.As(err, &form) {
+		return errors.New("the input could be read as " + form.Form)
+	}
+	return err
+}
 
 // encryptedPreMasterSecret is what may be decrypted, and the versions that the
 // plaintext may begin with. Only parseEncryptedPreMasterSecret makes one.
@@ -43,7 +60,7 @@ func parseToBeSigned(req *ski.Request) (toBeSigned, error) {
 	if err != nil {
 		return toBeSigned{}, err
 	}
-	return toBeSigned{req.Input}, nil
+	return newToBeSigned(req.Input)
 }
 
 // The content covered by a server's CertificateVerify (RFC 8446, Section
@@ -79,7 +96,7 @@ const (
 )
 
 // checkServerKeyExchange checks ClientRandom + ServerRandom +
-// ServerECDHParams. The randoms can be anything.
+// ServerECDHParams. The randoms can be anything; newToBeSigned looks at them.
 func checkServerKeyExchange(input []byte) error {
 	if len(input) < pointOffset {
 		return errors.New("the input is too short for two randoms and ServerECDHParams")

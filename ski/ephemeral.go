@@ -39,6 +39,9 @@ func (k *Key) NewEphemeral(ctx context.Context, group tls.CurveID, randoms []byt
 	case len(randoms) != 2*RandomLen:
 		return nil, fmt.Errorf("ski: ClientRandom and ServerRandom have %d bytes, not %d", len(randoms), 2*RandomLen)
 	}
+	if err := CheckRandoms(randoms, group); err != nil {
+		return nil, err
+	}
 	req := k.ephemeralRequest(randoms)
 	req.Group = group
 	if err := k.algorithm(req, opts); err != nil {
@@ -103,7 +106,18 @@ func (k *Key) ephemeralRequest(input []byte) *Request {
 // isParamsOf reports whether params is ServerECDHParams with a named curve
 // (RFC 8422, Section 5.4) that is group, and a point to its end.
 func isParamsOf(params []byte, group tls.CurveID) bool {
-	const head, namedCurve = 4, 3
-	return len(params) > head && params[0] == namedCurve &&
-		tls.CurveID(params[1])<<8|tls.CurveID(params[2]) == group && int(params[3]) == len(params)-head
+	return len(params) > paramsHead && params[0] == namedCurve &&
+		tls.CurveID(params[1])<<8|tls.CurveID(params[2]) == group && int(params[3]) == len(params)-paramsHead
+}
+
+// ServerECDHParams begins with curve_type, namedcurve(2) and the length of the
+// point.
+const paramsHead, namedCurve = 4, 3
+
+// pointLen returns the length in bytes of a group's public keys, uncompressed.
+func pointLen(group tls.CurveID) int {
+	if group == tls.X25519 {
+		return 32
+	}
+	return 1 + 2*coordinateLen(group)
 }

@@ -143,8 +143,13 @@ var certificateVerifyPrefix = append(bytes.Repeat([]byte{0x20}, 64), 'T')
 // as long as the hash, RSA-PSS. The reader is not used.
 //
 // The error is an Error where the key server refused, otherwise a
-// *TransportError, the context's, or one that says why it cannot be asked.
+// *TransportError, the context's, or one that says why it cannot be asked: a
+// *FormError for what a key server never signs. That can be a TLS client's doing,
+// so the key server is not even asked.
 func (k *Key) SignMessage(_ io.Reader, msg []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if err := CheckForm(msg); err != nil {
+		return nil, err
+	}
 	req := k.request(MethodECDHE, msg)
 	is13 := bytes.HasPrefix(msg, certificateVerifyPrefix)
 	switch {
