@@ -52,6 +52,11 @@ func TestAuditLogLinesDoNotInterleave(t *testing.T) {
 	require.Equal(t, 1000, v.Requests)
 }
 
+func checkAudit(file string) error {
+	_, err := CheckAuditLog(AuditOptions{File: file})
+	return err
+}
+
 func openAudit(t *testing.T, o AuditOptions) *AuditLog {
 	t.Helper()
 	o.Logger = slog.New(slog.DiscardHandler)
@@ -78,14 +83,14 @@ func auditLines(t *testing.T, file string) []string {
 
 func TestOpenAuditLog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.log")
-	require.NoError(t, CheckAuditLog(file))
+	require.NoError(t, checkAudit(file))
 	require.NoFileExists(t, file)
 	for range 2 { // the second time it is appended to
 		log := openAudit(t, AuditOptions{File: file})
 		write(t, log, "edge")
 		_, err := OpenAuditLog(AuditOptions{File: file})
 		require.ErrorContains(t, err, "another process writes to it")
-		require.NoError(t, CheckAuditLog(file), "a check disturbs nobody")
+		require.NoError(t, checkAudit(file), "a check disturbs nobody")
 		require.NoError(t, log.Close())
 		require.ErrorIs(t, log.Audit(t.Context(), &Record{}), os.ErrClosed)
 	}
@@ -98,7 +103,7 @@ func TestOpenAuditLog(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode())
 
-	require.NoError(t, CheckAuditLog("-"))
+	require.NoError(t, checkAudit("-"))
 	log, err := OpenAuditLog(AuditOptions{File: "-"})
 	require.NoError(t, err)
 	require.NoError(t, log.Close())
@@ -117,7 +122,7 @@ func TestAuditFileThatIsNone(t *testing.T) {
 		dir:                                   "neither a regular file nor a character device",
 		other:                                 "it is not an audit log: move it away",
 	} {
-		require.ErrorContains(t, CheckAuditLog(file), want)
+		require.ErrorContains(t, checkAudit(file), want)
 		_, err := OpenAuditLog(AuditOptions{File: file})
 		require.ErrorContains(t, err, want)
 	}

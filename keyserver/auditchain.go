@@ -23,7 +23,9 @@ type chainWriter struct {
 	tip  link
 	size int64 // of what w has, in bytes
 	torn tear
-	open bool // whether w ends without a newline
+	open bool               // whether w ends without a newline
+	key  ed25519.PrivateKey // nil for none
+	now  func() time.Time
 	buf  []byte
 }
 
@@ -80,9 +82,26 @@ func (c *chainWriter) writeMended(line auditLine) error {
 			return err
 		}
 	}
-	line.Time = auditTime(time.Now())
 	line.TornBytes, line.TornSHA256 = c.torn.sum()
-	return c.write(line.encode(), nil)
+	return c.writeOwn(line)
+}
+
+// writeOwn writes a line of the log itself. It is signed if there is a key, but
+// for a 'torn'.
+func (c *chainWriter) writeOwn(line auditLine) error {
+	line.Time = auditTime(c.now())
+	if line.Event == eventTorn {
+		return c.write(line.encode(), nil)
+	}
+	line.Previous = c.tip.hex()
+	if c.key != nil {
+		id, err := ski.PublicKeyID(c.key.Public())
+		if err != nil {
+			return err
+		}
+		line.Signer = id.String()
+	}
+	return c.write(line.encode(), c.key)
 }
 
 // wrote counts what is behind the last whole line.
@@ -123,22 +142,15 @@ func (c *chainWriter) write(line []byte, key ed25519.PrivateKey) error {
 }
 
 // begin writes the first line after a start, or of a file.
-func (c *chainWriter) begin(cause string) error {
-	return c.writeMended(auditLine{Event: eventOpen, Cause: cause, Previous: c.tip.hex()})
+func (c *chainWriter) begin(line auditLine) error {
+	line.Event = eventOpen
+	return c.writeMended(line)
 }
 
-// checkpoint writes one, with a signature if there is a key.
-func (c *chainWriter) checkpoint(cause string, key ed25519.PrivateKey) error {
+// appendOwn writes another line of the log itself.
+func (c *chainWriter) appendOwn(line auditLine) error {
 	if err := c.mend(); err != nil {
 		return err
 	}
-	line := auditLine{Time: auditTime(time.Now()), Event: eventCheckpoint, Cause: cause, Previous: c.tip.hex()}
-	if key != nil {
-		id, err := ski.PublicKeyID(key.Public())
-		if err != nil {
-			return err
-		}
-		line.Signer = id.String()
-	}
-	return c.write(line.encode(), key)
+	return c.writeOwn(line)
 }

@@ -39,6 +39,7 @@ func (c *AuditConfig) Options() (AuditOptions, error) {
 		MaxSize:            int64(c.MaxSizeMiB) << 20,
 		Sync:               c.Sync,
 		Reserve:            int64(c.ReserveMiB) << 20,
+		Required:           c.Required,
 		CheckpointRecords:  int(c.CheckpointRecords),
 		CheckpointInterval: time.Duration(c.CheckpointInterval),
 	}

@@ -42,33 +42,43 @@ func checkAuditKind(file string) error {
 	return fmt.Errorf(`%s: it is neither a regular file nor a character device ("-" is standard output)`, file)
 }
 
-// CheckAuditLog reports whether OpenAuditLog would succeed, as far as that can
-// be told without creating the file, and while another process writes to it.
-func CheckAuditLog(file string) error {
-	if file == "-" {
-		return nil
+// CheckAuditLog finds out what OpenAuditLog would make of the log, as far as
+// that can be told without creating or changing a file, and while another
+// process writes to it. The error is why it would fail; differs is what it would
+// record as a discontinuity.
+func CheckAuditLog(o AuditOptions) (differs []string, err error) {
+	if differs, err = o.check(); err != nil {
+		return nil, fmt.Errorf("audit log: %w", err)
 	}
-	err := checkAuditKind(file)
-	if err == nil {
-		err = checkAuditEnd(file)
+	if len(differs) > 0 && o.Required {
+		return nil, &DiscontinuityError{File: o.File, Differs: differs}
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		err = mayCreateIn(filepath.Dir(file))
-	}
-	if err != nil {
-		return fmt.Errorf("audit log: %w", err)
-	}
-	return nil
+	return differs, nil
 }
 
-func checkAuditEnd(file string) error {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_APPEND, 0)
-	if err != nil {
-		return err
+func (o *AuditOptions) check() (differs []string, err error) {
+	var f *os.File
+	if o.File != "-" {
+		if err := checkAuditKind(o.File); err != nil {
+			return nil, err
+		}
+		switch f, err = os.OpenFile(o.File, os.O_RDWR|os.O_APPEND, 0); {
+		case errors.Is(err, fs.ErrNotExist):
+			if err := mayCreateIn(filepath.Dir(o.File)); err != nil {
+				return nil, err
+			}
+			f = nil
+		case err != nil:
+			return nil, err
+		default:
+			defer f.Close()
+		}
 	}
-	defer f.Close()
-	_, err = readEnd(f)
-	return err
+	s, err := lookBack(o, f)
+	if err != nil {
+		return nil, err
+	}
+	return s.differs, nil
 }
 
 // auditFileWarning returns what the operator should know of the file, or "".
@@ -88,10 +98,13 @@ func auditFileWarning(file string) string {
 
 // fileEnd is where a log goes on.
 type fileEnd struct {
-	tip  link
-	size int64
-	torn tear // what is behind the last whole line
-	open bool // whether there is no newline at the end
+	tip    link
+	size   int64
+	torn   tear   // what is behind the last whole line
+	rest   []byte // which is this
+	open   bool   // whether there is no newline at the end
+	name   string // the file's, where it is not the log's own
+	before string // the name of the file with the last line, where that is not the log's own
 }
 
 // firstTail is how much of a file's end is looked at first, in bytes. It holds
@@ -117,6 +130,7 @@ func readEnd(f *os.File) (fileEnd, error) {
 		switch {
 		case found, n == size && isTornLine(tail):
 			end.torn.add(rest)
+			end.rest = rest
 			end.open = len(rest) > 0 && rest[len(rest)-1] != '\n'
 			return end, nil
 		case n == size:
@@ -157,12 +171,10 @@ func predecessor(file string) (fileEnd, error) {
 	if err != nil || len(rotated) == 0 {
 		return fileEnd{}, err
 	}
-	f, err := os.Open(rotated[len(rotated)-1]) // Glob sorts.
-	if err != nil {
-		return fileEnd{}, err
-	}
-	defer f.Close()
-	return readEnd(f)
+	name := rotated[len(rotated)-1] // Glob sorts.
+	end, err := readEndOf(name)
+	end.name = name
+	return end, err
 }
 
 // globQuote makes a name stand for itself in a pattern.

@@ -19,15 +19,17 @@ const (
 	eventOpen       Event = "open"       // the first line after a start, and of a file
 	eventCheckpoint Event = "checkpoint" // a signature on all that is above
 	eventTorn       Event = "torn"       // what is above could only be written in part
+	eventAccept     Event = "accept"     // an operator has seen discontinuities
 )
 
 // Why there is an 'open' or a 'checkpoint'.
 const (
-	causeStart    = "start"    // open: nothing is known of an earlier log
-	causeRestart  = "restart"  // open: the file goes on
-	causeRotation = "rotation" // both: what follows is in another file
-	causeInterval = "interval" // checkpoint: enough records or time
-	causeStop     = "stop"     // checkpoint: the key server ends
+	causeStart    = "start"         // open: nothing is known of an earlier log
+	causeRestart  = "restart"       // open: the file goes on
+	causeRotation = "rotation"      // both: what follows is in another file
+	causeBroken   = "discontinuity" // open: the log was not found as it was left; 'reason' says how
+	causeInterval = "interval"      // checkpoint: enough records or time
+	causeStop     = "stop"          // checkpoint: the key server ends
 )
 
 // auditLine is a line of an audit log but for 'seq' at its beginning and
@@ -62,7 +64,19 @@ type auditLine struct {
 	Previous   string            `json:"previous,omitempty"`
 	TornBytes  int64             `json:"torn_bytes,omitempty"`
 	TornSHA256 string            `json:"torn_sha256,omitempty"`
-	Signer     string            `json:"signer,omitempty"`
+
+	// Of 'open' and 'checkpoint', where a tip is kept: the number of the line that
+	// the last tip names, and the edges that are suspended.
+	Tip           *uint64  `json:"tip,omitempty"`
+	Unsigned      uint64   `json:"unsigned_lines,omitempty"` // 'open': lines above that neither a signature nor a tip covers
+	Suspended     []string `json:"suspended,omitempty"`
+	MoreSuspended int      `json:"more_suspended,omitempty"` // beyond maxSuspendedNames
+
+	// Of 'accept'.
+	By      string   `json:"by,omitempty"`
+	Accepts []string `json:"accepts,omitempty"` // the lines, SEQUENCE:CHAIN
+
+	Signer string `json:"signer,omitempty"`
 }
 
 // line returns what stands in the log for a Record.
@@ -103,6 +117,9 @@ func (r *Record) line() *auditLine {
 	return l
 }
 
+// name is what a suspension of the edge or of the peer is called.
+func (r *Record) name() string { return cmp.Or(r.Edge, r.Peer.String()) }
+
 func idText(id ski.KeyID) string {
 	if id.IsZero() {
 		return ""
@@ -135,7 +152,7 @@ const (
 	chainEnd    = len(chainPrefix) + 2*sha256.Size + len(chainSuffix)
 )
 
-// A checkpoint has, as the last of its fields, the base64 of a signature on
+// A line that is signed has, as the last of its fields, the base64 of a signature on
 // signatureContext and the bytes of the line that are before ,"signature".
 // Among them are 'seq', 'time' and, in 'previous', the chain of the line above.
 const (

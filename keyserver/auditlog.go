@@ -3,12 +3,17 @@ package keyserver
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,8 +50,34 @@ type AuditOptions struct {
 	// requests for which a private key was used; see ReserveAuditor. 0 means
 	// none. Linux only.
 	Reserve int64
+	// Tip is the file that says how far the log is known to go, apart from the log: in
+	// the state directory, the state file's name with AuditTipSuffix. "" means that
+	// there is none, so that what is done to the log while it is closed shows only
+	// where it breaks the chain.
+	Tip string
+	// Required makes OpenAuditLog fail with a DiscontinuityError where the log is
+	// not as it was left, and Audit fail while the file is removed or truncated.
+	// Otherwise a discontinuity is recorded, and the log goes on.
+	Required bool
+	// Suspensions are those that lines say of which edges are suspended, and that
+	// the log is compared with at the start. nil means none.
+	Suspensions *Suspensions
 	// Logger gets what goes wrong between two records. nil means slog.Default.
 	Logger *slog.Logger
+}
+
+// What the files in the state directory have in their names after the state file's.
+const (
+	AuditTipSuffix    = ".audit"
+	auditAcceptSuffix = ".accept" // after the tip's name
+)
+
+// public returns the key's public half, or nil.
+func (o *AuditOptions) public() ed25519.PublicKey {
+	if o.Key == nil {
+		return nil
+	}
+	return o.Key.Public().(ed25519.PublicKey)
 }
 
 // AuditLog is an Auditor that writes each Record as one line of JSON, chained
@@ -58,13 +89,25 @@ type AuditLog struct {
 
 	reserve auditReserve
 
-	mu       sync.Mutex
-	chain    chainWriter
-	file     *os.File // nil where NewAuditLog was given another writer
-	cause    string   // of the 'open' line that is still to be written, or ""
-	unsigned int      // records since the last checkpoint
-	rotateAt int64    // bytes; 0: never
-	closed   bool
+	mu         sync.Mutex
+	chain      chainWriter
+	file       *os.File  // nil for standard output, and where NewAuditLog was given another writer
+	first      auditLine // the 'open' line that is still to be written, if due
+	due        bool
+	unsigned   int   // records since the last checkpoint
+	rotateAt   int64 // bytes; 0: never
+	closed     bool
+	suspended  map[string]bool // by the lines that were written
+	unaccepted []string        // discontinuities, SEQUENCE:CHAIN
+
+	saving      sync.Mutex    // held while the tip is written
+	saved       link          // what it names
+	unsynced    []*os.File    // that were rotated since, and are not closed
+	savedAt     atomic.Uint64 // saved.seq, for the lines that say it
+	saveFails   bool
+	acceptFails bool // an error was logged
+
+	ended sync.WaitGroup // of the goroutine
 }
 
 // NewAuditLog returns an AuditLog on w, which gets every line in one Write and
@@ -80,68 +123,163 @@ func newAuditLog(o AuditOptions, w io.Writer) *AuditLog {
 	if o.CheckpointInterval == 0 {
 		o.CheckpointInterval = DefaultCheckpointInterval
 	}
-	l := &AuditLog{o: o, log: o.Logger, stop: make(chan struct{}), cause: causeStart}
+	l := &AuditLog{o: o, log: o.Logger, stop: make(chan struct{}), suspended: make(map[string]bool)}
 	if l.log == nil {
 		l.log = slog.Default()
 	}
-	l.chain.w = w
+	if o.Suspensions != nil {
+		for _, one := range o.Suspensions.All() {
+			l.suspended[one.Edge] = true
+		}
+	}
+	l.chain = chainWriter{w: w, key: o.Key, now: time.Now}
+	l.open(auditLine{Cause: causeStart})
 	return l
 }
 
 // OpenAuditLog returns an AuditLog that goes on where the file, or else the
 // last one that was rotated, ends. It holds a lock on the file: two writers
-// would break the chain. Where the disk is full, only Audit fails.
+// would break the chain. Where the disk is full, only Audit fails. Where the log
+// is not as it was left and is required, the error is a DiscontinuityError.
 func OpenAuditLog(o AuditOptions) (*AuditLog, error) {
 	l := newAuditLog(o, os.Stdout)
+	var f *os.File
 	if o.File != "-" {
-		if err := l.openFile(); err != nil {
+		var err error
+		if f, err = openAuditFile(o.File); err != nil {
 			return nil, fmt.Errorf("audit log: %w", err)
 		}
+	}
+	if err := l.start(f); err != nil {
+		if f != nil {
+			_ = f.Close()
+		}
+		if broken := (*DiscontinuityError)(nil); errors.As(err, &broken) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("audit log: %w", err)
+	}
+	l.ended.Go(l.tick)
+	return l, nil
+}
+
+// start compares what there is, and writes the first lines.
+func (l *AuditLog) start(f *os.File) error {
+	back := f
+	if f != nil && !isFile(l.o.File) {
+		back = nil
+	}
+	s, err := lookBack(&l.o, back)
+	if err != nil {
+		return err
+	}
+	accepted, err := readAcceptance(&l.o)
+	if len(s.differs) > 0 && l.o.Required && !accepted.of(s) {
+		if err != nil {
+			s.differ("what was accepted cannot be used: %v", err)
+		}
+		return &DiscontinuityError{File: l.o.File, Differs: s.differs}
+	}
+	if err != nil {
+		l.log.Error("audit log: an acceptance cannot be used", "error", err)
+	}
+	if f != nil {
+		l.file, l.chain.w = f, f
+	}
+	l.chain.tip, l.chain.size, l.chain.torn, l.chain.open = s.end.tip, s.end.size, s.end.torn, s.end.open
+	l.setRotation()
+	l.unaccepted = s.unaccepted
+	first := auditLine{Cause: s.cause, Unsigned: s.unsigned}
+	if s.tip != nil {
+		l.saved = s.tip.link
+		l.savedAt.Store(l.saved.seq)
+	}
+	if s.warning != "" {
+		l.log.Warn("audit log", "what", s.warning)
+	}
+	if len(s.differs) > 0 {
+		l.discontinue(s, &first)
+	} else if err := l.reopenTip(); err != nil {
+		return err
+	}
+	l.open(first)
+	if s.tip != nil {
+		*l.first.Tip = s.tip.Seq
+	} else if l.first.Tip != nil {
+		*l.first.Tip = 0
 	}
 	if err := l.begin(); err != nil {
 		l.log.Error("audit log: nothing can be written", "error", err)
 	}
-	if o.Key != nil {
-		go l.tick()
+	_ = l.saveTip(false) // which logs by itself
+	if accepted != nil && !l.due {
+		lines := accepted.Lines
+		if len(s.differs) > 0 && accepted.of(s) {
+			lines = l.unaccepted // The newest is the one that the 'open' line has recorded.
+		}
+		l.accept(accepted, lines)
 	}
-	return l, nil
+	return nil
 }
 
-// openFile makes File the one that is written to. The chain goes on from the
-// file that was written to up to now, if there is one, or from what File or the
-// one before it says.
-func (l *AuditLog) openFile() error {
+// reopenTip writes that lines may come after the tip. It comes before the first
+// one: what is found after a tip that says that the log was closed, nobody but
+// a stranger can have written.
+func (l *AuditLog) reopenTip() error {
+	if l.o.Tip == "" {
+		return nil
+	}
+	err := l.writeTip(l.chain.tip, false)
+	if err != nil && l.o.Required {
+		return err
+	}
+	return nil // saveTip says so.
+}
+
+// discontinue makes first the record of a discontinuity, and puts right what can
+// be. The sequence numbers go on after the tip, so that they show the gap.
+func (l *AuditLog) discontinue(s *auditStart, first *auditLine) {
+	first.Cause, first.Reason = causeBroken, strings.Join(s.differs, "; ")
+	if s.tip != nil && s.tip.Seq > s.end.tip.seq {
+		l.chain.tip.seq = s.tip.Seq
+		if s.end.tip.seq == 0 {
+			l.chain.tip.chain = s.tip.link.chain
+		}
+	}
+	l.log.Error("audit log: a discontinuity is recorded", "file", l.o.File, "what", first.Reason)
+	for _, edge := range s.suspended {
+		l.suspended[edge] = true
+		if err := l.o.Suspensions.Suspend(Suspension{
+			Edge: edge, By: "the audit log", Reason: "the log says that it is suspended, and the state file did not", Since: time.Now(),
+		}); err != nil {
+			l.log.Error("the suspension will not outlast a restart", "edge", edge, "error", err)
+		}
+	}
+}
+
+// reopenFile makes File the one that is written to, in the place of the one up to
+// now. The chain goes on.
+func (l *AuditLog) reopenFile() error {
 	f, err := openAuditFile(l.o.File)
 	if err != nil {
 		return err
 	}
 	here, err := readEnd(f)
-	before := fileEnd{tip: l.chain.tip, torn: l.chain.torn}
-	switch {
-	case err != nil:
-	case l.file == nil:
-		before, err = predecessor(l.o.File)
-	case here.size > 0: // It has a chain of its own.
+	if err == nil && here.size > 0 { // It has a chain of its own.
 		err = fmt.Errorf("%s: it is not empty: %w", l.o.File, fs.ErrExist)
 	}
 	if err != nil {
 		_ = f.Close()
 		return err
 	}
-	if l.file != nil {
+	if l.o.Tip != "" {
+		l.unsynced = append(l.unsynced, l.file) // saveTip closes it.
+	} else {
 		_ = l.file.Close()
 	}
-	next := chainWriter{w: f, tip: here.tip, size: here.size, torn: here.torn, open: here.open}
-	switch {
-	case here.tip.seq > 0 && l.file == nil:
-		l.cause = causeRestart
-	case before.tip.seq > 0:
-		next.tip, next.torn = before.tip, before.torn
-		l.cause = causeRotation
-	default:
-		l.cause = causeStart
-	}
-	l.file, l.chain = f, next
+	l.file = f
+	l.chain.w, l.chain.size, l.chain.open = f, 0, false
+	l.open(auditLine{Cause: causeRotation})
 	l.setRotation()
 	return nil
 }
@@ -152,16 +290,40 @@ func (l *AuditLog) setRotation() {
 	}
 }
 
+// open makes a line the 'open' that is due.
+func (l *AuditLog) open(line auditLine) {
+	l.first, l.due = line, true
+	l.describe(&l.first)
+}
+
+// describe puts into an 'open' or a checkpoint what is repeated there.
+func (l *AuditLog) describe(line *auditLine) {
+	if l.o.Tip != "" {
+		tip := l.savedAt.Load()
+		line.Tip = &tip
+	}
+	line.Suspended = slices.Sorted(maps.Keys(l.suspended))
+	if more := len(line.Suspended) - maxSuspendedNames; more > 0 {
+		line.Suspended, line.MoreSuspended = line.Suspended[:maxSuspendedNames], more
+	}
+}
+
+// maxSuspendedNames is how many edges a line names that are suspended.
+const maxSuspendedNames = 1000
+
 // begin writes the 'open' line if it is due. l.mu is held, or nobody else
 // knows of l.
 func (l *AuditLog) begin() error {
-	if l.cause == "" {
+	if !l.due {
 		return nil
 	}
-	if err := l.chain.begin(l.cause); err != nil {
+	if err := l.chain.begin(l.first); err != nil {
 		return err
 	}
-	l.cause = ""
+	if l.first.Cause == causeBroken {
+		l.unaccepted = addUnaccepted(l.unaccepted, tipName(l.chain.tip))
+	}
+	l.due = false
 	return nil
 }
 
@@ -173,6 +335,19 @@ func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 	if l.closed {
 		return os.ErrClosed
 	}
+	if r.Event == EventSuspend {
+		l.suspended[r.name()] = true
+	}
+	err := l.write(line, r.Event == EventResume)
+	if r.Event == EventResume && (err == nil || !l.o.Required) {
+		delete(l.suspended, r.name())
+	}
+	return err
+}
+
+// write appends the line of a record. A resumption has to be on the disk before
+// the state file loses the suspension.
+func (l *AuditLog) write(line []byte, sync bool) error {
 	if l.rotateAt > 0 && l.chain.size >= l.rotateAt {
 		l.rotate()
 	}
@@ -182,7 +357,7 @@ func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 	if err := l.chain.append(line); err != nil {
 		return err
 	}
-	if l.o.Sync && l.file != nil {
+	if (l.o.Sync || sync) && l.file != nil {
 		if err := l.file.Sync(); err != nil {
 			return err
 		}
@@ -196,29 +371,17 @@ func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 // checkpoint writes one. It is not the fault of the record before that it
 // fails, so that is only logged; the next record fails for itself.
 func (l *AuditLog) checkpoint(cause string) {
-	if err := l.chain.checkpoint(cause, l.o.Key); err != nil {
+	if err := l.writeCheckpoint(cause); err != nil {
 		l.log.Error("audit log: no checkpoint", "error", err)
 		return
 	}
 	l.unsigned = 0
 }
 
-// tick writes a checkpoint from time to time if there is something new.
-func (l *AuditLog) tick() {
-	t := time.NewTicker(l.o.CheckpointInterval)
-	defer t.Stop()
-	for {
-		select {
-		case <-l.stop:
-			return
-		case <-t.C:
-		}
-		l.mu.Lock()
-		if !l.closed && l.unsigned > 0 {
-			l.checkpoint(causeInterval)
-		}
-		l.mu.Unlock()
-	}
+func (l *AuditLog) writeCheckpoint(cause string) error {
+	line := auditLine{Event: eventCheckpoint, Cause: cause}
+	l.describe(&line)
+	return l.chain.appendOwn(line)
 }
 
 // rotate renames the file and begins a new one. Where that fails, the old one
@@ -228,7 +391,7 @@ func (l *AuditLog) rotate() {
 	aside := rotatedName(l.o.File, l.chain.tip.seq)
 	err := renameNew(l.o.File, aside)
 	if err == nil {
-		err = l.openFile()
+		err = l.reopenFile()
 	}
 	if err != nil {
 		l.setRotation()
@@ -248,7 +411,7 @@ func (l *AuditLog) Reopen() error {
 		return nil
 	}
 	l.checkpoint(causeRotation)
-	if err := l.openFile(); err != nil {
+	if err := l.reopenFile(); err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
 	if err := l.begin(); err != nil {
@@ -261,6 +424,22 @@ func (l *AuditLog) Reopen() error {
 // Close writes a last checkpoint and closes the file that OpenAuditLog opened.
 // Audit fails from then on.
 func (l *AuditLog) Close() error {
+	err := l.end()
+	l.ended.Wait()
+	_ = l.saveTip(err == nil) // which logs by itself
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file != nil {
+		if errClose := l.file.Close(); err == nil {
+			err = errClose
+		}
+		l.file = nil
+	}
+	return err
+}
+
+// end writes the last checkpoint.
+func (l *AuditLog) end() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -268,14 +447,8 @@ func (l *AuditLog) Close() error {
 	}
 	l.closed = true
 	close(l.stop)
-	var err error
-	if err = l.begin(); err == nil {
-		err = l.chain.checkpoint(causeStop, l.o.Key)
+	if err := l.begin(); err != nil {
+		return err
 	}
-	if l.file != nil {
-		if errClose := l.file.Close(); err == nil {
-			err = errClose
-		}
-	}
-	return err
+	return l.writeCheckpoint(causeStop)
 }

@@ -2,6 +2,8 @@ package keyserver
 
 import (
 	"bytes"
+	"fmt"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -73,9 +75,38 @@ func TestAuditSchema(t *testing.T) {
 		require.Error(t, schema.Validate(one), "a field that there is not")
 	}
 	require.Greater(t, lines, 9)
+	for line := range strings.Lines(acceptedLog(t)) {
+		one, err := jsonschema.UnmarshalJSON(strings.NewReader(line))
+		require.NoError(t, err, line)
+		require.NoError(t, schema.Validate(one), line)
+		for field := range one.(map[string]any) {
+			seen[field] = true
+		}
+	}
 	fields := reflect.TypeFor[auditLine]()
 	for i := range fields.NumField() {
 		name, _, _ := strings.Cut(fields.Field(i).Tag.Get("json"), ",")
 		require.True(t, seen[name], "no line with %q", name)
 	}
+}
+
+// acceptedLog returns a log with a discontinuity that was accepted, and many
+// suspended edges.
+func acceptedLog(t *testing.T) string {
+	a, monday := newAttacked(t)
+	a.options.Suspensions = openSuspensions(t, "")
+	for i := range maxSuspendedNames + 1 {
+		require.NoError(t, a.options.Suspensions.Suspend(Suspension{Edge: fmt.Sprint("edge-", i), By: "a test"}))
+	}
+	a.put(a.options.File, monday[a.options.File])
+	a.forge("1")
+	log := openAudit(t, a.options)
+	require.NoError(t, log.Close())
+	_, err := AcceptAudit(a.options, "root", "a disk was replaced")
+	require.NoError(t, err)
+	log = openAudit(t, a.options)
+	require.NoError(t, log.Close())
+	data, err := os.ReadFile(a.options.File)
+	require.NoError(t, err)
+	return string(data)
 }

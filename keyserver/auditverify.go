@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 )
 
 // AuditFinding is what AuditVerifier has to say of a line.
@@ -40,17 +42,23 @@ type AuditVerifier struct {
 	// Lines and Requests count what is in the chain.
 	Lines, Requests int
 
-	file     string
-	line     int
-	first    bool // no line of the file was seen yet
-	tip      link
-	started  bool   // tip is known
-	torn     tear   // what is no line since the last one
-	tornLine int    // where it begins
-	last     Event  // of the last line
-	cause    string // its cause
-	unsigned int    // lines since the last good checkpoint
-	expected bool   // Expect was seen
+	file         string
+	line         int
+	first        bool // no line of the file was seen yet
+	tip          link
+	started      bool            // tip is known
+	torn         tear            // what is no line since the last one
+	tornLine     int             // where it begins
+	last         Event           // of the last line
+	cause        string          // its cause
+	unsigned     int             // lines since the last good signature
+	latest       time.Time       // of the lines up to now
+	tips         bool            // a tip is kept, says the last line that could
+	broken       []discontinuity // that were not accepted
+	anySigned    bool            // there was a good signature
+	before       []AuditFinding  // what is not signed before the first one
+	unsignedOpen bool            // so was an 'open'
+	expected     bool            // Expect was seen
 }
 
 // maxAuditLine bounds what is read at once, in bytes: far more than a line has.
@@ -58,8 +66,11 @@ const maxAuditLine = 1 << 20
 
 // File checks the next file; the oldest comes first. The error is that of the
 // reader.
-func (v *AuditVerifier) File(name string, r io.Reader) error {
-	v.file, v.line, v.first = name, 0, true
+func (v *AuditVerifier) File(name string, r io.Reader) error { return v.read(name, r, true) }
+
+// read checks a file, or what is in it after the lines that are known.
+func (v *AuditVerifier) read(name string, r io.Reader, whole bool) error {
+	v.file, v.line, v.first = name, 0, whole
 	in := bufio.NewReaderSize(r, maxAuditLine)
 	for begin := true; ; {
 		piece, err := in.ReadSlice('\n')
@@ -96,6 +107,10 @@ func (v *AuditVerifier) End(running bool) {
 	}
 	if !v.closed() && !running {
 		v.fault("the log ends without a closing checkpoint: lines are missing, or the key server still runs or was killed")
+	}
+	v.Faults = append(v.Faults, v.before...)
+	for _, d := range v.broken {
+		v.Faults = append(v.Faults, d.at)
 	}
 	switch {
 	case len(v.Keys) > 0 && v.unsigned > 0:
@@ -145,18 +160,85 @@ func (v *AuditVerifier) piece(piece []byte) {
 	}
 	v.Lines++
 	v.unsigned++
+	v.checkTime(&l)
+	v.checkEvent(&l, content, stated)
+	v.last, v.cause = l.Event, l.Cause
+	v.expected = v.expected || v.Expect == tipName(stated)
+}
+
+func (v *AuditVerifier) checkEvent(l *signedLine, content []byte, stated link) {
+	if v.last == eventCheckpoint && v.cause == causeStop && l.Event != eventOpen {
+		v.fault("the key server had stopped before this line, and had not started again")
+	}
 	switch l.Event {
 	case EventRequest:
 		v.Requests++
+		return
 	case eventOpen:
-		if !v.closed() && v.last != "" && l.Cause == causeRestart {
-			v.note("the key server starts here and had not been stopped: lines before it may never have been written, or are missing")
-		}
-	case eventCheckpoint:
-		v.checkSignature(&l, content)
+		v.checkOpen(l, stated)
+	case eventAccept:
+		v.accepted(l)
 	}
-	v.last, v.cause = l.Event, l.Cause
-	v.expected = v.expected || v.Expect == tipName(stated)
+	v.checkSignature(l, content)
+}
+
+// checkOpen takes note of what a start has found.
+func (v *AuditVerifier) checkOpen(l *signedLine, stated link) {
+	switch {
+	case l.Cause == causeBroken:
+		v.broken = append(v.broken, discontinuity{tipName(stated), AuditFinding{v.file, v.line, "the log was not as the key server had left it: " + l.Reason}})
+	case l.Unsigned > 0:
+		v.note(fmt.Sprintf("the key server starts here and had not been stopped: the %d lines before it were not signed yet, and may be made up", l.Unsigned))
+	case !v.closed() && v.last != "" && l.Cause == causeRestart:
+		v.note("the key server starts here and had not been stopped: lines before it may never have been written, or are missing")
+	}
+	switch {
+	case l.Tip == nil && v.tips:
+		v.note("from here on no tip is kept: lines can be removed while the key server is stopped, and nothing shows it")
+	case l.Tip != nil && *l.Tip == 0 && l.Cause == causeRestart:
+		v.note("from here on a tip is kept; before, lines could be removed while the key server was stopped, and nothing shows it")
+	}
+	v.tips = l.Tip != nil
+}
+
+// discontinuity is a start that has not found the log as it was left.
+type discontinuity struct {
+	name string // of the line, SEQUENCE:CHAIN
+	at   AuditFinding
+}
+
+// accepted takes a discontinuity that an operator has seen for no fault.
+func (v *AuditVerifier) accepted(l *signedLine) {
+	v.broken = slices.DeleteFunc(v.broken, func(d discontinuity) bool {
+		if !slices.Contains(l.Accepts, d.name) {
+			return false
+		}
+		v.Notes = append(v.Notes, AuditFinding{d.at.File, d.at.Line, fmt.Sprintf("%s; accepted at %s by %s: %s", d.at.What, l.Time, l.By, l.Reason)})
+		return true
+	})
+}
+
+// clockTolerance is how far the times of two lines may run backwards: clocks
+// are set, and a request's time is that of its beginning.
+const clockTolerance = time.Minute
+
+// checkTime notes where the clock was set back.
+func (v *AuditVerifier) checkTime(l *signedLine) {
+	at, err := time.Parse(time.RFC3339Nano, l.Time)
+	if err != nil {
+		v.fault("its time is not RFC 3339")
+		return
+	}
+	if l.DurationUS != nil {
+		at = at.Add(time.Duration(*l.DurationUS) * time.Microsecond)
+	}
+	if back := v.latest.Sub(at); back > clockTolerance {
+		v.note(fmt.Sprintf("the time runs backwards by %s here: the clock was set back, or was wrong before", back.Round(time.Second)))
+		v.latest = at
+	}
+	if at.After(v.latest) {
+		v.latest = at
+	}
 }
 
 // signedLine is auditLine and what is not in it until it is written.
@@ -196,6 +278,9 @@ func (v *AuditVerifier) checkChain(l *signedLine, content []byte, stated link, f
 		v.note("a new log begins here: nothing says whether there were files between this one and the one before")
 		v.begin(l, stated)
 	}
+	if v.started && l.Event == eventOpen && l.Cause == causeBroken && stated.seq > v.tip.seq+1 {
+		v.tip.seq = stated.seq - 1 // It goes on after the tip: the line itself says that those between are missing.
+	}
 	switch expected := v.tip.next(content); {
 	case !v.started:
 	case stated == expected && l.Previous != "" && l.Previous != v.tip.hex():
@@ -228,24 +313,53 @@ func (v *AuditVerifier) begin(l *signedLine, stated link) {
 	v.tip = link{seq: stated.seq - 1, chain: previous}
 }
 
-// checkSignature checks a checkpoint whose place in the chain is known to be
-// right.
+// checkSignature checks a line that is signed, or has to be, and whose place in
+// the chain is known to be right.
 func (v *AuditVerifier) checkSignature(l *signedLine, content []byte) {
 	if len(v.Keys) == 0 {
 		return
 	}
 	if l.Signature == nil {
-		v.fault("the checkpoint is not signed")
+		v.notSigned(l)
 		return
 	}
-	suffix := signaturePrefix + base64.StdEncoding.EncodeToString(l.Signature) + signatureSuffix
-	signed, ok := bytes.CutSuffix(content, []byte(suffix))
-	signed = append([]byte(signatureContext), signed...)
 	for _, key := range v.Keys {
-		if ok && ed25519.Verify(key, signed, l.Signature) {
-			v.unsigned = 0
+		if l.signedBy(key, content) {
+			v.goodSignature()
 			return
 		}
 	}
-	v.fault("the checkpoint's signature is not by the key: it, or lines since the checkpoint before it, were changed")
+	v.fault(fmt.Sprintf("the signature of the %s is not by the key: it, or lines since the one before it, were changed", l.Event))
+}
+
+// notSigned takes note of a line without a signature. Where it should have one,
+// that is a fault, unless the log was begun without a key and is signed further
+// on.
+func (v *AuditVerifier) notSigned(l *signedLine) {
+	finding := AuditFinding{v.file, v.line, fmt.Sprintf("the %s is not signed", l.Event)}
+	switch {
+	case l.Event == eventOpen && l.Tip == nil: // Former versions did not sign it.
+	case l.Event == eventOpen && !v.anySigned:
+		v.unsignedOpen = true
+	case l.Event == eventCheckpoint && !v.anySigned:
+		v.before = append(v.before, finding)
+	case l.Event == eventOpen, l.Event == eventCheckpoint, l.Event == eventAccept:
+		v.Faults = append(v.Faults, finding)
+	}
+}
+
+// goodSignature takes note of a line with one.
+func (v *AuditVerifier) goodSignature() {
+	if !v.anySigned && (len(v.before) > 0 || v.unsignedOpen) {
+		v.note("signatures begin with this line: there was no key before, and what is above it proves nothing against anybody who could write to the file")
+	}
+	v.anySigned, v.before = true, nil
+	v.unsigned = 0
+}
+
+// signedBy reports whether the line's signature is by the key.
+func (l *signedLine) signedBy(key ed25519.PublicKey, content []byte) bool {
+	suffix := signaturePrefix + base64.StdEncoding.EncodeToString(l.Signature) + signatureSuffix
+	signed, ok := bytes.CutSuffix(content, []byte(suffix))
+	return ok && ed25519.Verify(key, append([]byte(signatureContext), signed...), l.Signature)
 }

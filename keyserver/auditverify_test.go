@@ -134,9 +134,11 @@ func TestVerifyFindsAChainThatWasMadeAnew(t *testing.T) {
 			require.NoError(t, log.Close())
 			require.Empty(t, verifyFiles(t, nil, file).Faults, "by the chain alone it is right")
 			v := verifyFiles(t, auditPublic, file)
-			require.Len(t, v.Faults, 1)
-			require.Equal(t, 4, v.Faults[0].Line)
-			require.Contains(t, v.Faults[0].What, tc.what)
+			require.NotEmpty(t, v.Faults)
+			require.Equal(t, 4, v.Faults[len(v.Faults)-1].Line)
+			for _, f := range v.Faults {
+				require.Contains(t, f.What, tc.what)
+			}
 		})
 	}
 

@@ -46,7 +46,9 @@ type Config struct {
 	// Policy is the policy file; see LoadPolicy. Required.
 	Policy string `yaml:"policy"`
 	// State is the file that keeps which edges are suspended; see
-	// OpenSuspensions. Default none: a restart resumes them.
+	// OpenSuspensions. The tip of the audit log is beside it; see AuditOptions.Tip. An
+	// embedded key server keeps the latter alone. Default none: a restart resumes the
+	// edges, and the log has no tip.
 	State string `yaml:"state"`
 	// PSK is the file with the pre-shared keys of edges that have no
 	// certificate, readable by its owner alone; see OpenPSKs. Default none.
@@ -316,6 +318,9 @@ func (c *Config) Warnings() []string {
 	var warnings []string
 	if c.Admin != "" && c.State == "" {
 		warnings = append(warnings, "admin without state: a restart resumes the edges that are suspended")
+	}
+	if c.State == "" && c.Audit.Key != "" {
+		warnings = append(warnings, "audit.key without state: what is removed from the audit log, or added, while the key server is stopped is not noticed at its start")
 	}
 	if c.PSKWithoutForwardSecrecy {
 		warnings = append(warnings, "psk_without_forward_secrecy: who records an edge's sessions reads them all once it has the edge's pre-shared key")

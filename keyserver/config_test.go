@@ -53,6 +53,7 @@ key: ../c.key
 client_ca: ca.pem
 keys: keys
 policy: policy.yaml
+state: state.json
 audit: {file: audit.log, required: true, key: audit.key, max_size_mib: 100, sync: true, reserve_mib: 9, checkpoint_records: 10, checkpoint_interval: 5s}
 rsa_failure: error
 rsa_failure_secret_file: secret

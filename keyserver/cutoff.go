@@ -131,10 +131,13 @@ func (s *Server) Suspend(one Suspension) (closed int, err error) {
 	if one.Since.IsZero() {
 		one.Since = time.Now()
 	}
+	// The log's events come in the order of the changes.
+	s.suspending.Lock()
 	err = s.suspensions.Suspend(one)
 	s.tickets.change()
+	_ = s.event(EventSuspend, one.Edge, one.String()) // It has been logged if it fails.
+	s.suspending.Unlock()
 	closed = s.Enforce()
-	s.event(EventSuspend, one.Edge, one.String())
 	s.log.Warn("edge suspended", "edge", one.Edge, "by", one.By, "reason", one.Reason, "sessions", closed)
 	if err != nil {
 		s.log.Error("the suspension will not outlast a restart", "edge", one.Edge, "error", err)
@@ -143,31 +146,42 @@ func (s *Server) Suspend(one Suspension) (closed int, err error) {
 }
 
 // Resume ends the suspension of an edge, named as when it was suspended. The
-// error is ErrNotSuspended, or that the state file cannot be written; the edge
-// then stays suspended.
+// error is ErrNotSuspended, or that the state file or, where it is required, the
+// audit log cannot be written; the edge then stays suspended.
 func (s *Server) Resume(name, by string) error {
-	found, err := s.suspensions.Resume(name)
-	switch {
-	case err != nil:
-		return err
-	case !found:
+	s.suspending.Lock()
+	defer s.suspending.Unlock()
+	if !s.suspensions.has(name) {
 		return fmt.Errorf("%w: %q", ErrNotSuspended, name)
 	}
+	// The log first: were it the state file, a crash in between would look at the
+	// next start as if somebody had taken the suspension out of the file.
+	if err := s.event(EventResume, name, "resumed by "+by); err != nil && s.auditRequired {
+		return fmt.Errorf("the audit log, which is required: %w", err)
+	}
+	found, err := s.suspensions.Resume(name)
+	if err == nil && !found {
+		err = fmt.Errorf("%w: %q", ErrNotSuspended, name)
+	}
+	if err != nil {
+		_ = s.event(EventSuspend, name, "it was not resumed: "+err.Error())
+		return err
+	}
 	s.tickets.change()
-	s.event(EventResume, name, "resumed by "+by)
 	s.log.Warn("edge resumed", "edge", name, "by", by)
 	return nil
 }
 
-// event records what is not a request. The name may be a peer's.
-func (s *Server) event(what Event, name, reason string) {
+// event records what is not a request. The name may be a peer's. An error has
+// been logged.
+func (s *Server) event(what Event, name, reason string) error {
 	rec := &Record{Time: time.Now(), Event: what, Reason: reason}
 	if id, err := ski.ParsePeerID(name); err == nil {
 		rec.Peer = id
 	} else {
 		rec.Edge = name
 	}
-	_ = s.record(context.Background(), rec) // It has been logged if it fails.
+	return s.record(context.Background(), rec)
 }
 
 // What Suspend and Resume can find wrong with a name.

@@ -24,7 +24,7 @@ var notEmbedded = []struct {
 }{
 	{"nobody reaches it over a network", []string{"listen", "coaps_tcp", "https", "path", "certificate", "key", "client_ca", "crl",
 		"psk", "psk_without_forward_secrecy", "metrics", "metrics_public"}},
-	{"it is cut off by stopping the edge server", []string{"admin", "state"}},
+	{"it is cut off by stopping the edge server", []string{"admin"}},
 	{"it stands in the edge server's configuration", []string{"log", "shutdown_timeout"}},
 	{"it always closes the memory of its process, and the edge server needs the rest", []string{"sandbox", "hsm.folders", "hsm.network"}},
 }

@@ -81,6 +81,7 @@ type Server struct {
 	tickets          *ticketMaker
 	schedule         *scheduler
 	suspensions      *Suspensions
+	suspending       sync.Mutex   // held while they are changed
 	revocations      *Revocations // nil for none
 	psks             *PSKs        // nil for none
 	sessions         []Sessions   // of each binding

@@ -116,6 +116,17 @@ func (s *Suspensions) Resume(edge string) (bool, error) {
 	return true, nil
 }
 
+// has reports whether there is a suspension of this edge.
+func (s *Suspensions) has(edge string) bool {
+	set := s.now.Load()
+	if id, err := ski.ParsePeerID(edge); err == nil {
+		_, ok := set.byPeer[id]
+		return ok
+	}
+	_, ok := set.byName[edge]
+	return ok
+}
+
 // Lasting reports whether the suspensions outlast the process.
 func (s *Suspensions) Lasting() bool { return s.file != "" }
 

@@ -28,14 +28,15 @@ import (
 // detectors and audit log are as those of ski-keyserver.
 type embedded struct {
 	*keyparts.InProcess
-	file   string
-	cfg    *keyserver.Config
-	keys   *keyparts.Keys
-	policy *keyserver.Policy
-	audit  *keyserver.AuditLog
-	counts *keyserver.Metrics
-	server *keyserver.Server
-	log    *slog.Logger
+	file         string
+	cfg          *keyserver.Config
+	keys         *keyparts.Keys
+	policy       *keyserver.Policy
+	audit        *keyserver.AuditLog
+	auditDiffers []string // what a check has found
+	counts       *keyserver.Metrics
+	server       *keyserver.Server
+	log          *slog.Logger
 
 	unwatch  context.CancelFunc
 	watching sync.WaitGroup
@@ -134,7 +135,8 @@ func (e *embedded) openAudit(check bool) (*keyserver.AuditLog, error) {
 		return nil, err
 	}
 	if check {
-		return keyserver.NewAuditLog(io.Discard), keyserver.CheckAuditLog(e.cfg.Audit.File)
+		e.auditDiffers, err = keyserver.CheckAuditLog(o)
+		return keyserver.NewAuditLog(io.Discard), err
 	}
 	// A reader of standard output that has gone is an error of the write, not
 	// the end of the process.
@@ -215,6 +217,9 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	row("limit", fmt.Sprintf("all requests: %d in flight", e.cfg.MaxInFlight))
 	for _, limit := range e.policy.Limits() {
 		row("limit", limit)
+	}
+	for _, differs := range e.auditDiffers {
+		row("warning", "audit: "+differs+": the start records it as a discontinuity")
 	}
 	for _, warning := range e.warnings() {
 		row("warning", warning)

@@ -16,7 +16,8 @@ import (
 // tryOut finds what only putting the parts together shows: it makes the
 // server, on free loopback ports, and closes it without having served.
 func (p *parts) tryOut() error {
-	if err := keyserver.CheckAuditLog(p.cfg.Audit.File); err != nil {
+	var err error
+	if p.auditDiffers, err = keyserver.CheckAuditLog(p.audit); err != nil {
 		return err
 	}
 	log := slog.New(slog.DiscardHandler)
@@ -65,6 +66,9 @@ func (p *parts) summary(out io.Writer, file string) error {
 	}
 	for _, one := range p.suspensions.All() {
 		row("suspended", fmt.Sprintf("%s, %s", one.Edge, one))
+	}
+	for _, differs := range p.auditDiffers {
+		row("warning", "audit: "+differs+": the start records it as a discontinuity")
 	}
 	for _, warning := range p.warnings() {
 		row("warning", warning)

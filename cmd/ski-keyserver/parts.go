@@ -14,19 +14,20 @@ import (
 
 // parts is what the configuration names, read and checked.
 type parts struct {
-	cfg         *keyserver.Config
-	certificate tls.Certificate
-	clientCAs   []*x509.Certificate
-	keys        *keyparts.Keys
-	policy      *keyserver.Policy
-	suspensions *keyserver.Suspensions
-	psks        *keyserver.PSKs        // nil for none
-	revocations *keyserver.Revocations // nil for none
-	secret      []byte                 // for wrong PreMasterSecrets
-	stateKey    []byte
-	ticketKey   []byte
-	audit       keyserver.AuditOptions
-	metrics     *keyserver.Metrics
+	cfg          *keyserver.Config
+	certificate  tls.Certificate
+	clientCAs    []*x509.Certificate
+	keys         *keyparts.Keys
+	policy       *keyserver.Policy
+	suspensions  *keyserver.Suspensions
+	psks         *keyserver.PSKs        // nil for none
+	revocations  *keyserver.Revocations // nil for none
+	secret       []byte                 // for wrong PreMasterSecrets
+	stateKey     []byte
+	ticketKey    []byte
+	audit        keyserver.AuditOptions
+	auditDiffers []string // what -check has found
+	metrics      *keyserver.Metrics
 }
 
 // load reads all files that the configuration names, of which it creates none,
@@ -67,6 +68,7 @@ func load(cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
 	if p.audit, err = keyparts.LoadAudit(cfg, p.keys.Store); err != nil {
 		return nil, err
 	}
+	p.audit.Suspensions = p.suspensions
 	p.metrics = keyserver.NewMetrics(buildVersion())
 	p.metrics.SetCertificateExpiry(p.certificate.Leaf.NotAfter)
 	if p.secret, err = cfg.RSAFailureSecret(); err != nil {

@@ -12,6 +12,9 @@ import (
 // LoadAudit returns what the configuration says of the audit log.
 func LoadAudit(cfg *keyserver.Config, keys keyserver.KeyStore) (keyserver.AuditOptions, error) {
 	o, err := cfg.Audit.Options()
+	if cfg.State != "" {
+		o.Tip = cfg.State + keyserver.AuditTipSuffix
+	}
 	if err != nil || o.Key == nil {
 		return o, err
 	}

@@ -1,0 +1,234 @@
+package keyserver
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// attacked is a log with its state directory, between two runs of the key
+// server.
+type attacked struct {
+	t       *testing.T
+	options AuditOptions
+}
+
+// newAttacked returns a log that has Monday and Tuesday, signed, and what there
+// was before Tuesday.
+func newAttacked(t *testing.T) (*attacked, map[string][]byte) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, sub := range []string{"log", "state"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, sub), 0o700))
+	}
+	a := &attacked{t, AuditOptions{
+		File: filepath.Join(dir, "log", "audit.log"), Tip: filepath.Join(dir, "state", "state.json.audit"),
+		Key: auditKey, CheckpointRecords: 10, Logger: slog.New(slog.DiscardHandler),
+	}}
+	require.NoError(t, a.run("monday", 50))
+	monday := a.files()
+	require.NoError(t, a.run("tuesday-the-crime", 50))
+	return a, monday
+}
+
+// run is the key server from its start to its stop.
+func (a *attacked) run(edge string, requests int) error {
+	a.t.Helper()
+	o := a.options
+	if o.Suspensions != nil {
+		o.Suspensions = openSuspensions(a.t, o.Suspensions.file)
+	}
+	log, err := OpenAuditLog(o)
+	if err != nil {
+		return err
+	}
+	for range requests {
+		write(a.t, log, edge)
+	}
+	return log.Close()
+}
+
+// files returns the content of all files, by name.
+func (a *attacked) files() map[string][]byte {
+	all := make(map[string][]byte)
+	for _, dir := range []string{filepath.Dir(a.options.File), filepath.Dir(a.options.Tip)} {
+		entries, err := os.ReadDir(dir)
+		require.NoError(a.t, err)
+		for _, e := range entries {
+			name := filepath.Join(dir, e.Name())
+			all[name], err = os.ReadFile(name)
+			require.NoError(a.t, err)
+		}
+	}
+	return all
+}
+
+func (a *attacked) verify() *AuditVerifier {
+	return verifyFiles(a.t, auditPublic, append(rotated(a.t, a.options.File), a.options.File)...)
+}
+
+func (a *attacked) put(name string, data []byte) {
+	require.NoError(a.t, os.WriteFile(name, data, 0o600))
+}
+
+// forge appends lines to the log that are chained, as who has no key can.
+func (a *attacked) forge(edges ...string) {
+	f, err := os.OpenFile(a.options.File, os.O_APPEND|os.O_RDWR, 0)
+	require.NoError(a.t, err)
+	defer f.Close()
+	end, err := readEnd(f)
+	require.NoError(a.t, err)
+	c := chainWriter{w: f, tip: end.tip, size: end.size, now: time.Now}
+	for _, edge := range edges {
+		require.NoError(a.t, c.append((&Record{Time: time.Now(), Edge: edge, KeyName: "bank", Outcome: outcomeOutput}).line().encode()))
+	}
+}
+
+// cut removes the last lines of the log.
+func (a *attacked) cut(lines int) {
+	data, err := os.ReadFile(a.options.File)
+	require.NoError(a.t, err)
+	for range lines {
+		data = data[:bytes.LastIndexByte(data[:len(data)-1], '\n')+1]
+	}
+	a.put(a.options.File, data)
+}
+
+// manipulations are what can be done to a log while the key server is stopped,
+// without its key.
+var manipulations = []struct {
+	name string
+	do   func(a *attacked, monday map[string][]byte)
+	what string // is said of it
+}{
+	{"a day is removed with its signed checkpoints", func(a *attacked, monday map[string][]byte) {
+		a.put(a.options.File, monday[a.options.File])
+	}, "ends with line 57, but"},
+	{"the last line is removed", func(a *attacked, _ map[string][]byte) { a.cut(1) }, "ends with line 113, but"},
+	{"forged lines are appended after a stop", func(a *attacked, _ map[string][]byte) {
+		a.forge("framed-edge", "framed-edge")
+	}, "2 lines were added after line 114, with which the key server had stopped"},
+	{"the log is deleted", func(a *attacked, _ map[string][]byte) {
+		require.NoError(a.t, os.Remove(a.options.File))
+	}, "it is missing or empty, but"},
+	{"the log is emptied", func(a *attacked, _ map[string][]byte) { a.put(a.options.File, nil) }, "it is missing or empty, but"},
+	{"the last signed lines are made anew", func(a *attacked, _ map[string][]byte) {
+		a.cut(3)
+		a.forge("made-up", "made-up", "made-up")
+	}, "line 114 is not the one that"},
+	{"a line is changed after the last checkpoint but one", func(a *attacked, _ map[string][]byte) {
+		a.cut(1) // the tip is of a crash: nothing after it
+		data, _ := os.ReadFile(a.options.File)
+		at := bytes.LastIndex(data, []byte("tuesday-the-crime"))
+		copy(data[at:], "wednesday-nothing")
+		a.put(a.options.File, data)
+	}, "ends with line 113, but"},
+	{"the log is replaced by one that another key signs", func(a *attacked, _ map[string][]byte) {
+		require.NoError(a.t, os.Remove(a.options.File))
+		_, other, err := ed25519.GenerateKey(nil)
+		require.NoError(a.t, err)
+		log := openAudit(a.t, AuditOptions{File: a.options.File, Key: other})
+		for range 200 {
+			write(a.t, log, "invented")
+		}
+		require.NoError(a.t, log.Close())
+	}, "no line of the log is"},
+	{"the tip is deleted", func(a *attacked, _ map[string][]byte) {
+		require.NoError(a.t, os.Remove(a.options.Tip))
+	}, "is missing, and line 114 says that there was one"},
+	{"the tip is replaced by an unsigned one", func(a *attacked, _ map[string][]byte) {
+		a.cut(1)
+		f, err := os.Open(a.options.File)
+		require.NoError(a.t, err)
+		end, err := readEnd(f)
+		require.NoError(a.t, err)
+		require.NoError(a.t, f.Close())
+		data, err := (&auditTip{Seq: end.tip.seq, Chain: end.tip.hex(), Time: auditTime(time.Now())}).encode(nil)
+		require.NoError(a.t, err)
+		a.put(a.options.Tip, data)
+	}, "is not signed, and line"},
+	{"the state file with a suspension is put back", func(a *attacked, monday map[string][]byte) {
+		state := filepath.Join(filepath.Dir(a.options.Tip), "state.json")
+		a.options.Suspensions = openSuspensions(a.t, state)
+		log := openAudit(a.t, a.options)
+		require.NoError(a.t, a.options.Suspensions.Suspend(Suspension{Edge: "stolen-edge", By: "a test"}))
+		require.NoError(a.t, log.Audit(a.t.Context(), &Record{Time: time.Now(), Event: EventSuspend, Edge: "stolen-edge"}))
+		require.NoError(a.t, log.Close())
+		require.NoError(a.t, os.Remove(state))
+		a.options.Suspensions = openSuspensions(a.t, state)
+	}, "1 edges are suspended by the log and not by the state file, which may be an older copy: stolen-edge"},
+}
+
+// What was done while the key server was stopped is in the log for ever, signed,
+// and audit verify finds it.
+func TestAManipulationOverARestartIsFound(t *testing.T) {
+	for _, m := range manipulations {
+		t.Run(m.name, func(t *testing.T) {
+			a, monday := newAttacked(t)
+			require.Empty(t, a.verify().Faults)
+			m.do(a, monday)
+			differs, err := CheckAuditLog(a.options)
+			require.NoError(t, err)
+			require.Contains(t, strings.Join(differs, "; "), m.what)
+			require.NoError(t, a.run("wednesday", 50))
+			v := a.verify()
+			require.Contains(t, fmt.Sprint(v.Faults), m.what)
+			require.NoError(t, a.run("thursday", 50))
+			require.Equal(t, v.Faults, a.verify().Faults, "it was recorded once")
+		})
+	}
+}
+
+// With 'required' the key server does not start, and changes nothing.
+func TestAManipulationOverARestartIsRefusedWhereTheLogIsRequired(t *testing.T) {
+	for _, m := range manipulations {
+		t.Run(m.name, func(t *testing.T) {
+			a, monday := newAttacked(t)
+			m.do(a, monday)
+			a.options.Required = true
+			before := a.files()
+			for range 2 {
+				err := a.run("wednesday", 1)
+				require.ErrorAs(t, err, new(*DiscontinuityError))
+				require.ErrorContains(t, err, m.what)
+				require.ErrorContains(t, err, "skictl audit accept")
+			}
+			_, err := CheckAuditLog(a.options)
+			require.ErrorAs(t, err, new(*DiscontinuityError))
+			delete(before, a.options.File)
+			after := a.files()
+			if len(after[a.options.File]) > 0 {
+				delete(after, a.options.File)
+				require.Equal(t, before, after)
+			}
+		})
+	}
+}
+
+// Forged lines after a kill look like what the kill has left: how many they are
+// is signed.
+func TestLinesAfterTheTipAreCountedAtTheStart(t *testing.T) {
+	a, _ := newAttacked(t)
+	kill := openAudit(t, a.options)
+	write(t, kill, "1", "2", "3")
+	copied := a.files()
+	require.NoError(t, kill.Close())
+	for name, data := range copied {
+		a.put(name, data)
+	}
+	a.forge("framed-edge", "framed-edge")
+	a.options.Required = true
+	require.NoError(t, a.run("after", 1))
+	v := a.verify()
+	require.Empty(t, v.Faults)
+	require.Len(t, v.Notes, 1)
+	require.Contains(t, v.Notes[0].What, "the 5 lines before it were not signed yet, and may be made up")
+}

@@ -1,0 +1,128 @@
+package keyserver
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// tipInterval is how often the tip is written while lines are: what was written
+// since can be removed unseen while the key server is stopped.
+const tipInterval = time.Second
+
+// tick writes a checkpoint and the tip from time to time if there is something
+// new.
+func (l *AuditLog) tick() {
+	checkpoints := time.NewTicker(l.o.CheckpointInterval)
+	defer checkpoints.Stop()
+	tips := time.NewTicker(tipInterval)
+	defer tips.Stop()
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-checkpoints.C:
+			l.intervalCheckpoint()
+		case <-tips.C:
+			l.acceptWhileRunning()
+			_ = l.saveTip(false) // which logs by itself
+		}
+	}
+}
+
+func (l *AuditLog) intervalCheckpoint() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.o.Key != nil && !l.closed && l.unsigned > 0 {
+		l.checkpoint(causeInterval)
+	}
+}
+
+// saveTip writes the tip, when what it covers is on the disk, unless nothing was
+// written since. Requests do not wait for it.
+func (l *AuditLog) saveTip(closed bool) error {
+	if l.o.Tip == "" {
+		return nil
+	}
+	l.saving.Lock()
+	defer l.saving.Unlock()
+	l.mu.Lock()
+	if l.due && l.first.Cause == causeBroken { // The old tip shows it until it is recorded.
+		l.mu.Unlock()
+		return nil
+	}
+	at, file := l.chain.tip, l.file
+	rotated := l.unsynced
+	l.unsynced = nil
+	l.mu.Unlock()
+	if at == l.saved && !closed && len(rotated) == 0 {
+		return nil
+	}
+	rest, err := l.syncFiles(rotated, file)
+	if err == nil {
+		err = l.writeTip(at, closed)
+	}
+	if len(rest) > 0 {
+		l.mu.Lock()
+		l.unsynced = append(rest, l.unsynced...)
+		l.mu.Unlock()
+	}
+	if failing := err != nil; failing != l.saveFails {
+		l.saveFails = failing
+		if failing {
+			l.log.Error("audit log: its tip cannot be written, lines since the last one can be removed unseen", "error", err)
+		} else {
+			l.log.Info("audit log: its tip can be written again")
+		}
+	}
+	return err
+}
+
+// syncFiles waits until the files are on the disk, and closes those that were
+// rotated. It returns the ones that are not done.
+func (l *AuditLog) syncFiles(rotated []*os.File, file *os.File) (rest []*os.File, err error) {
+	for i, f := range rotated {
+		if err := dataSync(f); err != nil {
+			return rotated[i:], err
+		}
+		_ = f.Close()
+	}
+	if file == nil {
+		return nil, nil
+	}
+	if err := dataSync(file); err != nil {
+		return nil, err
+	}
+	if len(rotated) > 0 || l.saved.seq == 0 { // Its name is to last, too.
+		return nil, syncFolder(filepath.Dir(l.o.File))
+	}
+	return nil, nil
+}
+
+// dataSync is fdatasync where the file is regular.
+func dataSync(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return fdatasync(f)
+}
+
+// writeTip writes the file. l.saving is held, or nobody else knows of l.
+func (l *AuditLog) writeTip(at link, closed bool) error {
+	t := &auditTip{Seq: at.seq, Chain: at.hex(), Time: auditTime(l.chain.now()), Closed: closed}
+	l.mu.Lock()
+	t.Unaccepted = l.unaccepted
+	l.mu.Unlock()
+	data, err := t.encode(l.o.Key)
+	if err != nil {
+		return err
+	}
+	if err := replaceFile(l.o.Tip, data); err != nil {
+		return fmt.Errorf("the tip of the audit log: %w", err)
+	}
+	l.saved = at
+	l.savedAt.Store(at.seq)
+	return nil
+}
