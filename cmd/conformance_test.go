@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 // conformanceSetup is a folder with what both roles need.
@@ -285,5 +287,58 @@ sites:
 				assert.Equal(t, tc.fault, r.Fault)
 			}
 		})
+	}
+}
+
+// With static RSA a TLS client sees the same alert whatever the key server says of
+// its plaintext, over either binding and with either engine. Only no answer is
+// another.
+func TestOurEdgeServerTellsNothingOfAnswersToRSA(t *testing.T) {
+	shared := newConformanceSetup(t)
+	require.NoError(t, os.Mkdir(shared.path("site"), 0o755))
+	shared.must("openssl", "req", "-x509", "-new", "-key", shared.path("keys/rsa.pem"), "-subj", "/CN=split.test",
+		"-addext", "subjectAltName=DNS:split.test", "-days", "2", "-out", shared.path("split.crt"))
+	faults := map[string]string{
+		"none": "", "unknown-attribute": "",
+		"silent": "alert internal error",
+	}
+	for _, fault := range skitest.EdgeFaults() {
+		switch fault.Name {
+		case "slow", "other-token", "wrong-signature", "other-answer": // as with ECDHE
+		default:
+			if _, ok := faults[fault.Name]; !ok {
+				faults[fault.Name] = "alert bad record mac"
+			}
+		}
+	}
+	require.Contains(t, faults, "older-secret")
+	for _, scheme := range []string{"coaps", "https"} {
+		for fault, want := range faults {
+			t.Run(scheme+" "+fault, func(t *testing.T) {
+				t.Parallel()
+				c := &conformanceSetup{t, shared.dir}
+				_, addr := c.start("listening ", "skictl", append([]string{"conformance", "--listen", scheme + "://127.0.0.1:0",
+					"--keys", c.path("keys/rsa.pem"), "--fault", fault}, c.channel("ks")...)...)
+				config := "rsa-" + scheme + "-" + fault + ".yaml"
+				c.write(config, `
+listen: ["127.0.0.1:0"]
+keyserver: {url: "`+scheme+`://`+addr+`/ski", certificate: edge.pem, key: edge.key, ca: pki/ca.pem, timeout: 1s}
+sites:
+  - {names: [rsa.test], certificates: [rsa.crt], static: site, static_rsa: true}
+  - {names: [split.test], certificates: [split.crt], static: site, static_rsa: true, engine: split}
+`)
+				_, edge := c.start("msg=listening addr=", "ski-edgeserver", "-config", c.path(config))
+				for _, site := range []string{"rsa", "split"} {
+					_, all, status := run(t, "", "openssl", "s_client", "-connect", edge, "-servername", site+".test", "-CAfile", c.path(site+".crt"),
+						"-verify_return_error", "-brief", "-tls1_2", "-cipher", "AES128-GCM-SHA256")
+					if want == "" {
+						assert.Zero(t, status, "%s: %s", site, all)
+					} else {
+						assert.NotZero(t, status, site)
+						assert.Contains(t, all, want, site)
+					}
+				}
+			})
+		}
 	}
 }

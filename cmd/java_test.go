@@ -59,10 +59,13 @@ func TestTheKeyServerInJavaServesTheCommands(t *testing.T) {
 				config := "java-" + names + "-" + engine + ".yaml"
 				c.write(config, `
 listen: ["127.0.0.1:0"]
-keyserver: {url: "`+url+`", certificate: edge.pem, key: edge.key, ca: pki/ca.pem, java_names: `+names+`}
+keyserver: {url: "`+url+`", certificate: edge.pem, key: edge.key, ca: pki/ca.pem, java_names: `+names+`, unsafe_java_static_rsa: true}
 sites:
   - {names: [rsa.test], certificates: [rsa.crt], static: site, static_rsa: true, engine: `+engine+`}
 `)
+				_, all, status = run(t, "", filepath.Join(bin, "ski-edgeserver"), "-check", "-config", c.path(config))
+				require.Zero(t, status, all)
+				assert.Contains(t, all, "warning: unsafe_java_static_rsa lets clients have the key server decrypt recorded connections")
 				_, addr := c.start("msg=listening addr=", "ski-edgeserver", "-config", c.path(config))
 				for _, cipher := range []string{"ECDHE-RSA-AES128-GCM-SHA256", "AES128-GCM-SHA256"} {
 					_, all, status = run(t, "", "openssl", "s_client", "-connect", addr, "-servername", "rsa.test", "-CAfile", c.path("rsa.crt"),
@@ -74,15 +77,17 @@ sites:
 			}
 		})
 	}
-	for _, tc := range []struct{ scheme, names, site, want string }{
-		{"https", "md5", "rsa", "keyserver.java_names: 'md5' is not sha256 or sha1"},
-		{"https", "sha1", "ecdsa", "sites[0].certificates[0]: the key server in Java has RSA keys alone"},
-		{"coaps", "sha1", "rsa", "keyserver.url: coaps://127.0.0.1:1: the key server in Java is at https://"},
+	for _, tc := range []struct{ scheme, names, site, more, want string }{
+		{"https", "md5", "rsa", "", "keyserver.java_names: 'md5' is not sha256 or sha1"},
+		{"https", "sha1", "ecdsa", "", "sites[0].certificates[0]: the key server in Java has RSA keys alone"},
+		{"coaps", "sha1", "rsa", "", "keyserver.url: coaps://127.0.0.1:1: the key server in Java is at https://"},
+		{"https", "sha1", "rsa", ", static_rsa: true", "sites[0].static_rsa: the key server in Java tells TLS clients by its time"},
+		{"https", "sha1", "rsa", ", static_rsa: true", "say keyserver.unsafe_java_static_rsa: true"},
 	} {
 		shared.write("java-wrong.yaml", fmt.Sprintf(`
 keyserver: {url: "%s://127.0.0.1:1", certificate: edge.pem, key: edge.key, ca: pki/ca.pem, java_names: %s}
-sites: [{names: [%s.test], certificates: [%[3]s.crt], static: site}]
-`, tc.scheme, tc.names, tc.site))
+sites: [{names: [%s.test], certificates: [%[3]s.crt], static: site%s}]
+`, tc.scheme, tc.names, tc.site, tc.more))
 		_, all, status := run(t, "", filepath.Join(bin, "ski-edgeserver"), "-check", "-config", shared.path("java-wrong.yaml"))
 		assert.Equal(t, 1, status)
 		assert.Contains(t, all, tc.want)
@@ -116,7 +121,7 @@ audit: {file: audit.log}
 listen: ["127.0.0.1:0"]
 keyserver: {url: "coaps://`+ours+`/ski", certificate: edge.pem, key: edge.key, ca: pki/ca.pem}
 keyservers:
-  java: {url: "`+c.serveHTTPS(java)+`", java_names: sha1}
+  java: {url: "`+c.serveHTTPS(java)+`", java_names: sha1, unsafe_java_static_rsa: true}
 sites:
   - {names: [rsa.test], certificates: [rsa.crt], static: site, keyserver: java, static_rsa: true, engine: `+engine+`}
   - {names: [other.test], certificates: [other.crt], static: site}

@@ -23,17 +23,21 @@ func (a asking) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response,
 	defer cancel()
 	start := time.Now()
 	resp, err := a.transport.RoundTrip(ctx, req)
-	if err == nil && resp.Error != ski.UnspecifiedError {
-		a.known.answered()
+	// An answer to RSA is none of the key server's health, and no failure,
+	// whatever it is: ski.Key goes on with a random PreMasterSecret (RFC 5246,
+	// Section 7.4.7.1), and nothing here may tell the difference.
+	verdict := err
+	switch {
+	case req.Method == ski.MethodRSA && ski.Answered(err):
+		verdict = nil
+	case err == nil:
+		verdict = resp.Err()
+		if resp.Error != ski.UnspecifiedError {
+			a.known.answered()
+		}
 	}
 	if c := connFrom(ctx); c != nil {
-		c.asked = question{method: req.KeyExchange(), took: c.asked.took + time.Since(start), err: err}
-		// A PreMasterSecret that the key server calls malformed is no failure:
-		// ski.Key goes on with a random one (RFC 5246, Section 7.4.7.1), and
-		// nothing here may tell the difference.
-		if err == nil && !(req.Method == ski.MethodRSA && resp.Error == ski.MalformedRequest) {
-			c.asked.err = resp.Err()
-		}
+		c.asked = question{method: req.KeyExchange(), took: c.asked.took + time.Since(start), err: verdict}
 	}
 	return resp, err
 }

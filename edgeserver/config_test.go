@@ -215,6 +215,11 @@ func TestLoadErrors(t *testing.T) {
 		"embedded and named":      {"keyserver: embedded\nembedded: ks.yaml\nkeyservers: {near: {url: coaps://a.test}}\n" + siteYAML, "keyservers: has no place beside keyserver: embedded"},
 		"named, embedded":         {keyserverYAML + "keyservers: {near: embedded}\n" + siteYAML, ":6:20: keyservers.near: the word embedded is for keyserver alone"},
 		"named, java":             {keyserverYAML + "keyservers: {near: {url: https://a.test, java_names: md5}}\n" + siteYAML, "keyservers.near.java_names: 'md5' is not sha256 or sha1"},
+		"java and static RSA": {"keyserver: {url: https://a.test, certificate: c, key: k, ca: a, java_names: sha1}\n" +
+			"sites: [{names: [a.test], certificates: [a.pem], static: ., static_rsa: true}]\n", "sites[0].static_rsa: the key server in Java tells TLS clients by its time"},
+		"named, java and static RSA": {keyserverYAML + "keyservers: {near: {url: https://a.test, java_names: sha1}}\n" +
+			"sites: [{names: [a.test], certificates: [a.pem], static: ., static_rsa: true, keyserver: near}]\n", "or say keyservers.near.unsafe_java_static_rsa: true"},
+		"unsafe without java": {keyserverYAML + "  unsafe_java_static_rsa: true\n" + siteYAML, ":6:27: keyserver.unsafe_java_static_rsa: has no place without java_names"},
 		"two defaults": {site("default: true", certs, proxy) + "  - {default: true, certificates: [b.pem], static: .}\n",
 			":10:15: sites[1].default: sites[0] is the default site already"},
 		"level":  {keyserverYAML + siteYAML + "log: {level: loud}\n", ":10:14: log.level: 'loud' is not debug, info, warn or error"},

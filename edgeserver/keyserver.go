@@ -60,6 +60,12 @@ type KeyServer struct {
 	// offers the curve P-256 alone, and has RSA certificates; all URLs are
 	// https://. Default: another key server.
 	JavaNames string `yaml:"java_names"`
+	// UnsafeJavaStaticRSA lets sites with StaticRSA use the key server in Java: how
+	// long that takes to decrypt, or to find that it cannot, depends on the
+	// plaintext, so that clients can have it decrypt recorded connections or sign
+	// (Bleichenbacher, 1998). The edge cannot hide it. Default: such a site is
+	// an error.
+	UnsafeJavaStaticRSA bool `yaml:"unsafe_java_static_rsa"`
 }
 
 // UnmarshalYAML takes the word or the fields.
@@ -182,6 +188,8 @@ func (c *Config) validateKeyServers() error {
 			return c.errorf(field, "the word "+embedded+" is for keyserver alone")
 		case k.JavaNames != "" && k.JavaNames != "sha256" && k.JavaNames != "sha1":
 			return c.errorf(field+".java_names", "'%s' is not sha256 or sha1", k.JavaNames)
+		case k.UnsafeJavaStaticRSA && k.JavaNames == "":
+			return c.errorf(field+".unsafe_java_static_rsa", "has no place without java_names")
 		case k.Timeout < 0:
 			return c.errorf(field+".timeout", "is negative")
 		case !k.Balance.Valid():
@@ -193,6 +201,11 @@ func (c *Config) validateKeyServers() error {
 	for i, site := range c.Sites {
 		if _, ok := c.KeyServers[site.KeyServer]; !ok && site.KeyServer != "" {
 			return c.errorf(fmt.Sprintf("sites[%d].keyserver", i), "there is no '%s' in keyservers", site.KeyServer)
+		}
+		if k := c.keyServer(site.KeyServer); site.StaticRSA && k.JavaNames != "" && !k.UnsafeJavaStaticRSA {
+			return c.errorf(fmt.Sprintf("sites[%d].static_rsa", i), "the key server in Java tells TLS clients by its time what is wrong "+
+				"with a plaintext: with that they can decrypt recorded connections; leave static_rsa out, or say %s.unsafe_java_static_rsa: true "+
+				"to serve it all the same", keyServerField(site.KeyServer))
 		}
 	}
 	return nil

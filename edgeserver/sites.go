@@ -113,6 +113,9 @@ func newSite(cfg *Config, i int, a asking, trusted networks, log *slog.Logger) (
 			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].static_rsa", i), errors.New("needs an RSA certificate"))
 		}
 		log.Warn("static_rsa offers cipher suites without forward secrecy")
+		if s.java {
+			log.Warn("unsafe_java_static_rsa lets clients have the key server decrypt recorded connections")
+		}
 	}
 	if s.LegacyMasterSecret {
 		log.Warn("legacy_master_secret accepts clients without extended master secret")

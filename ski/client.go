@@ -71,7 +71,9 @@ const enoughTime = 500 * time.Millisecond
 // RoundTrip asks the Transports in turn until one has an answer, the time is
 // up, or all have failed for good. An error answer is an answer, except
 // UnspecifiedError: it says that this key server is at fault (it is overloaded,
-// its audit log's disk is full), so each other is asked once.
+// its audit log's disk is full), so each other is asked once. With MethodRSA
+// whatever a key server answers is the end: of some it depends on the plaintext,
+// and a second question takes time that the TLS client could measure.
 func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error) {
 	if len(c.pool()) == 0 {
 		return nil, errors.New("ski: a Client needs a Transport")
@@ -99,6 +101,9 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 			}
 			r := c.ask(ctx, req, order[i:], kind)
 			kind = FailoverAttempt
+			if req.Method == MethodRSA && Answered(r.err) {
+				return r.resp, r.err
+			}
 			if r.err == nil && r.resp.Error == UnspecifiedError {
 				uncertain = r.resp
 				continue
@@ -176,7 +181,7 @@ func (c *Client) attempt(ctx context.Context, m *member, req *Request, left int,
 	took := time.Since(start)
 	m.inFlight.Add(-1)
 
-	a := Attempt{Endpoint: m.endpoint, Transport: m.transport, Kind: kind, Took: took, Err: err}
+	a := Attempt{Method: req.method(), Endpoint: m.endpoint, Transport: m.transport, Kind: kind, Took: took, Err: err}
 	if err == nil {
 		a.Answer = resp.Error
 		if len(resp.State) > 0 {

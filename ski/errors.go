@@ -62,7 +62,8 @@ func malformed(attribute, reason string) *MalformedError {
 type TransportError struct {
 	// Endpoint is the key server's URL.
 	Endpoint string
-	// Op says what failed: "dial", "request", "answer".
+	// Op says what failed: "dial", "request", or "answer" where the key server
+	// has answered, but with something that is not SKI.
 	Op string
 	// Err is the cause.
 	Err error
@@ -80,6 +81,17 @@ func (e *TransportError) Unwrap() error { return e.Err }
 // Timeout reports whether the time given ran out (net.Error has the same
 // method).
 func (e *TransportError) Timeout() bool { return errors.Is(e.Err, context.DeadlineExceeded) }
+
+// Answered reports whether the key server has answered, where err is what a
+// Transport returned: nil, or a *TransportError that says that the answer is not
+// one of SKI. What a key server answers to MethodRSA may depend on the plaintext.
+func Answered(err error) bool {
+	te := (*TransportError)(nil)
+	if err == nil || !errors.As(err, &te) {
+		return err == nil
+	}
+	return te.Op == "answer" && !errors.Is(te.Err, context.DeadlineExceeded) && !errors.Is(te.Err, context.Canceled)
+}
 
 // ErrBareDigest is the answer of Key.Sign. A key server signs only what it has
 // hashed itself, so that it is no general signing oracle (draft, Section

@@ -31,6 +31,7 @@ type Attempt struct {
 	Endpoint  string
 	Transport Transport
 	Kind      AttemptKind
+	Method    Method
 	Took      time.Duration
 	// Err is why there is no answer; nil if there is one.
 	Err error
@@ -100,12 +101,12 @@ func (h *health) answers() bool {
 	return !h.down
 }
 
-// due reports whether it is time to send a copy, which is then the caller's to
-// do.
-func (h *health) due(now time.Time) bool {
+// due reports whether it is time to send a copy of a request with method, which
+// is then the caller's to do.
+func (h *health) due(now time.Time, method Method) bool {
 	h.state.Lock()
 	defer h.state.Unlock()
-	if !h.down || now.Before(h.trial) {
+	if !h.down || now.Before(h.trial) || method == MethodRSA && h.unspecified >= maxUnspecified {
 		return false
 	}
 	h.pause = min(2*h.pause, lastTrial)
@@ -117,8 +118,12 @@ func (h *health) due(now time.Time) bool {
 // had too little time.
 func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(Health)) {
 	te := (*TransportError)(nil)
+	// What a key server answers to MethodRSA may depend on what a TLS client has
+	// encrypted, and must not decide who is asked next. It says that the key
+	// server can be reached, and no more.
+	reached := a.Method == MethodRSA && Answered(a.Err)
 	switch {
-	case a.Err == nil && a.Answer != UnspecifiedError:
+	case reached, a.Err == nil && a.Answer != UnspecifiedError:
 		h.latency.answered(a.Took)
 	case errors.Is(a.Err, context.Canceled), a.Err != nil && hurried:
 		h.latency.abandoned(a.Took)
@@ -129,7 +134,12 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 	h.state.Lock()
 	defer h.state.Unlock()
 	err := a.Err
-	if a.Err == nil && a.Answer == UnspecifiedError {
+	if reached {
+		if h.unspecified >= maxUnspecified {
+			return
+		}
+		err = nil
+	} else if a.Err == nil && a.Answer == UnspecifiedError {
 		if h.unspecified++; h.unspecified < maxUnspecified {
 			return
 		}

@@ -76,7 +76,7 @@ func (c *Client) ask(ctx context.Context, req *Request, order []*member, kind At
 		select {
 		case r := <-results:
 			waiting--
-			if r.err == nil && r.resp.Error != UnspecifiedError {
+			if r.err == nil && r.resp.Error != UnspecifiedError || req.Method == MethodRSA && Answered(r.err) {
 				return r
 			}
 			if failed == nil || r.from == order[0] {

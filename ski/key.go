@@ -6,7 +6,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
 	"errors"
@@ -99,9 +98,7 @@ func (k *Key) ForClientHello(h *tls.ClientHelloInfo) *Key {
 	for _, v := range h.SupportedVersions {
 		// Versions beyond TLS 1.2 are offered in an extension, while
 		// client_version stays at 0x0303 (RFC 8446, Section 4.1.2).
-		if v <= tls.VersionTLS12 {
-			c.ClientVersion = max(c.ClientVersion, v)
-		}
+		c.ClientVersion = max(c.ClientVersion, min(v, tls.VersionTLS12))
 	}
 	switch c.ClientVersion { // A client that offers nothing newer gets nothing newer.
 	case tls.VersionTLS10:
@@ -239,51 +236,6 @@ func signatureScheme(pub crypto.PublicKey, hash crypto.Hash, pss bool) tls.Signa
 	return 0
 }
 
-// Decrypt has the key server decrypt an EncryptedPreMasterSecret. opts must be
-// *rsa.PKCS1v15DecryptOptions with SessionKeyLen 48, which is what crypto/tls
-// uses: a key server decrypts nothing else.
-//
-// A refusal because of the plaintext ('malformed request') is no error: the
-// result is then a random secret, so that the client sees only a Finished that
-// does not fit (RFC 5246, Section 7.4.7.1).
-func (k rsaKey) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
-	//lint:ignore SA1019 it is what crypto/tls passes
-	if o, ok := opts.(*rsa.PKCS1v15DecryptOptions); !ok || o.SessionKeyLen != PreMasterSecretLen {
-		return nil, errors.New("ski: a key server decrypts only the PreMasterSecret of TLS: " +
-			"the options must be *rsa.PKCS1v15DecryptOptions with SessionKeyLen 48")
-	}
-	req := k.request(MethodRSA, ciphertext)
-	if req.Protocol == "" {
-		req.Protocol = TLS12 // newer ones have no RSA key exchange
-	}
-	random := make([]byte, PreMasterSecretLen)
-	rand.Read(random) // Before the answer is known, so that its time tells nothing.
-	output, err := k.do(req)
-	switch {
-	case isClientsFault(err):
-		return random, nil
-	case err != nil:
-		return nil, err
-	case len(output) != PreMasterSecretLen:
-		clear(output)
-		return nil, fmt.Errorf("ski: the key server's PreMasterSecret has %d bytes, not %d", len(output), PreMasterSecretLen)
-	}
-	return output, nil
-}
-
-// isClientsFault reports whether the key server, or the encoder before it, has
-// refused what the client encrypted. A *TransportError is not that, even if
-// its cause is an answer that is malformed.
-func isClientsFault(err error) bool {
-	switch err := err.(type) {
-	case Error:
-		return err == MalformedRequest
-	case *MalformedError:
-		return true
-	}
-	return false
-}
-
 func (k *Key) request(m Method, input []byte) *Request {
 	req := &Request{Protocol: k.conn.Protocol, SPKI: k.id, Method: m, Input: input}
 	if !k.draftOnly {
@@ -296,15 +248,18 @@ func (k *Key) request(m Method, input []byte) *Request {
 }
 
 func (k *Key) do(req *Request) ([]byte, error) {
-	ctx := k.ctx
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	resp, err := k.ask(ctx, req)
+	resp, err := k.ask(k.context(), req)
 	if err != nil {
 		return nil, err
 	}
 	return resp.Output, nil
+}
+
+func (k *Key) context() context.Context {
+	if k.ctx == nil {
+		return context.Background()
+	}
+	return k.ctx
 }
 
 // ask returns the answer, if it is not an error.

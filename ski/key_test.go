@@ -9,13 +9,16 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skitest"
 )
 
 // answering returns a Key for one of privateKeys whose requests end in got and
@@ -198,7 +201,8 @@ func TestForClientHello(t *testing.T) {
 		{"with GREASE", []uint16{0xFAFA, 0x0A0A, 0x0304, 0x0303, 0x0302}, 0x0303},
 		{"oldest first", []uint16{0x0301, 0x0302, 0x0303}, 0x0303},
 		{"up to TLS 1.1", []uint16{0x0302, 0x0301}, 0x0302},
-		{"TLS 1.3 alone", []uint16{0x0304}, 0},
+		{"up to TLS 1.3, but not TLS 1.2", []uint16{0x0304, 0x0302}, 0x0303},
+		{"TLS 1.3 alone", []uint16{0x0304}, 0x0303},
 		{"nothing", nil, 0},
 	} {
 		t.Run(v.name, func(t *testing.T) {
@@ -225,11 +229,13 @@ func sessionKey(n int) crypto.DecrypterOpts {
 
 func TestDecrypt(t *testing.T) {
 	var got ski.Request
-	secret := counting(48)
-	k := answering(t, "RSA", &got, &ski.Response{Output: secret}, nil)
+	secret := skitest.PreMasterSecret(0x0303)
+	answer := bytes.Clone(secret)
+	k := answering(t, "RSA", &got, &ski.Response{Output: answer}, nil)
 	output, err := k.PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
 	require.NoError(t, err)
 	assert.Equal(t, secret, output)
+	assert.Zero(t, string(bytes.Trim(answer, "\x00")), "the answer is cleared")
 	assert.Equal(t, ski.Request{Protocol: ski.TLS12, SPKI: k.ID(), Method: ski.MethodRSA, Input: rsaInput}, got)
 
 	bound := k.ForConnection(t.Context(), ski.Connection{Protocol: ski.TLS11, ClientVersion: 0x0303, ServerName: "a.example"})
@@ -241,57 +247,85 @@ func TestDecrypt(t *testing.T) {
 	}, got)
 }
 
-// A plaintext that the key server refuses is no error: the result is a secret
-// like any other, and never the same (RFC 5246, Section 7.4.7.1).
-func TestDecryptRefusedPlaintext(t *testing.T) {
+// Whatever the key server answers that is no PreMasterSecret of the client, the
+// result is a secret like any other, and never the same (RFC 5246, Section
+// 7.4.7.1).
+func TestDecryptWrongAnswers(t *testing.T) {
 	var got ski.Request
-	k := answering(t, "RSA", &got, ski.Failed(ski.MalformedRequest), nil)
-	seen := map[string]bool{}
-	for range 10 {
-		secret, err := k.PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
-		require.NoError(t, err)
-		require.Len(t, secret, 48)
-		seen[string(secret)] = true
+	for _, wrong := range skitest.WrongPreMasterSecrets() {
+		t.Run(wrong.Name, func(t *testing.T) {
+			seen := map[string]bool{}
+			for range 10 {
+				resp, err := &ski.Response{Output: bytes.Clone(wrong.Response.Output), Error: wrong.Response.Error}, error(nil)
+				if wrong.Body != nil {
+					_, err = ski.DecodeResponse(ski.CBOR, wrong.Body)
+					require.Error(t, err)
+					resp, err = nil, &ski.TransportError{Endpoint: "coaps://ks", Op: "answer", Err: err}
+				}
+				k := answering(t, "RSA", &got, resp, err).ForConnection(t.Context(), ski.Connection{ClientVersion: 0x0303})
+				secret, err := k.PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+				require.NoError(t, err)
+				require.Len(t, secret, 48)
+				seen[string(secret)] = true
+				assert.False(t, len(wrong.Response.Output) > 2 && bytes.Contains(wrong.Response.Output, secret[2:]))
+				if resp != nil {
+					assert.Equal(t, make([]byte, len(resp.Output)), append([]byte{}, resp.Output...), "what may be a secret is cleared")
+				}
+			}
+			assert.Len(t, seen, 10)
+		})
 	}
-	assert.Len(t, seen, 10)
 }
 
-// An answer that cannot be parsed is not the key server's verdict on a
-// plaintext.
-func TestDecryptMalformedAnswer(t *testing.T) {
+// A PreMasterSecret begins with the client's version, or with one that the client
+// may have where it is not known.
+func TestDecryptVersions(t *testing.T) {
 	var got ski.Request
-	_, err := ski.DecodeResponse(ski.CBOR, []byte("?"))
-	garbage := &ski.TransportError{Endpoint: "coaps://ks", Op: "answer", Err: err}
-	secret, err := answering(t, "RSA", &got, nil, garbage).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
-	assert.ErrorIs(t, err, garbage)
-	assert.Empty(t, secret)
+	for _, v := range []struct {
+		conn ski.Connection
+		ok   []uint16
+	}{
+		{ski.Connection{}, []uint16{0x0303}},
+		{ski.Connection{Protocol: ski.TLS12}, []uint16{0x0303}},
+		{ski.Connection{Protocol: ski.TLS11}, []uint16{0x0302, 0x0303}},
+		{ski.Connection{Protocol: ski.TLS10}, []uint16{0x0301, 0x0302, 0x0303}},
+		{ski.Connection{Protocol: ski.TLS10, ClientVersion: 0x0302}, []uint16{0x0302}},
+		{ski.Connection{Protocol: ski.TLS12, ClientVersion: 0x0304}, []uint16{0x0304}},
+		{ski.Connection{Protocol: ski.DTLS10}, []uint16{0xFEFD, 0xFEFF}},
+		{ski.Connection{Protocol: ski.DTLS12}, []uint16{0xFEFD}},
+		{ski.Connection{Protocol: ski.DTLS12, ClientVersion: 0xFEFD}, []uint16{0xFEFD}},
+	} {
+		for _, version := range []uint16{0, 0x0002, 0x0300, 0x0301, 0x0302, 0x0303, 0x0304, 0xFEFC, 0xFEFD, 0xFEFF, 0xFFFF} {
+			secret := skitest.PreMasterSecret(version)
+			k := answering(t, "RSA", &got, &ski.Response{Output: bytes.Clone(secret)}, nil).ForConnection(t.Context(), v.conn)
+			output, err := k.PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+			require.NoError(t, err)
+			assert.Equal(t, slices.Contains(v.ok, version), bytes.Equal(secret, output), "%+v: %04x", v.conn, version)
+		}
+	}
 }
 
 func TestDecryptErrors(t *testing.T) {
 	var got ski.Request
-	for _, e := range []ski.Error{ski.RequestDenied, ski.SPKINotFound, ski.UnspecifiedError} {
-		output, err := answering(t, "RSA", &got, ski.Failed(e), nil).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
-		assert.ErrorIs(t, err, e)
+	timeOut := &ski.TransportError{Endpoint: "coaps://ks", Op: "answer", Err: context.DeadlineExceeded}
+	for _, none := range []error{
+		&ski.TransportError{Endpoint: "coaps://ks", Op: "dial", Err: io.EOF},
+		&ski.TransportError{Endpoint: "coaps://ks", Op: "request", Err: io.EOF},
+		timeOut, fmt.Errorf("twice: %w", timeOut), context.Canceled, context.DeadlineExceeded,
+		// Nothing that the client encrypts makes a request impossible in this way.
+		&ski.MalformedError{Attribute: "spki", Reason: "has no name"},
+	} {
+		output, err := answering(t, "RSA", &got, nil, none).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
+		assert.Equal(t, none, err)
 		assert.Nil(t, output)
 	}
-	lost := &ski.TransportError{Endpoint: "coaps://ks", Op: "request", Err: context.DeadlineExceeded}
-	output, err := answering(t, "RSA", &got, nil, lost).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
-	assert.Same(t, lost, err)
-	assert.Nil(t, output)
 
-	// A ciphertext that cannot even be sent is the client's fault, too.
-	malformed := &ski.MalformedError{Attribute: "input", Reason: "is empty"}
-	output, err = answering(t, "RSA", &got, nil, malformed).PrivateKey().(crypto.Decrypter).Decrypt(nil, nil, sessionKey(48))
-	require.NoError(t, err)
-	assert.Len(t, output, 48)
-
-	for _, n := range []int{0, 47, 49, 256} {
-		wrong := bytes.Repeat([]byte{0x5E}, n)
-		output, err := answering(t, "RSA", &got, &ski.Response{Output: wrong}, nil).PrivateKey().(crypto.Decrypter).Decrypt(nil, rsaInput, sessionKey(48))
-		assert.Error(t, err)
-		assert.Nil(t, output)
-		assert.Equal(t, make([]byte, n), wrong, "what may be a secret is cleared")
-		assert.NotContains(t, err.Error(), "5e5e")
+	// A ciphertext that cannot even be sent is the client's fault.
+	for _, attribute := range []string{"input", ""} {
+		malformed := &ski.MalformedError{Attribute: attribute, Reason: "is empty"}
+		output, err := answering(t, "RSA", &got, nil, malformed).PrivateKey().(crypto.Decrypter).Decrypt(nil, nil, sessionKey(48))
+		require.NoError(t, err)
+		assert.Len(t, output, 48)
 	}
 }
 

@@ -144,7 +144,7 @@ func (c *Client) tryAgain(req *Request) {
 		return
 	}
 	for _, m := range members {
-		if !m.due(time.Now()) {
+		if !m.due(time.Now(), req.method()) {
 			continue
 		}
 		c.start(func(ctx context.Context) {

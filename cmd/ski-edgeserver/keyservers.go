@@ -118,7 +118,7 @@ func newKeyServer(cfg *edgeserver.Config, name string, k edgeserver.KeyServer, l
 		identity: cc.Certificate,
 	}
 	if k.JavaNames != "" {
-		cc.Java = new(skihttp.JavaKeyServer)
+		cc.Java = &skihttp.JavaKeyServer{UnsafeStaticRSA: k.UnsafeJavaStaticRSA}
 	}
 	if k.JavaNames == "sha1" {
 		made.bySHA1 = cc.Java

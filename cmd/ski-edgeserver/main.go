@@ -56,11 +56,13 @@ the default, or what else could be there.
     # draft_only: false      # the key server knows no extensions of the draft
     # java_names: sha256     # it is the open source one in Java, at https://, which
                              # has RSA keys by SPKI fingerprint; sha1: certificate's
+    # unsafe_java_static_rsa: false   # lets sites with static_rsa use it, whose clients
+                             # can then decrypt recorded connections by its time
   # keyserver: embedded      # instead: one in this process, see below
   # embedded: keyserver.yaml # its configuration
   # keyservers:              # others, for sites that name them; what they leave out
                              # of the above but the URLs, server_name, draft_only and
-                             # java_names is as above
+                             # what is about Java is as above
     # berlin: {urls: ["coaps://a.example.net", "coaps://b.example.net"]}
   sites:
     - names: [www.example.com, "*.example.com"]

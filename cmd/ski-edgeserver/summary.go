@@ -97,6 +97,9 @@ func siteSummary(w io.Writer, cfg edgeserver.Config, site edgeserver.SiteInfo) {
 	}
 	if site.StaticRSA {
 		fmt.Fprintln(w, "           warning: static_rsa offers cipher suites without forward secrecy")
+		if cfg.UsedKeyServers()[site.KeyServer].UnsafeJavaStaticRSA {
+			fmt.Fprintln(w, "           warning: unsafe_java_static_rsa lets clients have the key server decrypt recorded connections")
+		}
 	}
 }
 

@@ -27,6 +27,9 @@ type answer struct {
 	size1    uint32
 }
 
+// errUnusable is an answer that cannot be read as one.
+var errUnusable = errors.New("the key server's answer is of no use")
+
 // defaultMaxAge is what an answer without Max-Age means, in seconds (RFC 7252,
 // Section 5.10.5).
 const defaultMaxAge = 60
@@ -34,7 +37,7 @@ const defaultMaxAge = 60
 // newAnswer copies what is needed of m, which is the link's.
 func newAnswer(m *message.Message) (*answer, error) {
 	if len(m.Payload) > ski.MaxMessageSize {
-		return nil, fmt.Errorf("the answer has more than %d bytes", ski.MaxMessageSize)
+		return nil, fmt.Errorf("%w: it has more than %d bytes", errUnusable, ski.MaxMessageSize)
 	}
 	a := &answer{code: m.Code, payload: bytes.Clone(m.Payload), maxAge: defaultMaxAge}
 	a.format, a.formErr = m.Options.ContentFormat()
@@ -47,7 +50,7 @@ func newAnswer(m *message.Message) (*answer, error) {
 	}
 	if err != nil {
 		clear(a.payload)
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errUnusable, err)
 	}
 	if etag, err := m.Options.GetBytes(message.ETag); err == nil {
 		a.etag = bytes.Clone(etag)

@@ -239,7 +239,10 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 		return nil, c.failed(ctx, "dial", err)
 	}
 	a, err := s.exchange(ctx, c.path, f, body)
-	if err != nil {
+	switch {
+	case errors.Is(err, errUnusable):
+		return nil, c.failed(ctx, "answer", err)
+	case err != nil:
 		return nil, c.failed(ctx, "request", err)
 	}
 	return a, nil

@@ -3,7 +3,6 @@ package skicoap
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -13,7 +12,7 @@ import (
 	"github.com/tlsski/tlsski/ski"
 )
 
-var errBlocks = errors.New("the key server's blocks do not fit together")
+var errBlocks = fmt.Errorf("%w: its blocks do not fit together", errUnusable)
 
 // exchange sends a request, in blocks if it is too long for a datagram, and
 // returns the answer, put together if it comes in blocks.
@@ -129,7 +128,7 @@ func joins(first, a *answer, b block, n int) error {
 	case !bytes.Equal(a.etag, first.etag):
 		return fmt.Errorf("%w: block %d is of another answer", errBlocks, b.num)
 	case n+len(a.payload) > ski.MaxMessageSize:
-		return fmt.Errorf("the answer has more than %d bytes", ski.MaxMessageSize)
+		return fmt.Errorf("%w: it has more than %d bytes", errUnusable, ski.MaxMessageSize)
 	}
 	return nil
 }

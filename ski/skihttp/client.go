@@ -220,23 +220,28 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 	case <-c.ctx.Done():
 		return nil, c.failure(ctx, "request", net.ErrClosed)
 	}
-	op := "dial"
+	op := "dial" // what fails next
 	asking, cancel := context.WithCancel(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { op = "request" },
 	}))
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
-	a, err := c.post(asking, f, body)
-	if err != nil {
-		if c.ctx.Err() != nil {
-			err = net.ErrClosed
+	resp, err := c.post(asking, f, body)
+	if err == nil {
+		op = "answer"
+		var a *answered
+		if a, err = read(resp); err == nil {
+			return a, nil
 		}
-		return nil, c.failure(ctx, op, err)
 	}
-	return a, nil
+	if c.ctx.Err() != nil {
+		op, err = "request", net.ErrClosed
+	}
+	return nil, c.failure(ctx, op, err)
 }
 
-func (c *Client) post(ctx context.Context, f ski.Format, body []byte) (*answered, error) {
+// post sends a request and returns the answer, whose body is to be read.
+func (c *Client) post(ctx context.Context, f ski.Format, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -248,10 +253,11 @@ func (c *Client) post(ctx context.Context, f ski.Format, body []byte) (*answered
 	// over another connection if the one it took has just been closed. Without
 	// a value it is not sent.
 	req.Header["Idempotency-Key"] = nil
-	resp, err := c.transport.RoundTrip(req) // which follows no redirect and keeps no cookie
-	if err != nil {
-		return nil, err
-	}
+	return c.transport.RoundTrip(req) // which follows no redirect and keeps no cookie
+}
+
+// read reads the body of an answer, to its end.
+func read(resp *http.Response) (*answered, error) {
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, ski.MaxMessageSize+1))
 	if err != nil {

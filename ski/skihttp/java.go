@@ -23,6 +23,11 @@ type JavaKeyServer struct {
 	// has put into its database. nil means the SPKI fingerprint as 64 lower-case
 	// hexadecimal digits; see also CertificateNames.
 	KeyName func(ski.KeyID) (string, error)
+	// UnsafeStaticRSA allows ski.MethodRSA, which is refused otherwise. How long
+	// that key server takes depends on the plaintext, so that a TLS client that
+	// measures it can have recorded connections decrypted (Bleichenbacher, 1998),
+	// whatever a ski.Key makes of the answer.
+	UnsafeStaticRSA bool
 }
 
 // CertificateNames returns a KeyName for a database whose names are the SHA-1
@@ -69,6 +74,8 @@ func (j *JavaKeyServer) EncodeRequest(req *ski.Request) ([]byte, error) {
 		}
 	case method != ski.MethodRSA:
 		return nil, cannot("method", "is not one that the key server knows")
+	case !j.UnsafeStaticRSA:
+		return nil, cannot("method", "is RSA, and the time of the key server tells what is wrong with a plaintext: see UnsafeStaticRSA")
 	}
 	name := req.SPKI.String()
 	if j.KeyName != nil {

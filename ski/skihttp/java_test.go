@@ -40,7 +40,7 @@ func TestTheKeyServerInJavaIsAsked(t *testing.T) {
 			java := skitest.NewJavaKeyServer(map[string]*rsa.PrivateKey{tc.stored: key})
 			url := foreignServer(t, ca, java.ServeHTTP)
 			c, err := NewClient(url, ClientConfig{
-				Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Java: &JavaKeyServer{KeyName: tc.keyName},
+				Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Java: &JavaKeyServer{KeyName: tc.keyName, UnsafeStaticRSA: true},
 			})
 			require.NoError(t, err)
 			defer c.Close()
@@ -98,6 +98,7 @@ func TestTheKeyServerInJavaIsNotAskedForWhatItCannotDo(t *testing.T) {
 		"'scheme' is an extension":  {Protocol: ski.TLS12, Scheme: 0x0403, Input: input},
 		"alone the key server":      {Protocol: ski.TLS12, Input: input[1:]},
 		"'method' is not one":       {Protocol: ski.TLS12, Method: ski.MethodDHE, Input: input},
+		"'method' is RSA":           {Protocol: ski.TLS12, Method: ski.MethodRSA, Input: input},
 		"none of the certificates":  {Protocol: ski.TLS12, Input: input},
 		"'input' is missing":        {Protocol: ski.TLS12},
 		"one of the known versions": {Protocol: "SSL", Input: input},

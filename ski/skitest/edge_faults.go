@@ -35,8 +35,9 @@ type faulty struct {
 
 const (
 	goesOn = "the handshake goes on"
-	fails  = "no output is used; the handshake fails (with RSA: a random secret, or fails)"
-	refuse = "the refusal is understood: ECDHE fails; with RSA, 'malformed request' goes on with a random secret (draft, Section 5.1.1)"
+	fails  = "no output is used; ECDHE fails at once, RSA goes on with a random secret"
+	refuse = "the refusal is understood: ECDHE fails at once; RSA goes on with a random secret, whatever the error (RFC 5246, Section 7.4.7.1)"
+	random = "RSA goes on with a random secret, and fails as with a PreMasterSecret that is another (RFC 5246, Section 7.4.7.1)"
 )
 
 // EdgeFaults returns all faults there are.
@@ -66,6 +67,9 @@ func EdgeFaults() []EdgeFault {
 		{"not-ski", "the code of success with text", fails, notSKI(true, "text/plain", "it works")},
 		{"empty", "the code of success with nothing", fails, notSKI(true, "", "")},
 		{"code-alone", "an error's code without a message", fails, notSKI(false, "", "")},
+		{"short-secret", "a PreMasterSecret of 47 bytes", random, (*faulty).shortSecret},
+		{"long-secret", "a PreMasterSecret of 49 bytes", random, (*faulty).longSecret},
+		{"older-secret", "a PreMasterSecret with the version of TLS 1.1", random, (*faulty).olderSecret},
 		{"too-large", "an output of 5000 bytes", fails, body(Message{{"output", make([]byte, 5000)}})},
 	}
 }
@@ -155,6 +159,22 @@ func (f *faulty) wrongSignature() *EdgeAnswer {
 	output[len(output)-1] ^= 1
 	return f.says(Message{{"output", output}})
 }
+
+// secret answers RSA with another output, and all else as it should be.
+func (f *faulty) secret(output []byte) *EdgeAnswer {
+	if f.request == nil || f.request.KeyExchange() != ski.MethodRSA || f.response.Error != "" {
+		return f.answer
+	}
+	return f.says(Message{{"output", output}})
+}
+
+func (f *faulty) shortSecret() *EdgeAnswer {
+	return f.secret(f.response.Output[:max(len(f.response.Output)-1, 0)])
+}
+
+func (f *faulty) longSecret() *EdgeAnswer { return f.secret(append(bytes.Clone(f.response.Output), 0)) }
+
+func (f *faulty) olderSecret() *EdgeAnswer { return f.secret(PreMasterSecret(0x0302)) }
 
 func (f *faulty) otherAnswer() *EdgeAnswer {
 	if f.request == nil || f.request.KeyExchange() == ski.MethodRSA {

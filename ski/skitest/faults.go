@@ -56,7 +56,7 @@ func FailedAfter() Fault {
 		if _, err := next.RoundTrip(ctx, req); err != nil {
 			return nil, err
 		}
-		return nil, injected("answer", false)
+		return nil, injected("request", false)
 	}
 }
 

@@ -169,7 +169,7 @@ func (c *Conn) preMaster(ctx context.Context, e PreMasterWanted) ([]byte, error)
 		if !ok {
 			return nil, fail(InternalError, "the private key does not decrypt")
 		}
-		// What the key server finds malformed comes back as a random secret.
+		// What is not decrypted to a PreMasterSecret comes back as a random one.
 		//lint:ignore SA1019 it is what static RSA is made of
 		secret, err := key.Decrypt(rand.Reader, e.Encrypted, &rsa.PKCS1v15DecryptOptions{SessionKeyLen: ski.PreMasterSecretLen})
 		if err != nil {

@@ -29,6 +29,7 @@ type Machine struct {
 	signature    []byte
 
 	schedule     tlsprf.Schedule
+	fallback     []byte // with static RSA: the PreMasterSecret, unless a right one is decrypted
 	masterSecret []byte
 	read, write  *Protection // from the next ChangeCipherSpec on
 

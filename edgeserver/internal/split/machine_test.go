@@ -1,6 +1,7 @@
 package split
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"os"
@@ -190,4 +191,21 @@ func TestEveryOtherInputEndsTheConnection(t *testing.T) {
 			assert.Error(t, err, "a machine that has failed stays so")
 		}
 	}
+}
+
+// A key that is not ski.Key, and decrypts to something else than a PreMasterSecret
+// of the client, makes no difference that a client sees.
+func TestWhatIsDecryptedToNoPreMasterSecretIsReplaced(t *testing.T) {
+	secret := append([]byte{3, 3}, bytes.Repeat([]byte{7}, 46)...)
+	random := bytes.Repeat([]byte{9}, 48)
+	for name, decrypted := range map[string][]byte{
+		"nothing": nil, "1 byte": secret[:1], "47 bytes": secret[:47], "49 bytes": append(bytes.Clone(secret), 0),
+		"another version": append([]byte{3, 2}, secret[2:]...), "no version": make([]byte, 48),
+	} {
+		got := bytes.Clone(random)
+		takePreMasterSecret(got, decrypted, tls.VersionTLS12)
+		assert.Equal(t, random, got, name)
+	}
+	takePreMasterSecret(random, secret, tls.VersionTLS12)
+	assert.Equal(t, secret, random)
 }

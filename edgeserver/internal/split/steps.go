@@ -190,6 +190,8 @@ func (m *Machine) takeClientKeyExchange(in *input) *Error {
 		if err != nil {
 			return err
 		}
+		m.fallback = make([]byte, ski.PreMasterSecretLen)
+		rand.Read(m.fallback) // Before the answer is known, so that its time tells nothing.
 		m.emit(PreMasterWanted{Chain: m.chain, Encrypted: encrypted})
 		return nil
 	}
@@ -208,9 +210,9 @@ func (m *Machine) takeClientKeyExchange(in *input) *Error {
 // 4). The handshake hash is that up to the ClientKeyExchange.
 func (m *Machine) takePreMaster(in *input) *Error {
 	if m.suite.staticRSA {
-		if err := checkPreMasterSecret(in.secret, m.hello.Version); err != nil {
-			return err
-		}
+		takePreMasterSecret(m.fallback, in.secret, m.hello.Version)
+		in.secret = m.fallback
+		defer clear(m.fallback)
 	}
 	var err error
 	if m.hello.extendedMasterSecret {
@@ -224,19 +226,17 @@ func (m *Machine) takePreMaster(in *input) *Error {
 	return m.deriveKeys()
 }
 
-// checkPreMasterSecret replaces a PreMasterSecret that does not begin with the
-// client's version by a random one, in constant time (RFC 5246, Section
-// 7.4.7.1). The key server has done that already; one that has not must not make
-// the edge an oracle.
-func checkPreMasterSecret(secret []byte, version uint16) *Error {
-	if len(secret) != ski.PreMasterSecretLen {
-		return fail(InternalError, "the PreMasterSecret has %d bytes", len(secret))
-	}
-	random := make([]byte, ski.PreMasterSecretLen)
-	rand.Read(random)
-	same := subtle.ConstantTimeCompare(secret[:2], []byte{byte(version >> 8), byte(version)})
-	subtle.ConstantTimeCopy(1-same, secret, random)
-	return nil
+// takePreMasterSecret copies decrypted to random if it is a PreMasterSecret that
+// begins with the client's version, in constant time (RFC 5246, Section
+// 7.4.7.1). ski.Key has done that already; another key must not make the edge an
+// oracle.
+func takePreMasterSecret(random, decrypted []byte, version uint16) {
+	var taken [ski.PreMasterSecretLen]byte
+	copy(taken[:], decrypted)
+	right := subtle.ConstantTimeEq(int32(len(decrypted)), ski.PreMasterSecretLen) &
+		subtle.ConstantTimeCompare(taken[:2], []byte{byte(version >> 8), byte(version)})
+	subtle.ConstantTimeCopy(right, random, taken[:])
+	clear(taken[:])
 }
 
 // deriveKeys makes the protection of both directions from the master secret.
