@@ -21,6 +21,14 @@ type Sessions interface {
 	CloseSessions(reason error, match func(ski.Peer) bool) int
 }
 
+// Handshakes is what Sessions may be too, so that Metrics count them.
+// *skicoap.Server and *skihttp.Server are.
+type Handshakes interface {
+	// Handshakes returns how many ClientHellos were answered with a cookie
+	// alone, and how many handshakes were given up because there were too many.
+	Handshakes() (cookies, givenUp uint64)
+}
+
 // Why a binding is told to close a session.
 var (
 	errCutOff     = errors.New("the edge is cut off")

@@ -38,7 +38,7 @@ type Metrics struct {
 	buildInfo      prometheus.Gauge
 
 	// Read when they are asked for.
-	inFlight, rsaWaiting, sessions, detections, auditReserve *prometheus.Desc
+	inFlight, rsaWaiting, sessions, cookies, givenUp, detections, auditReserve *prometheus.Desc
 }
 
 // latencyBuckets are in seconds: from a signature on a curve to the longest
@@ -87,6 +87,8 @@ func NewMetrics(version string) *Metrics {
 		inFlight:     desc("in_flight", "Requests that are worked on."),
 		rsaWaiting:   desc("rsa_waiting", "Operations with RSA, P-384 and P-521 that wait for a processor."),
 		sessions:     desc("sessions", "Live sessions of edge servers."),
+		cookies:      desc("hello_cookies_total", "ClientHellos of DTLS that were answered with a cookie alone. Whoever sends them may not be at their address."),
+		givenUp:      desc("handshakes_given_up_total", "Handshakes that were given up, or not begun, because there were too many."),
 		detections:   desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
 		auditReserve: desc("audit_reserve_in_use", "1 while the audit log's disk has no more than the log's reserve."),
 	}
@@ -225,6 +227,8 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.inFlight
 	ch <- m.rsaWaiting
 	ch <- m.sessions
+	ch <- m.cookies
+	ch <- m.givenUp
 	ch <- m.detections
 	ch <- m.auditReserve
 }
@@ -253,6 +257,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 			n += len(b.Peers())
 		}
 		now(m.sessions, int64(n))
+		m.collectHandshakes(ch)
 	}
 	for name, n := range m.server.Detections() {
 		if name == detectRSAFailures.String() {
@@ -260,4 +265,17 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		ch <- prometheus.MustNewConstMetric(m.detections, prometheus.CounterValue, float64(n), name)
 	}
+}
+
+// collectHandshakes counts those of all bindings.
+func (m *Metrics) collectHandshakes(ch chan<- prometheus.Metric) {
+	var cookies, givenUp uint64
+	for _, b := range m.server.sessions {
+		if h, ok := b.(Handshakes); ok {
+			c, g := h.Handshakes()
+			cookies, givenUp = cookies+c, givenUp+g
+		}
+	}
+	ch <- prometheus.MustNewConstMetric(m.cookies, prometheus.CounterValue, float64(cookies))
+	ch <- prometheus.MustNewConstMetric(m.givenUp, prometheus.CounterValue, float64(givenUp))
 }

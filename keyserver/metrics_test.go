@@ -154,6 +154,28 @@ func TestMetricsOfDetectors(t *testing.T) {
 	require.Eventually(t, func() bool { return value("ski_keyserver_alarms_total", detectRepeat) == 1 }, time.Minute, time.Millisecond)
 }
 
+// handshakes is a binding without sessions.
+type handshakes struct {
+	*liveSessions
+	cookies, givenUp uint64
+}
+
+func (h handshakes) Handshakes() (cookies, givenUp uint64) { return h.cookies, h.givenUp }
+
+func TestHandshakesOfAllBindingsAreCounted(t *testing.T) {
+	m := NewMetrics("v1")
+	s := newTestServer(t, testKeys(), func(o *Options) { o.Metrics = m })
+	s.SetSessions(handshakes{&liveSessions{}, 5, 1}, &liveSessions{}, handshakes{&liveSessions{}, 0, 2})
+	require.NoError(t, testutil.CollectAndCompare(m, strings.NewReader(`
+# HELP ski_keyserver_handshakes_given_up_total Handshakes that were given up, or not begun, because there were too many.
+# TYPE ski_keyserver_handshakes_given_up_total counter
+ski_keyserver_handshakes_given_up_total 3
+# HELP ski_keyserver_hello_cookies_total ClientHellos of DTLS that were answered with a cookie alone. Whoever sends them may not be at their address.
+# TYPE ski_keyserver_hello_cookies_total counter
+ski_keyserver_hello_cookies_total 5
+`), "ski_keyserver_handshakes_given_up_total", "ski_keyserver_hello_cookies_total"))
+}
+
 func TestMetricsOfThePolicy(t *testing.T) {
 	m := NewMetrics("v1")
 	m.PolicyLoaded(nil)

@@ -32,7 +32,7 @@ func (p *parts) tryOut() error {
 	if p.cfg.CoAPSTCP != "" {
 		coapTCP = freePort
 	}
-	all, err := p.listen(freePort, coapTCP, https, server, log)
+	all, err := p.listen(freePort, coapTCP, https, nil, server, log)
 	if err != nil {
 		return err
 	}

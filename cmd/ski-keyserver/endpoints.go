@@ -27,8 +27,8 @@ type endpoint interface {
 type endpoints []endpoint
 
 // listen binds the key server to an address of each binding. An empty one
-// leaves the binding out.
-func (p *parts) listen(coap, coapTCP, https string, server *keyserver.Server, log *slog.Logger) (all endpoints, err error) {
+// leaves the binding out. Peers have been authenticated from known addresses.
+func (p *parts) listen(coap, coapTCP, https string, known []netip.Addr, server *keyserver.Server, log *slog.Logger) (all endpoints, err error) {
 	clientCAs := x509.NewCertPool()
 	for _, ca := range p.clientCAs {
 		clientCAs.AddCert(ca)
@@ -44,7 +44,7 @@ func (p *parts) listen(coap, coapTCP, https string, server *keyserver.Server, lo
 	}
 	cfg := skicoap.ServerConfig{
 		Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, ClientCAs: clientCAs,
-		MaxInFlight: inFlight, Logger: log,
+		MaxInFlight: inFlight, Logger: log, KnownAddresses: known,
 	}
 	if p.psks != nil {
 		cfg.PSK, cfg.PSKWithoutForwardSecrecy = p.psks.Key, p.cfg.PSKWithoutForwardSecrecy
@@ -70,6 +70,9 @@ func (p *parts) listen(coap, coapTCP, https string, server *keyserver.Server, lo
 	server.SetSessions(sessions...)
 	return all, nil
 }
+
+// knownAddresses returns from where peers have been authenticated.
+func (all endpoints) knownAddresses() []netip.Addr { return all[0].(*skicoap.Server).KnownAddresses() }
 
 // Serve answers over all bindings. It returns when one of them has ended.
 func (all endpoints) Serve() error {

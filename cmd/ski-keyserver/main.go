@@ -50,7 +50,8 @@ the default.
   #   folders: []            # what modules read and write while it runs (sandbox)
   #   network: false         # lets modules open TCP connections (sandbox)
   policy: policy.yaml
-  # state:                   # file that keeps which edges are suspended
+  # state:                   # file that keeps which edges are suspended; beside it, as
+                             # FILE.addresses, from where edges have been authenticated
   # psk:                     # pre-shared keys, for edges without a certificate:
                              # lines IDENTITY:HEX, chmod 600; read again when changed
   # psk_without_forward_secrecy: false   # for clients that have no better suite

@@ -40,12 +40,15 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 		return fail(stderr, err)
 	}
 	defer keyparts.CloseAudit(server, audit, log)
-	all, err := p.listen(p.cfg.Listen, p.cfg.CoAPSTCP, p.cfg.HTTPS, server, log)
+	addresses := addressesOf(p.cfg.State, log)
+	all, err := p.listen(p.cfg.Listen, p.cfg.CoAPSTCP, p.cfg.HTTPS, addresses.read(), server, log)
 	if err != nil {
 		return fail(stderr, err)
 	}
 	watched, unwatch := context.WithCancel(context.Background())
-	defer unwatch()
+	kept := make(chan struct{})
+	go addresses.keep(watched, all.knownAddresses, kept)
+	defer func() { unwatch(); <-kept }()
 	go server.Watch(watched)
 	policy := keyserver.NewPolicyReloader(p.cfg.Policy, server)
 	go watchPolicy(watched, policy, log)

@@ -46,7 +46,7 @@ type mux struct {
 
 	asked    atomic.Uint64 // ClientHellos that were answered with a cookie
 	returned atomic.Uint64 // cookies that came back, not counting repetitions
-	noRoom   atomic.Uint64 // handshakes that had no place, or lost it
+	givenUp  atomic.Uint64 // handshakes that had no place, or lost it
 
 	mu        sync.Mutex
 	byAddr    map[netip.AddrPort]*place
@@ -191,7 +191,7 @@ func (m *mux) newFlow(addr netip.AddrPort, hello helloBody, now time.Time) *flow
 		among = &m.familiar
 	}
 	if !among.makeRoom(f.origin(), now) {
-		m.noRoom.Add(1)
+		m.givenUp.Add(1)
 		return nil
 	}
 	f.buffer.SetLimitSize(maxQueued)
@@ -380,7 +380,7 @@ func (f *flow) end(cause error) {
 		return
 	}
 	if f.leaveQueue(); cause == errFlood {
-		f.mux.noRoom.Add(1)
+		f.mux.givenUp.Add(1)
 	}
 	f.state, f.cause = ended, cause
 	f.early, f.greeting.data = nil, nil

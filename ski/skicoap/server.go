@@ -468,22 +468,14 @@ func (s *Server) KnownAddresses() []netip.Addr {
 	return s.mux.known.all()
 }
 
-// HandshakeStats counts handshakes since the server began.
-type HandshakeStats struct {
-	// Cookies is how many ClientHellos were answered with a cookie and nothing
-	// more (RFC 6347, Section 4.2.1). Over TCP there are none.
-	Cookies uint64
-	// NoRoom is how many handshakes were given up, or not begun, because there
-	// were too many.
-	NoRoom uint64
-}
-
-// HandshakeStats returns the counts.
-func (s *Server) HandshakeStats() HandshakeStats {
+// Handshakes returns how many ClientHellos were answered with a cookie and
+// nothing more (RFC 6347, Section 4.2.1), which over TCP are none, and how many
+// handshakes were given up, or not begun, because there were too many.
+func (s *Server) Handshakes() (cookies, givenUp uint64) {
 	if s.mux == nil {
-		return HandshakeStats{NoRoom: s.tcp.noRoom.Load()}
+		return 0, s.tcp.givenUp.Load()
 	}
-	return HandshakeStats{s.mux.asked.Load(), s.mux.noRoom.Load()}
+	return s.mux.asked.Load(), s.mux.givenUp.Load()
 }
 
 // InFlight returns how many requests are being worked on.

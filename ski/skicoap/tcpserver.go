@@ -59,7 +59,7 @@ func ListenTCP(addr string, cfg ServerConfig) (*Server, error) {
 type tcpListener struct {
 	listener net.Listener
 	config   *tls.Config
-	noRoom   atomic.Uint64 // connections that gave way
+	givenUp  atomic.Uint64 // connections that gave way
 
 	mu      sync.Mutex
 	opening *list.List // of opening, oldest first
@@ -83,7 +83,7 @@ func (t *tcpListener) begin(conn net.Conn) (opened func() bool) {
 	if t.opening.Len() >= maxOpening {
 		oldest, _ := yielding(t.opening)
 		_ = t.opening.Remove(oldest).(opening).Close()
-		t.noRoom.Add(1)
+		t.givenUp.Add(1)
 	}
 	e := t.opening.PushBack(opening{conn, addrPort(conn.RemoteAddr())})
 	return func() bool {

@@ -23,6 +23,7 @@ func (s *Server) begin(raw net.Conn) {
 	if len(s.handshakes) >= s.cfg.MaxHandshakes {
 		oldest = s.yielding()
 		delete(s.handshakes, oldest)
+		s.givenUp.Add(1)
 	}
 	s.handshakes[c] = struct{}{}
 	s.mu.Unlock()
@@ -33,6 +34,10 @@ func (s *Server) begin(raw net.Conn) {
 		_ = raw.Close()
 	}
 }
+
+// Handshakes returns 0, for cookies that only CoAP over DTLS has, and how many
+// handshakes were given up because there were too many.
+func (s *Server) Handshakes() (cookies, givenUp uint64) { return 0, s.givenUp.Load() }
 
 // yielding returns the connection that gives way when there are too many: the
 // oldest of the address that has the most, so that nobody alone keeps others

@@ -131,6 +131,7 @@ type Server struct {
 	running    sync.WaitGroup // goroutines and sessions; likewise
 
 	working  atomic.Int64  // requests, for MaxInFlight
+	givenUp  atomic.Uint64 // handshakes that gave way
 	refusals *rate.Limiter // of log lines
 	unlogged atomic.Uint64 // refusals without one
 }
