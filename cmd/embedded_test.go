@@ -30,7 +30,7 @@ type embeddedSetup struct {
 }
 
 const (
-	embeddedKeyServerYAML = `hsm: {keys: [{uri: "URI"}], require_non_extractable: true}
+	embeddedKeyServerYAML = `hsm: {keys: [{uri: "URI"}], require_non_extractable: true, require_generated: true}
 policy: policy.yaml
 audit: {file: audit.log, required: true}
 `

@@ -25,9 +25,13 @@ type Config struct {
 	// operations it does at once. Default 0: DefaultMaxSessions. A token that
 	// has fewer sets its own limit.
 	MaxSessions int
-	// RequireNonExtractable refuses every key but those with CKA_SENSITIVE true
-	// and CKA_EXTRACTABLE false, which nobody can get off the token.
+	// RequireNonExtractable refuses every key but those that nobody can get off
+	// the token, nor could at any time: CKA_SENSITIVE, CKA_ALWAYS_SENSITIVE and
+	// CKA_NEVER_EXTRACTABLE are true, CKA_EXTRACTABLE is false.
 	RequireNonExtractable bool
+	// RequireGenerated refuses every key but those that were made on the token
+	// (CKA_LOCAL is true): of one that was put there, copies may exist.
+	RequireGenerated bool
 	// Dir is what relative paths are relative to. Default: the working folder.
 	Dir string
 	// Getenv returns the environment variables that pin-source=env:NAME and
@@ -87,6 +91,15 @@ type KeyInfo struct {
 	Extractable      bool `json:"extractable"`
 	NeverExtractable bool `json:"never_extractable"`
 	Local            bool `json:"local"` // made on the token
+	// Modifiable and Copyable say whether what stands here can be changed, for
+	// the key or for a copy of it on the token.
+	Modifiable bool `json:"modifiable"`
+	Copyable   bool `json:"copyable"`
+	// Mechanisms are all that the key can be used with (CKA_ALLOWED_MECHANISMS),
+	// such as CKM_ECDSA; nil for no such limit.
+	Mechanisms []string `json:"mechanisms,omitempty"`
+	// Untold are the attributes that the token does not tell, such as CKA_LOCAL.
+	Untold []string `json:"untold,omitempty"`
 
 	// Certificates are those on the token with this public key.
 	Certificates []*x509.Certificate `json:"-"`

@@ -14,8 +14,14 @@ import (
 // Generate makes a key pair on the token of cfg's one URI, whose object is the
 // label of the new pair, and which no other private key has. Nobody can get the
 // private key off the token: it is sensitive and not extractable, from its first
-// moment on. The URI's id becomes the CKA_ID; without one, it is 16 random bytes.
+// moment on. Nor can it be changed or copied, or used with other mechanisms than
+// those that the package uses, as far as the token knows such limits; the KeyInfo
+// says so. The URI's id becomes the CKA_ID; without one, it is 16 random bytes.
 func Generate(ctx context.Context, cfg Config, template Template) (KeyInfo, error) {
+	return generate(ctx, cfg, template, loadModule)
+}
+
+func generate(ctx context.Context, cfg Config, template Template, load loader) (KeyInfo, error) {
 	if len(cfg.Keys) != 1 {
 		return KeyInfo{}, errors.New("one PKCS #11 URI is needed")
 	}
@@ -35,7 +41,7 @@ func Generate(ctx context.Context, cfg Config, template Template) (KeyInfo, erro
 	}
 	s := new(Store)
 	defer s.Close()
-	info, err := s.generate(ctx, &cfg, t, g)
+	info, err := s.generate(ctx, &cfg, t, g, load)
 	if err != nil {
 		return KeyInfo{}, fmt.Errorf("%s: %w", t.uri, err)
 	}
@@ -47,6 +53,7 @@ type generation struct {
 	Template
 	mechanism uint
 	public    []*pkcs11.Attribute // what makes the type
+	allowed   []uint              // the mechanisms of the private key
 }
 
 func newGeneration(template Template) (*generation, error) {
@@ -62,9 +69,9 @@ func newGeneration(template Template) (*generation, error) {
 		if g.Decrypt {
 			return nil, errors.New("only RSA keys decrypt")
 		}
-		g.mechanism = pkcs11.CKM_EC_KEY_PAIR_GEN
+		g.mechanism, g.allowed = pkcs11.CKM_EC_KEY_PAIR_GEN, []uint{pkcs11.CKM_ECDSA}
 		if g.Type == "ed25519" {
-			g.mechanism = ckmECEdwardsKeyPairGen
+			g.mechanism, g.allowed = ckmECEdwardsKeyPairGen, []uint{ckmEdDSA}
 		}
 		g.public = []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, []byte(kind.params))}
 		return g, nil
@@ -74,12 +81,18 @@ func newGeneration(template Template) (*generation, error) {
 		pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, kind.bits),
 		pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
 	}
+	if g.Sign {
+		g.allowed = append(g.allowed, pkcs11.CKM_RSA_PKCS, pkcs11.CKM_RSA_PKCS_PSS)
+	}
+	if g.Decrypt {
+		g.allowed = append(g.allowed, pkcs11.CKM_RSA_X_509)
+	}
 	return g, nil
 }
 
-func (s *Store) generate(ctx context.Context, cfg *Config, t *target, g *generation) (KeyInfo, error) {
+func (s *Store) generate(ctx context.Context, cfg *Config, t *target, g *generation, load loader) (KeyInfo, error) {
 	// One session, which may write.
-	mod, err := s.module(ctx, t.uri.ModulePath, loadModule)
+	mod, err := s.module(ctx, t.uri.ModulePath, load)
 	if err != nil {
 		return KeyInfo{}, err
 	}
@@ -118,7 +131,7 @@ func (s *Store) generate(ctx context.Context, cfg *Config, t *target, g *generat
 			}
 		}
 		t.uri.ID = id
-		found, err = t.discover(session, true)
+		found, err = t.discover(session, demands{})
 		return err
 	})
 	switch {
@@ -128,6 +141,8 @@ func (s *Store) generate(ctx context.Context, cfg *Config, t *target, g *generat
 		return KeyInfo{}, fmt.Errorf("the token has %d keys instead of the one that was made", len(found))
 	case found[0].info.Problem != nil:
 		return KeyInfo{}, fmt.Errorf("the key was made, but cannot be used: %w", found[0].info.Problem)
+	case found[0].info.Extractable || !found[0].info.Sensitive:
+		return KeyInfo{}, errors.New("the key was made, but the token did not do as it was told: the key can be taken off it (CKA_EXTRACTABLE is true or CKA_SENSITIVE false)")
 	}
 	return found[0].info, nil
 }
@@ -175,7 +190,10 @@ func (s *session) generate(g *generation, id, label []byte) error {
 		pkcs11.NewAttribute(pkcs11.CKA_SIGN_RECOVER, false),
 		pkcs11.NewAttribute(pkcs11.CKA_DERIVE, false),
 	}
-	_, _, err := s.GenerateKeyPair(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(g.mechanism, nil)}, public, private)
+	err := withOptional(g.lasting(), func(lasting []*pkcs11.Attribute) error {
+		_, _, err := s.GenerateKeyPair(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(g.mechanism, nil)}, public, append(private, lasting...))
+		return err
+	})
 	if errors.Is(err, pkcs11.Error(pkcs11.CKR_MECHANISM_INVALID)) {
 		return fmt.Errorf("the token cannot make keys of the type %s: %w", g.Type, err)
 	}
@@ -183,4 +201,46 @@ func (s *session) generate(g *generation, id, label []byte) error {
 		return fmt.Errorf("C_GenerateKeyPair: %w", err)
 	}
 	return nil
+}
+
+// lasting returns what keeps the private key as it is made. Not every token
+// knows these attributes.
+func (g *generation) lasting() []*pkcs11.Attribute {
+	var allowed []byte // an array of CK_MECHANISM_TYPE (PKCS #11, "CKA_ALLOWED_MECHANISMS")
+	for _, mechanism := range g.allowed {
+		allowed = append(allowed, pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, mechanism).Value...)
+	}
+	return []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, allowed),
+		pkcs11.NewAttribute(pkcs11.CKA_COPYABLE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false),
+	}
+}
+
+// withOptional calls f with all three attributes or, as long as the token
+// refuses the template, with fewer: first without one, then without two.
+func withOptional(three []*pkcs11.Attribute, f func([]*pkcs11.Attribute) error) (err error) {
+	for _, without := range []int{0b000, 0b001, 0b010, 0b100, 0b011, 0b101, 0b110, 0b111} {
+		var with []*pkcs11.Attribute
+		for i, attribute := range three {
+			if without>>i&1 == 0 {
+				with = append(with, attribute)
+			}
+		}
+		if err = f(with); !refusesTemplate(err) {
+			return err
+		}
+	}
+	return err
+}
+
+func refusesTemplate(err error) bool {
+	for _, rv := range []pkcs11.Error{
+		pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_TEMPLATE_INCONSISTENT,
+	} {
+		if errors.Is(err, rv) {
+			return true
+		}
+	}
+	return false
 }

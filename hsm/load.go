@@ -197,7 +197,7 @@ func checkLogin(info pkcs11.TokenInfo, hasPIN bool) error {
 
 // discover returns the private keys that a target names, each with its problem
 // if it has one.
-func (t *target) discover(s *session, requireNonExtractable bool) ([]*privateKey, error) {
+func (t *target) discover(s *session, want demands) ([]*privateKey, error) {
 	filter := &privateKey{ckaID: t.uri.ID}
 	if t.uri.Object != nil {
 		filter.label = []byte(*t.uri.Object)
@@ -221,7 +221,7 @@ func (t *target) discover(s *session, requireNonExtractable bool) ([]*privateKey
 		if err != nil {
 			return nil, err
 		}
-		switch err := t.complete(s, k, handle, requireNonExtractable); {
+		switch err := t.complete(s, k, handle, want); {
 		case isLost(err):
 			return nil, fmt.Errorf("the key %s: %w", k.describe(), err)
 		case err != nil:
@@ -269,22 +269,8 @@ func (t *target) read(s *session, handle pkcs11.ObjectHandle) (*privateKey, erro
 	if k.ckaID, err = s.attribute(handle, pkcs11.CKA_ID); err != nil {
 		return nil, err
 	}
-	for _, f := range []struct {
-		to        *bool
-		attribute uint
-		otherwise bool
-	}{
-		{&i.Signs, pkcs11.CKA_SIGN, false},
-		{&i.Decrypts, pkcs11.CKA_DECRYPT, false},
-		{&i.Sensitive, pkcs11.CKA_SENSITIVE, false},
-		{&i.AlwaysSensitive, pkcs11.CKA_ALWAYS_SENSITIVE, false},
-		{&i.Extractable, pkcs11.CKA_EXTRACTABLE, true},
-		{&i.NeverExtractable, pkcs11.CKA_NEVER_EXTRACTABLE, false},
-		{&i.Local, pkcs11.CKA_LOCAL, false},
-	} {
-		if *f.to, err = s.flag(handle, f.attribute, f.otherwise); err != nil {
-			return nil, err
-		}
+	if err := s.keeping(handle, i); err != nil {
+		return nil, err
 	}
 	i.Label, i.CKAID = string(k.label), hex.EncodeToString(k.ckaID)
 	i.Module, i.Token, i.Serial, i.Slot = t.token.mod.file, t.token.label, t.token.serial, t.token.slotNow()
@@ -311,7 +297,7 @@ func (k *privateKey) describe() string {
 
 // complete finds the public half and all the reasons not to use the key, of
 // which it returns the first.
-func (t *target) complete(s *session, k *privateKey, handle pkcs11.ObjectHandle, requireNonExtractable bool) error {
+func (t *target) complete(s *session, k *privateKey, handle pkcs11.ObjectHandle, want demands) error {
 	if len(k.ckaID) == 0 && len(k.label) == 0 {
 		return errors.New("it has neither a label nor an id: give it one")
 	}
@@ -349,8 +335,8 @@ func (t *target) complete(s *session, k *privateKey, handle pkcs11.ObjectHandle,
 	if err := checkName(k.info.Name); err != nil {
 		return err
 	}
-	if requireNonExtractable && (k.info.Extractable || !k.info.Sensitive) {
-		return errors.New("it can be taken off the token (CKA_EXTRACTABLE is true or CKA_SENSITIVE false), which require_non_extractable forbids: make another with skictl key generate")
+	if err := want.of(&k.info); err != nil {
+		return err
 	}
 	if err := k.prove(s); err != nil {
 		return err
@@ -404,6 +390,9 @@ func (s *session) publicHalf(k *privateKey, handle pkcs11.ObjectHandle) (crypto.
 // mechanisms finds out what the token can do with the key.
 func (t *target) mechanisms(s *session, k *privateKey, kind uint) error {
 	can := func(mechanism, flag uint) bool {
+		if k.info.Mechanisms != nil && !slices.Contains(k.info.Mechanisms, mechanismName(mechanism)) {
+			return false
+		}
 		info, err := s.GetMechanismInfo(t.token.slotNow(), []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)})
 		return err == nil && info.Flags&flag != 0
 	}

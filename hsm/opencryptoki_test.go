@@ -4,10 +4,13 @@ package hsm
 
 import (
 	"crypto"
+	"crypto/rand"
 	"crypto/rsa"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -22,6 +25,26 @@ const (
 	openCryptokiPIN = "12345678"
 	inside          = "TLSSKI_INSIDE_OPENCRYPTOKI"
 )
+
+// importedRSA is the template of a private key from elsewhere, which cannot be
+// taken off the token again.
+func importedRSA(t *testing.T, label string) []*pkcs11.Attribute {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	return []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte{7}),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_SIGN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_MODULUS, key.N.Bytes()),
+		pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE_EXPONENT, key.D.Bytes()),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIME_1, key.Primes[0].Bytes()), pkcs11.NewAttribute(pkcs11.CKA_PRIME_2, key.Primes[1].Bytes()),
+		pkcs11.NewAttribute(pkcs11.CKA_EXPONENT_1, key.Precomputed.Dp.Bytes()), pkcs11.NewAttribute(pkcs11.CKA_EXPONENT_2, key.Precomputed.Dq.Bytes()),
+		pkcs11.NewAttribute(pkcs11.CKA_COEFFICIENT, key.Precomputed.Qinv.Bytes()),
+	}
+}
 
 // TestOpenCryptoki runs itself again with opencryptoki's daemon beside it. Both
 // have mounts, shared memory and process numbers of their own, so that nothing
@@ -41,6 +64,9 @@ func TestOpenCryptoki(t *testing.T) {
 }
 
 func testOpenCryptoki(t *testing.T) {
+	if info, err := os.Stat("/"); err == nil && info.Sys().(*syscall.Stat_t).Uid != 0 {
+		checkPath = filepath.EvalSymlinks // a user name space without root
+	}
 	found, err := filepath.Glob(openCryptoki)
 	require.NoError(t, err)
 	require.Len(t, found, 1, "opencryptoki is not installed")
@@ -58,9 +84,41 @@ func testOpenCryptoki(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, template.Type, info.Type)
 		assert.True(t, info.Sensitive && !info.Extractable && info.Local, "%+v", info)
+		assert.True(t, info.AlwaysSensitive && info.NeverExtractable, "%+v", info)
+		// Of what keeps the key as it is, this token knows one.
+		assert.False(t, info.Modifiable)
+		assert.Equal(t, []string{"CKA_COPYABLE"}, info.Untold)
+		assert.Nil(t, info.Mechanisms)
+		cfg := &Config{Keys: []Key{{URI: uri("")}}}
+		withSession(t, cfg, label, func(m *pkcs11.Ctx, session pkcs11.SessionHandle, key pkcs11.ObjectHandle) {
+			for _, attribute := range []*pkcs11.Attribute{
+				pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
+				pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
+				pkcs11.NewAttribute(pkcs11.CKA_LABEL, "other"),
+			} {
+				require.Error(t, m.SetAttributeValue(session, key, []*pkcs11.Attribute{attribute}))
+			}
+		})
 	}
+	t.Run("imported", func(t *testing.T) {
+		cfg := Config{Keys: []Key{{URI: uri(";object=imported")}}, MaxSessions: 1}
+		withSession(t, &Config{Keys: []Key{{URI: uri("")}}}, "both", func(m *pkcs11.Ctx, session pkcs11.SessionHandle, _ pkcs11.ObjectHandle) {
+			imported, err := m.CreateObject(session, importedRSA(t, "imported"))
+			require.NoError(t, err)
+			defer func() { require.NoError(t, m.DestroyObject(session, imported)) }()
+			// This token says of every key that it was never extractable.
+			cfg.RequireNonExtractable = true
+			store, err := Open(t.Context(), cfg)
+			require.NoError(t, err)
+			assert.Contains(t, fmt.Sprint(store.Warnings()), "CKA_LOCAL is false")
+			require.NoError(t, store.Close())
+			cfg.RequireGenerated = true
+			_, err = Open(t.Context(), cfg)
+			require.ErrorContains(t, err, "it was not made on the token (CKA_LOCAL is false): there may be copies of it, which require_generated forbids")
+		})
+	})
 	t.Run("operations", func(t *testing.T) {
-		store := openStore(t, Config{Keys: []Key{{URI: uri("")}}, MaxSessions: 4, RequireNonExtractable: true})
+		store := openStore(t, Config{Keys: []Key{{URI: uri("")}}, MaxSessions: 4, RequireNonExtractable: true, RequireGenerated: true})
 		require.Len(t, store.Keys(), 2)
 		assert.Empty(t, store.Warnings())
 		for _, info := range store.Keys() {

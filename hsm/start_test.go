@@ -30,11 +30,18 @@ import (
 // importKey puts a private key on the token, with nothing else.
 func (s *softToken) importKey(t testing.TB, private any, label, id string) {
 	t.Helper()
+	s.importKeyWith(t, private, label, id, "--extractable")
+}
+
+// importKeyWith is importKey with options of pkcs11-tool. Without any, the key
+// cannot be taken off the token again.
+func (s *softToken) importKeyWith(t testing.TB, private any, label, id string, options ...string) {
+	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "key.der")
 	require.NoError(t, os.WriteFile(file, der, 0o600))
-	s.tool(t, "--write-object", file, "--type", "privkey", "--label", label, "--id", id, "--usage-sign", "--usage-decrypt", "--extractable")
+	s.tool(t, append([]string{"--write-object", file, "--type", "privkey", "--label", label, "--id", id, "--usage-sign", "--usage-decrypt"}, options...)...)
 }
 
 // generateForNothing makes a key that may neither sign nor decrypt.
@@ -47,7 +54,7 @@ func (s *softToken) generateForNothing(t testing.TB, label string) {
 	target, err := newTarget(cfg, cfg.Keys[0])
 	require.NoError(t, err)
 	store := new(Store)
-	_, err = store.generate(t.Context(), cfg, target, g)
+	_, err = store.generate(t.Context(), cfg, target, g, loadModule)
 	require.ErrorContains(t, err, "neither sign nor decrypt")
 	require.NoError(t, store.Close())
 }
@@ -123,7 +130,7 @@ func TestWhereThePublicHalfComesFrom(t *testing.T) {
 	}
 	// Keys that can be taken away are worth a word.
 	assert.Len(t, store.Warnings(), 4)
-	assert.Contains(t, store.Warnings()[0], `the key "object" can be taken off its token`)
+	assert.Contains(t, store.Warnings()[0], `the key "object": it can be taken off the token `)
 	// The certificate of a PEM beside it serves too, and is looked at only by
 	// its key.
 	require.Len(t, store.Keys()[1].Certificates, 1)

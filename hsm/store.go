@@ -142,7 +142,7 @@ func (s *Store) module(ctx context.Context, file string, load loader) (*sharedMo
 func (s *Store) addKeys(ctx context.Context, cfg *Config, t *target, lenient bool) error {
 	var keys []*privateKey
 	err := t.token.do(ctx, func(session *session) error {
-		found, err := t.discover(session, cfg.RequireNonExtractable)
+		found, err := t.discover(session, demands{nonExtractable: cfg.RequireNonExtractable, generated: cfg.RequireGenerated})
 		if err == nil {
 			keys = found
 		}
@@ -169,8 +169,8 @@ func (s *Store) addKeys(ctx context.Context, cfg *Config, t *target, lenient boo
 		if _, ok := k.public.(*rsa.PublicKey); ok && k.info.Signs && !k.pss {
 			s.warn("the key %q: the token has no RSA-PSS (CKM_RSA_PKCS_PSS): it cannot be used with TLS 1.3", k.info.Name)
 		}
-		if k.info.Extractable || !k.info.Sensitive {
-			s.warn("the key %q can be taken off its token (CKA_EXTRACTABLE is true or CKA_SENSITIVE false): make one that cannot with skictl key generate", k.info.Name)
+		if fault, setting := (demands{nonExtractable: true, generated: true}).fault(&k.info); fault != "" {
+			s.warn("the key %q: %s: make another with skictl key generate, and set %s", k.info.Name, fault, setting)
 		}
 	}
 	return nil

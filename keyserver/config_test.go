@@ -115,6 +115,7 @@ func TestConfigOfAnHSM(t *testing.T) {
     - {uri: 'pkcs11:token=other;object=www', name: www.example.com, public: www.pem}
   max_sessions: 8
   require_non_extractable: true
+  require_generated: true
   folders: [tokens, /etc/softhsm]
   network: true`, 1))
 	require.NoError(t, err)
@@ -123,7 +124,7 @@ func TestConfigOfAnHSM(t *testing.T) {
 			{URI: "pkcs11:token=sites?pin-source=file:pin"},
 			{URI: "pkcs11:token=other;object=www", Name: "www.example.com", Public: dir + "/www.pem"},
 		},
-		MaxSessions: 8, RequireNonExtractable: true, Folders: []string{dir + "/tokens", "/etc/softhsm"}, Network: true, Dir: dir,
+		MaxSessions: 8, RequireNonExtractable: true, RequireGenerated: true, Folders: []string{dir + "/tokens", "/etc/softhsm"}, Network: true, Dir: dir,
 	}, c.HSM)
 }
 
@@ -134,6 +135,7 @@ func TestConfigErrors(t *testing.T) {
 		"hsm key":         {leastConfig + "hsm:\n  keys:\n    - name: www\n", "ks.yaml:8:7: a key needs a 'uri'"},
 		"hsm sessions":    {leastConfig + "hsm: {keys: [{uri: 'pkcs11:'}], max_sessions: 1.5}\n", "it is not a whole number"},
 		"hsm and files":   {leastConfig + "hsm:\n  keys: [{uri: 'pkcs11:'}]\n  require_non_extractable: true\n", "ks.yaml:8:28: the keys of the folder"},
+		"hsm or files":    {leastConfig + "hsm:\n  keys: [{uri: 'pkcs11:'}]\n  require_generated: true\n", "were not made on a token"},
 		"empty":           {"", "ks.yaml:1:1: the file is empty"},
 		"missing":         {strings.Replace(leastConfig, "policy: policy.yaml\n", "", 1), `ks.yaml:1:1: "policy" is missing`},
 		"null":            {strings.Replace(leastConfig, "policy.yaml", "", 1), `ks.yaml:5:1: "policy" has no value`},

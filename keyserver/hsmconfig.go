@@ -9,10 +9,15 @@ type HSMConfig struct {
 	// MaxSessions is how many operations a token does at once. Default 0: 16,
 	// or the token's own limit if that is lower.
 	MaxSessions uint16 `yaml:"max_sessions"`
-	// RequireNonExtractable refuses, at the start, every key that could be
-	// copied: those in files, and those of a token that does not have them
-	// CKA_SENSITIVE and not CKA_EXTRACTABLE. Default false.
+	// RequireNonExtractable refuses, at the start, every key that can be copied
+	// off its token, or could be at any time: those in files, and those of which a
+	// token does not say CKA_SENSITIVE, CKA_ALWAYS_SENSITIVE, CKA_NEVER_EXTRACTABLE
+	// and not CKA_EXTRACTABLE. Default false.
 	RequireNonExtractable bool `yaml:"require_non_extractable"`
+	// RequireGenerated refuses, at the start, every key that was not made on its
+	// token, and of which copies may exist: those in files, and those of which a
+	// token does not say CKA_LOCAL. Default false.
+	RequireGenerated bool `yaml:"require_generated"`
 	// Folders are what the modules read and write while the key server runs,
 	// which the sandbox leaves to them: where a software token keeps its
 	// objects, and the module's configuration. Default none.
@@ -42,6 +47,8 @@ func (c *HSMConfig) check(doc *document, keys string) error {
 		return doc.errorAt("$.hsm", "'hsm' needs 'keys'")
 	case c.RequireNonExtractable && keys != "":
 		return doc.errorAt("$.hsm.require_non_extractable", "the keys of the folder %q can be copied: leave 'keys' out", keys)
+	case c.RequireGenerated && keys != "":
+		return doc.errorAt("$.hsm.require_generated", "the keys of the folder %q were not made on a token: leave 'keys' out", keys)
 	}
 	for i, k := range c.Keys {
 		if k.URI == "" {

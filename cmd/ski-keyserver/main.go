@@ -46,7 +46,10 @@ the default.
   #       name:              # default: its label
   #       public: www.pem    # its certificate or public key; default: the token's
   #   max_sessions: 16       # operations at once, of each token
-  #   require_non_extractable: false     # refuses keys that can be copied
+  #   require_non_extractable: false     # refuses keys that can be copied off their
+  #                          # token, or could be before, and those in files
+  #   require_generated: false           # refuses keys that were not made on their
+  #                          # token; recommended, as the former is
   #   folders: []            # what modules read and write while it runs (sandbox)
   #   network: false         # lets modules open TCP connections (sandbox)
   policy: policy.yaml

@@ -94,6 +94,7 @@ func (t *devToken) config() string {
   keys:
     - uri: %q
   require_non_extractable: true
+  require_generated: true
   folders: [%q]
 `, t.uri(""), t.dir)
 }

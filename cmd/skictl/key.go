@@ -75,7 +75,14 @@ the new key. The URI's object is what the key is called, by policies too.
 
 The private key cannot leave the token, from its first moment on: CKA_EXTRACTABLE
 is false and CKA_SENSITIVE true. It can do what --usage says and nothing else;
-decrypt is for the static RSA key exchange of TLS 1.2 and before.`,
+decrypt is for the static RSA key exchange of TLS 1.2 and before.
+
+Nobody can change that afterwards, nor its label and id: CKA_MODIFIABLE and
+CKA_COPYABLE are false, and CKA_ALLOWED_MECHANISMS has what the usage takes, which
+is CKM_ECDSA, CKM_EDDSA, or CKM_RSA_PKCS and CKM_RSA_PKCS_PSS to sign and
+CKM_RSA_X_509 to decrypt with RSA. A token that does not know one of the three
+gets a key without it, and the last lines say which: whoever has the PIN could
+change the key, or a copy of it, to that extent.`,
 		Example: `  skictl key generate --type ec-p256 \
     --uri 'pkcs11:token=site-keys;object=www.example.com?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin'`,
 		Args: cobra.NoArgs,
@@ -100,6 +107,7 @@ decrypt is for the static RSA key exchange of TLS 1.2 and before.`,
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s, on the token %s (serial %s)\nspki: %s\n", info.URI, info.Type, info.Token, info.Serial, info.ID)
+			writeLasting(cmd.OutOrStdout(), info)
 			return nil
 		},
 	}
@@ -108,6 +116,32 @@ decrypt is for the static RSA key exchange of TLS 1.2 and before.`,
 	f.StringVar(&kind, "type", "", "the `TYPE` of the key: "+hsm.KeyTypes())
 	f.StringSliceVar(&usage, "usage", []string{"sign"}, "the `USAGE` of the key: sign, decrypt or both")
 	return required(cmd, "uri", "type")
+}
+
+// writeLasting says what keeps a key as it was made, and what the token does not
+// know of it.
+func writeLasting(w io.Writer, k hsm.KeyInfo) {
+	var set, not []string
+	for _, a := range []struct {
+		set         bool
+		name, value string
+	}{
+		{!k.Modifiable, "CKA_MODIFIABLE", " false"},
+		{!k.Copyable, "CKA_COPYABLE", " false"},
+		{k.Mechanisms != nil, "CKA_ALLOWED_MECHANISMS", " " + strings.Join(k.Mechanisms, " ")},
+	} {
+		if a.set {
+			set = append(set, a.name+a.value)
+		} else {
+			not = append(not, a.name)
+		}
+	}
+	if len(set) > 0 {
+		fmt.Fprintln(w, "set for good:", strings.Join(set, ", "))
+	}
+	if len(not) > 0 {
+		fmt.Fprintln(w, "not set, since the token does not take it:", strings.Join(not, ", "))
+	}
 }
 
 // required marks flags as such.
@@ -199,7 +233,7 @@ func makeCSR(ctx context.Context, cfg hsm.Config, template *x509.CertificateRequ
 func newKeyListCommand() *cobra.Command {
 	var uris []string
 	var config string
-	var asJSON, strict bool
+	var asJSON, strict, generated bool
 	cmd := &cobra.Command{
 		Use:   "list (--uri URI... | --config FILE)",
 		Short: "List the keys that a key server could serve",
@@ -208,8 +242,10 @@ with its SPKI fingerprint, what it may be used for, where it lives, whether it c
 be copied, and the certificates beside it that fit. A URI without object and id
 names all keys of its token.
 
-EXTRACTABLE is 'never' for a key that was made on the token and could not leave it
-at any time, 'no' for one that cannot leave it now, and otherwise 'yes'.
+EXTRACTABLE is 'never' for a key that could not leave its token at any time, 'no'
+for one that cannot leave it now, and otherwise 'yes'. GENERATED is 'yes' for a key
+that was made on its token, and 'no' for one that was put there, of which there
+may be copies.
 
 Keys that the key server would refuse are listed too; why it would is on standard
 error.`,
@@ -225,6 +261,7 @@ error.`,
 				return err
 			}
 			cfg.RequireNonExtractable = cfg.RequireNonExtractable || strict
+			cfg.RequireGenerated = cfg.RequireGenerated || generated
 			if len(cfg.Keys) > 0 {
 				onTokens, err := hsm.List(cmd.Context(), cfg)
 				if err != nil {
@@ -248,7 +285,8 @@ error.`,
 	f.StringArrayVar(&uris, "uri", nil, "the `URI` of a token or a key; can be repeated")
 	f.StringVar(&config, "config", "", "the configuration `FILE` of a key server")
 	f.BoolVar(&asJSON, "json", false, "print JSON: an array with an object for each key")
-	f.BoolVar(&strict, "require-non-extractable", false, "refuse keys that can be taken off their token, as the key server does with require_non_extractable")
+	f.BoolVar(&strict, "require-non-extractable", false, "refuse keys that can be taken off their token or could be before, as the key server does with require_non_extractable")
+	f.BoolVar(&generated, "require-generated", false, "refuse keys that were not made on their token, as the key server does with require_generated")
 	cmd.MarkFlagsOneRequired("uri", "config")
 	cmd.MarkFlagsMutuallyExclusive("uri", "config")
 	return cmd
@@ -277,7 +315,7 @@ func configuredKeys(file string, log *slog.Logger) ([]hsm.KeyInfo, hsm.Config, e
 	for _, id := range folder.IDs() {
 		name, public, _ := folder.Lookup(id)
 		_, isRSA := public.(*rsa.PublicKey)
-		k := hsm.KeyInfo{ID: id, Name: name, Type: hsm.TypeOf(public), Public: public, Signs: true, Decrypts: isRSA, Extractable: true}
+		k := hsm.KeyInfo{ID: id, Name: name, Type: hsm.TypeOf(public), Public: public, Signs: true, Decrypts: isRSA, Extractable: true, Modifiable: true, Copyable: true}
 		for _, ending := range []string{".pem", ".key"} { // as LoadFolder has it
 			path := filepath.Join(dir, name+ending)
 			if data, err := os.ReadFile(path); err == nil {
@@ -312,7 +350,7 @@ func certificatesOf(data []byte, id ski.KeyID) (fit []*x509.Certificate) {
 
 func writeKeysTable(w io.Writer, keys []hsm.KeyInfo) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tTYPE\tUSAGE\tEXTRACTABLE\tTOKEN\tSERIAL\tSPKI\tCERTIFICATES")
+	fmt.Fprintln(t, "NAME\tTYPE\tUSAGE\tEXTRACTABLE\tGENERATED\tTOKEN\tSERIAL\tSPKI\tCERTIFICATES")
 	for _, k := range keys {
 		id, state := k.ID.String(), extractable(k)
 		if k.ID.IsZero() {
@@ -322,10 +360,17 @@ func writeKeysTable(w io.Writer, keys []hsm.KeyInfo) {
 		for _, c := range k.Certificates {
 			certs = append(certs, fmt.Sprintf("%s until %s", cmp.Or(c.Subject.String(), strings.Join(c.DNSNames, " ")), c.NotAfter.Format(time.DateOnly)))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, cmp.Or(k.Type, "-"), cmp.Or(strings.Join(usages(k), ","), "-"), state,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, cmp.Or(k.Type, "-"), cmp.Or(strings.Join(usages(k), ","), "-"), state, yes(k.Local),
 			cmp.Or(k.Token, "(file)"), cmp.Or(k.Serial, "-"), id, cmp.Or(strings.Join(certs, "; "), "-"))
 	}
 	_ = t.Flush()
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 func usages(k hsm.KeyInfo) []string {

@@ -63,6 +63,7 @@ func HSMConfig(cfg *keyserver.Config, log *slog.Logger) hsm.Config {
 	c := hsm.Config{
 		MaxSessions:           int(cfg.HSM.MaxSessions),
 		RequireNonExtractable: cfg.HSM.RequireNonExtractable,
+		RequireGenerated:      cfg.HSM.RequireGenerated,
 		Dir:                   cfg.HSM.Dir,
 		Getenv:                os.Getenv,
 		Logger:                log,
