@@ -46,8 +46,9 @@ func newConformanceSetup(t *testing.T) *conformanceSetup {
 edges:
   - {name: edge, dns: [edge.test], psk: [edge.psk.test]}
 rules:
-  - {edges: [edge], keys: [ecdsa, ed25519], methods: [ECDHE, ECDHE-PMS]}
-  - {edges: [edge], keys: [rsa], methods: [ECDHE, ECDHE-PMS, DHE, RSA]}
+  - {edges: [edge], keys: [ecdsa, ed25519], methods: [ECDHE, ECDHE-PMS], groups: [secp256r1, secp384r1, secp521r1, x25519]}
+  - {edges: [edge], keys: [rsa], methods: [ECDHE, ECDHE-PMS, DHE, RSA],
+     groups: [secp256r1, secp384r1, secp521r1, x25519, ffdhe2048, ffdhe4096, modp_2048]}
 `)
 	c.must(skictl, "psk", "generate", "edge.psk.test", "--out", c.path("edge.psk"))
 	return c

@@ -315,7 +315,7 @@ func TestTheFilesOfTheEmbeddedDocumentAreValid(t *testing.T) {
 	all, status := e.check("ski-edgeserver-embedded")
 	assert.Zero(t, status, all)
 	assert.NotContains(t, all, "warning")
-	assert.Regexp(t, `(?m)^edge-1  ec\.test +ECDSA P-256  ECDHE    TLS 1\.2, TLS 1\.3, DTLS 1\.2, DTLS 1\.3  any +ec\.test +any +always  -$`, all)
+	assert.Regexp(t, `(?m)^edge-1  ec\.test +ECDSA P-256  ECDHE    TLS 1\.2, TLS 1\.3, DTLS 1\.2, DTLS 1\.3  any +secp256r1, secp384r1, x25519 +ec\.test +any +always  -$`, all)
 }
 
 func TestMistakesOfAnEmbeddedKeyServer(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -127,7 +128,9 @@ sites:
   - {names: [other.test], certificates: [other.crt], static: site}
   - {names: [ecdsa.test], certificates: [ecdsa.crt], static: site}
 `)
+		start := java.Last()["input"]
 		_, addr := c.start("msg=listening addr=", "ski-edgeserver", "-config", c.path("edge.yaml"))
+		require.Eventually(t, func() bool { return java.Last()["input"] != start }, time.Minute, time.Millisecond, "the question at the start")
 		for _, tc := range []struct {
 			site string
 			args string // of s_client

@@ -114,6 +114,11 @@ type Site struct {
 	// the key server makes it and the edge gets the PreMasterSecret. The latter
 	// asks the key server twice for each handshake. Default: ECDHE.
 	Method string `yaml:"method"`
+	// Groups are those of the ephemeral keys: x25519, secp256r1, secp384r1 and
+	// secp521r1, which the key server's policy has to grant for TLS 1.2. TLS 1.3 has
+	// their hybrids with ML-KEM too. The order does not matter. Default: x25519,
+	// secp256r1 and secp384r1; with JavaNames secp256r1.
+	Groups []string `yaml:"groups"`
 	// LegacyMasterSecret accepts clients without extended master secret (RFC
 	// 7627) in TLS 1.2. EngineStandard always does.
 	LegacyMasterSecret bool `yaml:"legacy_master_secret"`

@@ -19,15 +19,16 @@ type conn struct {
 	net.Conn
 	gen        *generation
 	bounds     *bounds
-	client     netip.Prefix // it counts for; invalid: for nobody yet
-	handshakes bool         // it counts as a handshake
-	ended      sync.Once    // it counts no more
-	deadline   atomic.Bool  // one is set for Write
-	replay     []byte       // what has been read already, and is to be read again
-	serverName string       // in the ClientHello
-	site       *site        // the site it is bound to
-	unknown    bool         // no site has serverName
-	engine     string       // that speaks TLS on it
+	client     netip.Prefix     // it counts for; invalid: for nobody yet
+	handshakes bool             // it counts as a handshake
+	ended      sync.Once        // it counts no more
+	deadline   atomic.Bool      // one is set for Write
+	replay     []byte           // what has been read already, and is to be read again
+	serverName string           // in the ClientHello
+	site       *site            // the site it is bound to
+	unknown    bool             // no site has serverName
+	engine     string           // that speaks TLS on it
+	chosen     *tls.Certificate // by configFor, for the standard engine; nil: none
 	asked      question
 	state      tls.ConnectionState // once the handshake is done
 	answering  atomic.Bool         // a request in HTTP/1.1

@@ -111,6 +111,7 @@ func (s *Site) has(p ski.Protocol) bool {
 func (s *site) splitConfig(keys *keyLog) *split.Config {
 	cfg := &split.Config{
 		StaticRSA:          s.StaticRSA,
+		Groups:             s.groupCodes(),
 		NextProtos:         s.nextProtos(),
 		LegacyMasterSecret: s.LegacyMasterSecret,
 		KeyServerEphemeral: s.Method == string(ski.MethodECDHEPMS),
@@ -119,9 +120,6 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 		KeyLog:             keys.masterSecret(),
 	}
 	s.askClientsOfSplit(cfg)
-	if s.java {
-		cfg.Groups = []tls.CurveID{tls.CurveP256}
-	}
 	for _, chain := range s.chains {
 		standard := chain.ForClientHello(&tls.ClientHelloInfo{})
 		key := chain.Key

@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/tlsski/tlsski/ski"
@@ -102,7 +103,7 @@ func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked 
 	}
 	served := true
 	for _, question := range site.questions(chain) {
-		err := asked.would(ctx, question)
+		groups, err := asked.refuses(ctx, question)
 		switch {
 		case err == nil:
 			continue
@@ -110,7 +111,11 @@ func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked 
 			return
 		}
 		served = false
-		log.Warn("the key server does not serve the key: handshakes will fail",
+		refused := log
+		if len(groups) > 0 {
+			refused = log.With("groups", strings.Join(groups, ", "))
+		}
+		refused.Warn("the key server does not serve the key: handshakes will fail",
 			"protocol", question.Protocol, "method", question.Method, "reason", reason(err), "error", err)
 		if !errors.Is(err, ski.RequestDenied) {
 			return // The others have the same answer, or none.
@@ -121,35 +126,60 @@ func (s *Server) probe(ctx context.Context, site *site, keyServer string, asked 
 	}
 }
 
+// inquiry is a kind of question that handshakes ask, for each group that their
+// ephemeral keys can have. There is none where the key server sees none.
+type inquiry struct {
+	ski.Request
+	groups []tls.CurveID
+}
+
 // questions returns one for each kind of question that handshakes with a chain ask:
 // a key server can deny one and grant another.
 //
 // The input is what no handshake needs signed or decrypted. That a key server finds
 // that malformed means that it has the key and would use it for this edge: it
 // looks for those first.
-func (s *site) questions(chain *ski.Certificate) (all []*ski.Request) {
-	add := func(req ski.Request) {
+func (s *site) questions(chain *ski.Certificate) (all []inquiry) {
+	add := func(req ski.Request, groups ...tls.CurveID) {
 		req.SPKI, req.Input = chain.Key.ID(), []byte{0}
 		if !s.draft && len(s.Names) > 0 && s.Names[0][0] != '*' {
 			req.ServerName = s.Names[0]
 		}
 		if s.java {
-			req.Input = javaProbe()
+			req.Input, groups = javaProbe(), nil
 		}
-		all = append(all, &req)
+		all = append(all, inquiry{req, groups})
 	}
 	if s.has(ski.TLS12) {
 		req := ski.Request{Protocol: ski.TLS12, Method: ski.MethodECDHE, Hash: ski.SHA256}
 		if s.Method == string(ski.MethodECDHEPMS) {
-			req.Method, req.Group = ski.MethodECDHEPMS, tls.CurveP256
+			req.Method = ski.MethodECDHEPMS
 		}
-		add(req)
+		add(req, s.groupCodes()...)
 		if _, ok := chain.Leaf.PublicKey.(*rsa.PublicKey); ok && s.StaticRSA && !s.java {
 			add(ski.Request{Protocol: ski.TLS12, Method: ski.MethodRSA})
 		}
 	}
 	if s.has(ski.TLS13) && !s.draft && !s.java {
 		add(ski.Request{Protocol: ski.TLS13, Method: ski.MethodECDHE, Scheme: scheme(chain.Leaf.PublicKey)})
+	}
+	return all
+}
+
+// requests returns what is asked, for each of the groups.
+func (q inquiry) requests() []*ski.Request {
+	if len(q.groups) == 0 {
+		return []*ski.Request{&q.Request}
+	}
+	var all []*ski.Request
+	for _, group := range q.groups {
+		req := q.Request
+		if req.Method == ski.MethodECDHEPMS {
+			req.Group = group
+		} else { // parameters that end behind the group, which a policy can judge by
+			req.Input = append(make([]byte, 2*ski.RandomLen), 3, byte(group>>8), byte(group))
+		}
+		all = append(all, &req)
 	}
 	return all
 }
@@ -171,9 +201,27 @@ func scheme(key crypto.PublicKey) tls.SignatureScheme {
 	return tls.PSSWithSHA256
 }
 
-// would returns nil if the key server would do what the question is for.
-func (a asking) would(ctx context.Context, question *ski.Request) error {
-	resp, err := a.RoundTrip(ctx, question)
+// refuses asks a question for each of its groups. It returns those for which the
+// key server would not do what the question is for, and an error that says why.
+func (a asking) refuses(ctx context.Context, q inquiry) (groups []string, err error) {
+	for i, req := range q.requests() {
+		one := a.would(ctx, req)
+		if one == nil {
+			continue
+		}
+		if err = one; len(q.groups) > 0 {
+			groups = append(groups, groupName(q.groups[i]))
+		}
+		if !errors.Is(err, ski.RequestDenied) {
+			return groups, err // The others have the same answer, or none.
+		}
+	}
+	return groups, err
+}
+
+// would returns nil if the key server would do what a request is for.
+func (a asking) would(ctx context.Context, req *ski.Request) error {
+	resp, err := a.RoundTrip(ctx, req)
 	if err == nil && resp.Error != ski.MalformedRequest {
 		err = resp.Err()
 	}

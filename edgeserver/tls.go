@@ -39,9 +39,6 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 	if !slices.ContainsFunc(table.all, func(s *site) bool { return !s.draft }) {
 		base.MaxVersion = tls.VersionTLS12
 	}
-	if !slices.ContainsFunc(table.all, func(s *site) bool { return !s.java }) {
-		base.CurvePreferences = []tls.CurveID{tls.CurveP256}
-	}
 	for _, s := range table.all {
 		s.config, s.staticRSA = s.tlsConfigs(base)
 		if s.Engine == EngineSplit {
@@ -79,9 +76,7 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 	config.NextProtos = s.nextProtos()
 	s.useTickets(config)
 	s.askClients(config)
-	if s.java {
-		config.CurvePreferences = []tls.CurveID{tls.CurveP256}
-	}
+	config.CurvePreferences = s.curvePreferences()
 	if !s.has(ski.TLS12) || s.Engine == EngineSplit {
 		config.MinVersion = tls.VersionTLS13
 	}
@@ -105,23 +100,40 @@ func (s *site) tlsConfigs(base *tls.Config) (config, static *tls.Config) {
 // configFor returns the site's configuration for a client. It offers static
 // RSA only to those that support nothing else.
 func (s *site) configFor(hello *tls.ClientHelloInfo) *tls.Config {
+	chosen := &connFrom(hello.Context()).chosen
+	*chosen = nil
+	if s.hasGroupOf(hello) {
+		*chosen, _ = s.choose(hello)
+	}
 	if s.refusesHTTP(hello.SupportedProtos) {
 		config := s.config.Clone()
 		config.NextProtos = notHTTP
 		return config
 	}
-	if s.staticRSA == nil {
-		return s.config
-	}
-	if cert, _ := s.choose(hello); cert != nil {
+	if s.staticRSA == nil || *chosen != nil {
 		return s.config
 	}
 	return s.staticRSA
 }
 
+// hasGroupOf reports whether the client has a group for an ephemeral key in
+// TLS 1.2, or may do without since there is TLS 1.3.
+func (s *site) hasGroupOf(hello *tls.ClientHelloInfo) bool {
+	if slices.Contains(hello.SupportedVersions, tls.VersionTLS13) && s.config.MaxVersion != tls.VersionTLS12 {
+		return true
+	}
+	offered := s.groupCodes()
+	return slices.ContainsFunc(hello.SupportedCurves, func(c tls.CurveID) bool { return slices.Contains(offered, c) })
+}
+
 // certificate is tls.Config.GetCertificate. Where the client supports none of
 // the chains it gets the first, and crypto/tls the say on which alert that is.
 func (s *site) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	// With the site's configuration crypto/tls would hold the curve of a
+	// certificate to the groups of the ephemeral key.
+	if cert := connFrom(hello.Context()).chosen; cert != nil {
+		return cert, nil
+	}
 	cert, err := s.choose(hello)
 	if err != nil {
 		cert = s.chains[0].ForClientHello(hello)
@@ -134,14 +146,11 @@ func (s *site) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 func (s *site) choose(hello *tls.ClientHelloInfo) (cert *tls.Certificate, err error) {
 	// The name has chosen the site already, and at the default site it is in
 	// no certificate. The question may be asked of the base configuration, which
-	// has versions and curves that the site has not.
+	// has versions that the site has not.
 	anonymous := *hello
 	anonymous.ServerName = ""
 	if most := s.config.MaxVersion; most != 0 {
 		anonymous.SupportedVersions = without(hello.SupportedVersions, func(v uint16) bool { return v > most })
-	}
-	if s.java {
-		anonymous.SupportedCurves = without(hello.SupportedCurves, func(c tls.CurveID) bool { return c != tls.CurveP256 })
 	}
 	for _, chain := range s.chains {
 		cert := chain.ForClientHello(hello)

@@ -167,7 +167,7 @@ func (c *Config) validateEngine(field string, s *Site) error {
 	if s.Engine == EngineSplit && !s.has(ski.TLS12) {
 		return c.errorf(field+".versions", "engine: %s is for %s", EngineSplit, ski.TLS12)
 	}
-	return nil
+	return c.validateGroups(field, s)
 }
 
 // checkAddress checks an address to listen on. A port can have a name.

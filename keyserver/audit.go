@@ -53,6 +53,10 @@ type Record struct {
 	// without 'hash' implies is named too.
 	Hash   string
 	Scheme string
+	// Group is that of the ephemeral key: secp256r1, x25519, ffdhe2048. It is
+	// empty with TLS 1.3 and static RSA, which have none that the key server
+	// sees, and where it could not be read.
+	Group string
 	// ClaimedServerName is the name that the client asked for, as the edge has
 	// it: nothing in a request proves it.
 	ClaimedServerName string

@@ -47,6 +47,7 @@ type auditLine struct {
 	Exchange        int    `json:"exchange,omitempty"`
 	Hash            string `json:"hash,omitempty"`
 	Scheme          string `json:"scheme,omitempty"`
+	Group           string `json:"group,omitempty"`
 	ClaimedName     string `json:"claimed_server_name,omitempty"`
 	Outcome         string `json:"outcome,omitempty"`
 	PreMasterSecret string `json:"premaster_secret,omitempty"`
@@ -93,6 +94,7 @@ func (r *Record) line() *auditLine {
 		Exchange:        r.Exchange,
 		Hash:            r.Hash,
 		Scheme:          r.Scheme,
+		Group:           r.Group,
 		ClaimedName:     r.ClaimedServerName,
 		Outcome:         r.Outcome,
 		PreMasterSecret: r.PreMasterSecret,

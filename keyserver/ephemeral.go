@@ -67,7 +67,7 @@ func (s *Server) resume(peer ski.Peer, edges []*edge, req *ski.Request) (*ski.Re
 		return req, x, err
 	}
 	asked := *req
-	asked.Hash, asked.Scheme, asked.ServerName = x.first.hash, x.first.scheme, x.first.serverName
+	asked.Hash, asked.Scheme, asked.Group, asked.ServerName = x.first.hash, x.first.scheme, x.first.group, x.first.serverName
 	return &asked, x, nil
 }
 

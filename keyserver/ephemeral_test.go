@@ -288,11 +288,13 @@ func TestPolicyOfBothExchanges(t *testing.T) {
 	require.Equal(t, 2, rec.Exchange)
 	require.Equal(t, "SHA-256", rec.Hash)
 	require.Equal(t, "www.example.com", rec.ClaimedServerName)
+	require.Equal(t, "x25519", rec.Group)
 
 	second, _ = s.begins(first)
 	for _, rule := range [][]string{
 		{"ECDHE", "algorithms: [SHA-256]"},
 		{"ECDHE-PMS", "algorithms: [SHA-384]"},
+		{"ECDHE-PMS", "groups: [secp256r1]"},
 		{"ECDHE-PMS", "server_names: [other.example.com]"},
 		{"ECDHE-PMS", "networks: [198.51.100.0/24]"},
 		{"ECDHE-PMS", "not_after: 2020-01-01T00:00:00Z"},

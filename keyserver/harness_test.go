@@ -124,17 +124,17 @@ var legacyPeer = ski.Peer{DNSNames: []string{"legacy.example.net"}}
 
 const testPolicy = `
 edges:
-  - name: edge
-    dns: [edge.example.net]
-  - name: legacy
-    dns: [legacy.example.net]
+  - {name: edge, dns: [edge.example.net]}
+  - {name: legacy, dns: [legacy.example.net]}
 rules:
   - edges: [edge, legacy]
     keys: ["*"]
     methods: [ECDHE, DHE, ECDHE-PMS, RSA]
+    groups: [secp256r1, secp384r1, secp521r1, x25519, ffdhe2048, ffdhe3072, ffdhe4096, ffdhe6144, ffdhe8192, modp_2048, modp_3072, modp_4096, modp_6144, modp_8192]
   - edges: [legacy]
     keys: ["*"]
     methods: [ECDHE, DHE, ECDHE-PMS, RSA]
+    groups: [secp256r1, secp384r1, secp521r1, x25519, ffdhe2048, ffdhe3072, modp_2048]
     legacy: [sha-1, md5-sha-1, rsa-below-2048, tls-1.0, tls-1.1, dtls-1.0]
 `
 

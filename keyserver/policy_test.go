@@ -130,10 +130,10 @@ func TestPolicyRights(t *testing.T) {
 	modern := []ski.Protocol{ski.TLS12, ski.TLS13, ski.DTLS12, ski.DTLS13}
 	ecdheOnly := []ski.Method{ski.MethodECDHE}
 	require.Equal(t, []Right{
-		{Edge: "one", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern},
+		{Edge: "one", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern, Groups: defaultGroups},
 		{Edge: "one", KeyName: rsa2048, Key: keys.id(rsa2048), Methods: ecdheOnly,
-			Protocols: modern, Legacy: []string{"sha-1"}}, // In TLS 1.1 an RSA key needs md5-sha-1 too.
-		{Edge: "two", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern},
+			Protocols: modern, Groups: defaultGroups, Legacy: []string{"sha-1"}}, // In TLS 1.1 an RSA key needs md5-sha-1 too.
+		{Edge: "two", KeyName: p256, Key: keys.id(p256), Methods: ecdheOnly, Protocols: modern, Groups: defaultGroups},
 		{Edge: "two", KeyName: rsa2048, Key: keys.id(rsa2048), Methods: []ski.Method{ski.MethodRSA},
 			Protocols: []ski.Protocol{ski.TLS12}, ServerNames: []string{"www.example.com", "*.example.org"}},
 	}, p.Rights())
@@ -198,6 +198,14 @@ func TestPolicyErrors(t *testing.T) {
 		"server name":          {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: [a.*.b]\n", `policy.yaml:6:20: "a.*.b" is neither`},
 		"two dots":             {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: [a, '*..b']\n", `policy.yaml:6:23: "*..b" is neither`},
 		"wildcard twice":       {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    server_names: ['*.*.b']\n", `policy.yaml:6:20: "*.*.b" is neither`},
+		"unknown group":        {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    groups: [x25519, P-521]\n", `policy.yaml:6:22: "P-521" is not one of secp256r1, secp384r1, secp521r1, x25519, ffdhe2048,`},
+		"DHE, no group":        {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [DHE]\n", "policy.yaml:5:15: the rule grants DHE and names no group for it: write groups: [ffdhe2048]"},
+		"ECDHE, DHE, no group": {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE, DHE]\n", "policy.yaml:5:22: the rule grants DHE and names no group for it: write groups: [secp256r1, secp384r1, x25519, ffdhe2048]"},
+		"DHE, other group":     {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE, DHE]\n    groups: [x25519]\n", "policy.yaml:5:22: the rule grants DHE and names no group for it: write groups: [x25519, ffdhe2048]"},
+		"ECDHE, other group":   {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE-PMS, DHE]\n    groups: [modp_2048]\n", "policy.yaml:5:15: the rule grants ECDHE-PMS and names no group for it: write groups: [secp256r1, secp384r1, x25519, modp_2048]"},
+		"group without DHE":    {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    groups: [x25519, ffdhe2048]\n", `policy.yaml:6:22: "ffdhe2048" is for DHE, which the rule does not grant`},
+		"group of RSA":         {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [RSA]\n    groups: [x25519]\n", `policy.yaml:6:14: "x25519" is for ECDHE and ECDHE-PMS before TLS 1.3, which the rule does not grant`},
+		"group of TLS 1.3":     {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    protocols: [TLS 1.3]\n    groups: [x25519]\n", `policy.yaml:7:14: "x25519" is for ECDHE and ECDHE-PMS before TLS 1.3, which the rule does not grant: of TLS 1.3 the key server does not see the group`},
 		"unknown algorithm":    {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    algorithms: [SHA-256, sha-384]\n", `policy.yaml:6:27: "sha-384" is not one of SHA-224, SHA-256, SHA-384, SHA-512, rsa_pkcs1_sha256,`},
 		"legacy algorithm":     {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    algorithms: [SHA-1]\n", `policy.yaml:6:18: "SHA-1" is not one of`},
 		"no network":           {e + "rules:\n  - edges: [e]\n    keys: ['*']\n    methods: [ECDHE]\n    networks: [192.0.2.0/24, 192.0.2/24]\n", `policy.yaml:6:30: "192.0.2/24" is neither a network such as`},

@@ -208,8 +208,12 @@ func TestRightsAreEffective(t *testing.T) {
 	require.Equal(t, []ski.Method{ski.MethodECDHE}, got["ec"].Methods)
 	require.Equal(t, []ski.Method{ski.MethodECDHE, ski.MethodRSA}, got["rsa"].Methods)
 
-	got = rights(oneRule("DHE, ECDHE-PMS"))
+	require.Equal(t, []string{"secp256r1", "secp384r1", "x25519"}, got["rsa"].Groups)
+
+	got = rights(oneRule("DHE, ECDHE-PMS", "groups: [modp_2048, secp521r1]"))
 	require.Equal(t, []ski.Method{ski.MethodECDHEPMS}, got["ec"].Methods)
+	require.Equal(t, []string{"secp521r1"}, got["ec"].Groups, "only an RSA key does DHE")
+	require.Equal(t, []string{"secp521r1", "modp_2048"}, got["rsa"].Groups)
 	require.Equal(t, []ski.Method{ski.MethodDHE, ski.MethodECDHEPMS}, got["rsa"].Methods)
 	require.Equal(t, []ski.Protocol{ski.TLS12, ski.DTLS12}, got["rsa"].Protocols)
 
@@ -221,6 +225,10 @@ func TestRightsAreEffective(t *testing.T) {
 	got = rights(oneRule("RSA"))
 	require.Len(t, got, 1)
 	require.Equal(t, []ski.Protocol{ski.TLS12, ski.DTLS12}, got["rsa"].Protocols, "TLS 1.3 has no RSA key exchange")
+	require.Empty(t, got["rsa"].Groups)
+
+	got = rights(oneRule("ECDHE", "protocols: [TLS 1.3]"))
+	require.Empty(t, got["ec"].Groups, "the key server does not see that of TLS 1.3")
 
 	got = rights(oneRule("ECDHE", "algorithms: [rsa_pss_rsae_sha256, SHA-384]", "networks: [192.0.2.0/24]"))
 	require.Equal(t, []string{"SHA-384"}, got["ec"].Algorithms)

@@ -24,6 +24,7 @@ import (
 //	    methods: [ECDHE, RSA]
 //	    protocols: [TLS 1.2, TLS 1.3]     # default: TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3
 //	    algorithms: [ecdsa_secp256r1_sha256, SHA-256]  # default: all that are not legacy
+//	    groups: [secp256r1, ffdhe2048]    # default: secp256r1, secp384r1, x25519
 //	    server_names: [www.example.com, "*.example.com"]  # default: any, or none sent; the edge's word
 //	    networks: [192.0.2.0/24]          # where the edge asks from; default: anywhere
 //	    not_before: 2026-01-01T00:00:00Z  # RFC 3339; default: always
@@ -71,6 +72,7 @@ type ruleEntry struct {
 	Methods     []ski.Method   `yaml:"methods"`
 	Protocols   []ski.Protocol `yaml:"protocols"`
 	Algorithms  []string       `yaml:"algorithms"`
+	Groups      []string       `yaml:"groups"`
 	ServerNames []string       `yaml:"server_names"`
 	Networks    []string       `yaml:"networks"`
 	NotBefore   string         `yaml:"not_before"`

@@ -21,6 +21,7 @@ type Right struct {
 	Methods     []ski.Method
 	Protocols   []ski.Protocol
 	Algorithms  []string // none means all that the key can do
+	Groups      []string // none means that nothing granted has one
 	ServerNames []string // none means any
 	Networks    []netip.Prefix
 	NotBefore   time.Time // zero means always
@@ -59,12 +60,23 @@ func (p *Policy) rightsOf(edges []*edge) []Right {
 func (r *rule) right(k key) (right Right, ok bool) {
 	methods, protocols, algorithms := make(map[ski.Method]bool), make(map[ski.Protocol]bool), make(map[string]bool)
 	var used legacy
+	var curves, finiteFields bool
 	for _, a := range operationsOf(k) {
 		if r.reachesOf(operationDimensions, &a) < len(operationDimensions) {
 			continue
 		}
 		methods[a.method], protocols[a.protocol], algorithms[a.algorithm] = true, true, true
 		used |= a.legacy
+		if hasGroup(a.method, a.protocol) {
+			curves = curves || a.method != ski.MethodDHE
+			finiteFields = finiteFields || a.method == ski.MethodDHE
+		}
+	}
+	var groups []string
+	for _, name := range keep(groupNames(), r.groups) {
+		if curves && isCurveGroup(name) || finiteFields && isDHGroup(name) {
+			groups = append(groups, name)
+		}
 	}
 	return Right{
 		KeyName:     k.name,
@@ -72,6 +84,7 @@ func (r *rule) right(k key) (right Right, ok bool) {
 		Methods:     keep(ski.Methods(), methods),
 		Protocols:   keep(ski.Protocols(), protocols),
 		Algorithms:  keep(slices.Clone(r.algorithms), algorithms),
+		Groups:      groups,
 		ServerNames: r.serverNames,
 		Networks:    r.networks,
 		NotBefore:   r.notBefore,
@@ -80,7 +93,8 @@ func (r *rule) right(k key) (right Right, ok bool) {
 	}, len(methods) > 0
 }
 
-// operationsOf returns every operation that there is for a key.
+// operationsOf returns every operation that there is for a key, without the
+// groups: a rule has some for each of its methods.
 func operationsOf(k key) []access {
 	var all []access
 	add := func(req ski.Request) {
@@ -135,6 +149,9 @@ func (p *Policy) Warnings(now time.Time) []string {
 		if r.methods[ski.MethodRSA] {
 			warnings = append(warnings, fmt.Sprintf("policy rule %d grants RSA, which has no forward secrecy", r.number))
 		}
+		if r.methods[ski.MethodDHE] {
+			warnings = append(warnings, fmt.Sprintf("policy rule %d grants DHE, with which an edge chooses %d bytes of what is signed", r.number, r.longestDHKey()))
+		}
 		if !r.notAfter.IsZero() && now.After(r.notAfter) {
 			warnings = append(warnings, fmt.Sprintf("policy rule %d has not been valid since %s", r.number, r.notAfter.Format(time.RFC3339)))
 		}
@@ -145,6 +162,17 @@ func (p *Policy) Warnings(now time.Time) []string {
 		}
 	}
 	return warnings
+}
+
+// longestDHKey returns the length in bytes of the longest dh_Ys that the rule
+// grants.
+func (r *rule) longestDHKey() (longest int) {
+	for _, g := range dhGroups() {
+		if r.groups[g.name] {
+			longest = max(longest, g.p.BitLen()/8)
+		}
+	}
+	return longest
 }
 
 // NextExpiry returns when the next of the rules that are valid at the time now,

@@ -19,6 +19,7 @@ type rule struct {
 	protocols   map[ski.Protocol]bool
 	algorithms  []string // as the audit log names them; none means any that is not legacy
 	legacy      legacy
+	groups      map[string]bool
 	serverNames []string       // in lower case; none means any
 	networks    []netip.Prefix // none means any
 	notBefore   time.Time      // zero means always
@@ -32,6 +33,7 @@ type access struct {
 	protocol   ski.Protocol
 	algorithm  string // of a signature, as the audit log names it
 	legacy     legacy
+	group      string // "" where there is none to judge, see groupAsked
 	serverName string // in lower case
 	address    netip.Addr
 	time       time.Time
@@ -40,6 +42,7 @@ type access struct {
 // newAccess returns what a request asks for whose record has been begun.
 func newAccess(rec *Record, req *ski.Request, k key, alg algorithm) access {
 	a := operationAccess(req, k, alg)
+	a.group = rec.Group
 	a.serverName = strings.ToLower(req.ServerName)
 	// An address comes with the interface it was seen at, and an IPv4 one in
 	// the form for a socket of IPv6, where a binding does not take that off.
@@ -81,6 +84,7 @@ var (
 		{"no rule grants the protocol", func(r *rule, a *access) bool { return r.protocols[a.protocol] }},
 		{"no rule grants the algorithm", (*rule).grantsAlgorithm},
 		{"no rule grants the legacy algorithm", func(r *rule, a *access) bool { return a.legacy&^r.legacy == 0 }},
+		{"no rule grants the group", (*rule).grantsGroup},
 	}
 	circumstances = []dimension{
 		{"no rule grants the server name", (*rule).grantsName},
@@ -110,6 +114,11 @@ func (r *rule) grantsAlgorithm(a *access) bool {
 	return len(r.algorithms) == 0 || a.method == ski.MethodRSA ||
 		a.legacy&(legacySHA1|legacyMD5SHA1) != 0 || slices.Contains(r.algorithms, a.algorithm)
 }
+
+// grantsGroup leaves an input whose group cannot be read to the check of its
+// structure, which comes when everything else is granted: a peer that may not
+// use the key is not told what is wrong with the input.
+func (r *rule) grantsGroup(a *access) bool { return a.group == "" || r.groups[a.group] }
 
 // grantsName judges the name that the edge claims the client has asked for. It
 // compares as RFC 9525, Section 6.3, does: without regard to case, and with "*" for

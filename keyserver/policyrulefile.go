@@ -24,6 +24,7 @@ func (b *policyBuilder) addRule(path string, number int, entry ruleEntry) error 
 		keys:      make(map[ski.KeyID]bool),
 		methods:   make(map[ski.Method]bool),
 		protocols: make(map[ski.Protocol]bool),
+		groups:    make(map[string]bool),
 	}
 	ids, err := b.keysNamed(path+".keys", entry.Keys, b.keyGroups)
 	if err != nil {
@@ -34,6 +35,7 @@ func (b *policyBuilder) addRule(path string, number int, entry ruleEntry) error 
 	}
 	for _, step := range []func(string, ruleEntry, *rule) error{
 		b.ruleMethods, b.ruleProtocols, b.ruleAlgorithms, b.ruleServerNames, b.ruleNetworks, b.ruleTimes, b.ruleLegacy,
+		b.ruleGroups, // which depends on the methods and protocols
 	} {
 		if err := step(path, entry, r); err != nil {
 			return err
@@ -107,6 +109,56 @@ func (b *policyBuilder) ruleAlgorithms(path string, entry ruleEntry, r *rule) er
 	}
 	r.algorithms = entry.Algorithms
 	return nil
+}
+
+// ruleGroups refuses a rule with a method that has no group, and with a group
+// that no method has: each is a mistake, of which nothing else would tell.
+func (b *policyBuilder) ruleGroups(path string, entry ruleEntry, r *rule) error {
+	for i, name := range entry.Groups {
+		at := fmt.Sprintf("%s.groups[%d]", path, i)
+		switch {
+		case !slices.Contains(groupNames(), name):
+			return b.errorAt(at, "%q is not one of %s", name, strings.Join(groupNames(), ", "))
+		case isCurveGroup(name) && !r.agreesOnCurves():
+			return b.errorAt(at, "%q is for ECDHE and ECDHE-PMS before TLS 1.3, which the rule does not grant: "+
+				"of TLS 1.3 the key server does not see the group", name)
+		case isDHGroup(name) && !r.methods[ski.MethodDHE]:
+			return b.errorAt(at, "%q is for DHE, which the rule does not grant", name)
+		}
+		r.groups[name] = true
+	}
+	if len(entry.Groups) == 0 && r.agreesOnCurves() {
+		for _, name := range defaultGroups {
+			r.groups[name] = true
+		}
+	}
+	missing := func(method ski.Method, groups []string) error {
+		at := fmt.Sprintf("%s.methods[%d]", path, slices.Index(entry.Methods, method))
+		return b.errorAt(at, "the rule grants %s and names no group for it: write groups: [%s]", method, strings.Join(groups, ", "))
+	}
+	named := keep(groupNames(), r.groups)
+	if r.methods[ski.MethodDHE] && !slices.ContainsFunc(named, isDHGroup) {
+		return missing(ski.MethodDHE, append(named, "ffdhe2048"))
+	}
+	if r.agreesOnCurves() && !slices.ContainsFunc(named, isCurveGroup) {
+		method := ski.MethodECDHE
+		if !r.methods[method] {
+			method = ski.MethodECDHEPMS
+		}
+		return missing(method, slices.Concat(defaultGroups, named))
+	}
+	return nil
+}
+
+// agreesOnCurves reports whether the rule grants a method whose group is one of
+// curveGroups in a protocol in which the key server sees it.
+func (r *rule) agreesOnCurves() bool {
+	for p := range r.protocols {
+		if !p.Is13() && (r.methods[ski.MethodECDHE] || r.methods[ski.MethodECDHEPMS]) {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *policyBuilder) ruleServerNames(path string, entry ruleEntry, r *rule) error {

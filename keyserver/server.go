@@ -373,6 +373,7 @@ func (r *Record) describe(req *ski.Request) {
 	r.Key = req.SPKI
 	r.Protocol = req.Protocol
 	r.Method = req.KeyExchange()
+	r.Group = groupAsked(req)
 	r.ClaimedServerName = req.ServerName
 	switch {
 	case isSecondExchange(req):

@@ -63,7 +63,7 @@ func TestRecord(t *testing.T) {
 	rec.Time, rec.Duration = time.Time{}, 0
 	require.Equal(t, Record{
 		Edge: "edge", Peer: peer.ID(), Address: edgePeer.Addr, Key: keys.id(p256), KeyName: p256,
-		Protocol: ski.TLS12, Method: ski.MethodECDHE, Hash: "SHA-256", ClaimedServerName: "www.example.com", Outcome: "output",
+		Protocol: ski.TLS12, Method: ski.MethodECDHE, Hash: "SHA-256", Group: "x25519", ClaimedServerName: "www.example.com", Outcome: "output",
 	}, rec)
 }
 

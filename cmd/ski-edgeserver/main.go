@@ -85,6 +85,8 @@ the default, or what else could be there.
       # engine: standard     # or split: session keys derived by the project's own TLS 1.2
       # versions: [TLS 1.2, TLS 1.3]    # with engine: split only TLS 1.2 unless said
       # method: ECDHE        # engine: split, or ECDHE-PMS: the key server's ephemeral key
+      # groups: [x25519, secp256r1, secp384r1]    # of ephemeral keys, secp521r1 too; the
+                             # key server's policy has to grant those of TLS 1.2
       # legacy_master_secret: false     # engine: split, clients without RFC 7627
       # tickets: local       # session tickets with keys of this process; shared: with other
                              # edges of the site, from the key server; off

@@ -83,6 +83,9 @@ func siteSummary(w io.Writer, cfg edgeserver.Config, site edgeserver.SiteInfo) {
 	if site.Engine == edgeserver.EngineSplit {
 		fmt.Fprintf(w, "           engine split, %s, method %s\n", strings.Join(versions(site.Site), ", "), cmp.Or(site.Method, "ECDHE"))
 	}
+	if len(site.Groups) > 0 {
+		fmt.Fprintf(w, "           groups %s\n", strings.Join(site.Groups, ", "))
+	}
 	switch site.Tickets {
 	case edgeserver.TicketsShared:
 		fmt.Fprintf(w, "           tickets shared, ticket_site %s\n", site.TicketSiteName())

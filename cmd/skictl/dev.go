@@ -254,9 +254,11 @@ rules:
   - edges: [edge]
     keys: [ecdsa.localhost]
     methods: [ECDHE, ECDHE-PMS]
+    groups: [secp256r1, secp384r1, secp521r1, x25519]
   - edges: [edge]
     keys: [rsa.localhost]
     methods: [ECDHE, ECDHE-PMS, DHE, RSA]
+    groups: [secp256r1, secp384r1, secp521r1, x25519, ffdhe2048, ffdhe4096, modp_2048]
 `
 	devEdgeConfig = `# The edge server of skictl dev. No site's private key is here.
 listen: ["%s"]

@@ -26,10 +26,10 @@ func (k *Keys) Describe(row func(cells ...string)) {
 func PrintRights(w io.Writer, rights []keyserver.Right, keys keyserver.KeyStore) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
-	row("EDGE", "KEY", "TYPE", "METHODS", "PROTOCOLS", "ALGORITHMS", "SERVER NAMES", "NETWORKS", "VALID", "LEGACY")
+	row("EDGE", "KEY", "TYPE", "METHODS", "PROTOCOLS", "ALGORITHMS", "GROUPS", "SERVER NAMES", "NETWORKS", "VALID", "LEGACY")
 	for _, r := range rights {
 		_, pub, _ := keys.Lookup(r.Key)
-		row(r.Edge, r.KeyName, keyType(pub), list(r.Methods, ""), list(r.Protocols, ""), algorithms(r),
+		row(r.Edge, r.KeyName, keyType(pub), list(r.Methods, ""), list(r.Protocols, ""), algorithms(r), list(r.Groups, "-"),
 			list(r.ServerNames, "any"), list(texts(r.Networks), "any"), validity(r), list(r.Legacy, "-"))
 	}
 	table.Flush()

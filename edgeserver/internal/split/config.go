@@ -28,7 +28,7 @@ type Config struct {
 	// clients that support nothing better.
 	StaticRSA bool
 	// Groups are those for the ephemeral key, in order of preference, of
-	// X25519, P-256 and P-384. Nil means all three.
+	// X25519, P-256, P-384 and P-521. Nil means the first three.
 	Groups []tls.CurveID
 	// KeyServerEphemeral has the key server make the ephemeral key (method
 	// ECDHE-PMS): each of Chains needs its Ephemeral.

@@ -43,13 +43,13 @@ func TestGoClientEverySuiteMethodAndCurve(t *testing.T) {
 	w := theWorld()
 	for _, method := range []string{"ECDHE", "ECDHE-PMS", "RSA"} {
 		for _, s := range suites {
-			for _, group := range defaultGroups {
+			for _, group := range allGroups {
 				if s.staticRSA != (method == "RSA") || s.id == 0xC0AC || s.id == 0xC0AE {
 					continue // crypto/tls has no CCM
 				}
 				t.Run(fmt.Sprintf("%s/%s/%v", method, s.name, group), func(t *testing.T) {
 					server := serve(t, &Config{
-						Chains: []*Chain{w.ecdsa.chain, w.rsa.chain}, StaticRSA: true,
+						Chains: []*Chain{w.ecdsa.chain, w.rsa.chain}, StaticRSA: true, Groups: allGroups,
 						KeyServerEphemeral: method == "ECDHE-PMS", NextProtos: []string{"h2", "http/1.1"},
 					})
 					client := goClient(s.id, group)

@@ -78,7 +78,7 @@ func FuzzClientMessages(f *testing.F) {
 		if scheme, signature, err := parseCertificateVerify(body); err == nil {
 			require.Equal(t, body, serverKeyExchangeBody(nil, scheme, signature))
 		}
-		for _, g := range defaultGroups {
+		for _, g := range allGroups {
 			if checkServerECDHParams(body, g) == nil {
 				require.NoError(t, checkPublic(g, body[4:]))
 			}

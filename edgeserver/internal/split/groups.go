@@ -11,7 +11,7 @@ import (
 )
 
 // defaultGroups are the groups for the ephemeral key, in the server's order of
-// preference.
+// preference, where the Config has none.
 var defaultGroups = []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384}
 
 // curveTypeNamed is ECCurveType.named_curve (RFC 8422, Section 5.4).
@@ -25,6 +25,8 @@ func curveOf(group tls.CurveID) ecdh.Curve {
 		return ecdh.P256()
 	case tls.CurveP384:
 		return ecdh.P384()
+	case tls.CurveP521:
+		return ecdh.P521()
 	}
 	return nil
 }

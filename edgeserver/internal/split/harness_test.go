@@ -28,6 +28,9 @@ import (
 	"github.com/tlsski/tlsski/ski"
 )
 
+// allGroups are those that a Config can have.
+var allGroups = []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521}
+
 const serverName = "www.example.test"
 
 // localKey does what a key server does, in the same process.

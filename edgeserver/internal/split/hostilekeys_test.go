@@ -46,7 +46,7 @@ func TestHostileECDHEPublicValues(t *testing.T) {
 		} {
 			lowOrder["low order "+s[:8]] = func([]byte) []byte { return must(hex.DecodeString(s)) }
 		}
-		for _, group := range defaultGroups {
+		for _, group := range allGroups {
 			cfg := hostileConfig()
 			cfg.KeyServerEphemeral, cfg.Groups = keyServer, []tls.CurveID{group}
 			h := newHostile(t, cfg)
