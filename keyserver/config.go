@@ -73,8 +73,9 @@ type Config struct {
 	// StateKeyFile holds Options.StateKey, in the same way. Default none: a
 	// random one, that no other key server has.
 	StateKeyFile string `yaml:"state_key_file"`
-	// TicketSecretFile holds Options.TicketSecret, in the same way. Default none: a
-	// random one, that no other key server has.
+	// TicketSecretFile holds the secret that the TicketRatchet begins with, in the
+	// same way. Default none: the ratchet goes on from the file beside State, or
+	// begins with a random one that no other key server has.
 	TicketSecretFile string `yaml:"ticket_secret_file"`
 	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once.
 	// Default 0: one less than the processors, and at least 1.
@@ -293,9 +294,20 @@ func (c *Config) RSAFailureSecret() ([]byte, error) {
 // StateKey reads StateKeyFile. It returns nil where there is none.
 func (c *Config) StateKey() ([]byte, error) { return readSecret(c.StateKeyFile, MinStateKey) }
 
-// TicketSecret reads TicketSecretFile. It returns nil where there is none.
-func (c *Config) TicketSecret() ([]byte, error) {
-	return readSecret(c.TicketSecretFile, MinTicketSecret)
+// TicketRatchet opens what the ticket keys are derived from: the file beside
+// State, TicketSecretFile, or a random secret.
+func (c *Config) TicketRatchet(now time.Time) (*TicketRatchet, error) {
+	secret, err := readSecret(c.TicketSecretFile, MinTicketSecret)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(secret)
+	t, err := OpenTicketRatchet(TicketRatchetFile(c.State), secret, now)
+	if err != nil {
+		return nil, err
+	}
+	t.secret = c.TicketSecretFile
+	return t, nil
 }
 
 // readSecret reads a secret of at least so many bytes, or nil for no file.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -59,8 +60,15 @@ const watchInterval = 500 * time.Millisecond
 
 // Watch reads the CRLs and the pre-shared keys again when their files change,
 // and closes the sessions that may not be any more, those of edges that a new policy does not know
-// included, until ctx ends.
+// included, until ctx ends. It turns the TicketRatchet too.
 func (s *Server) Watch(ctx context.Context) {
+	var tickets sync.WaitGroup
+	defer tickets.Wait()
+	tickets.Go(func() { // A disk that hangs does not keep edges from being cut off.
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		s.keepTickets(ctx, tick.C)
+	})
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {

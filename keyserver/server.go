@@ -39,10 +39,10 @@ type Options struct {
 	// which one may be asked for the second exchange after another was for the
 	// first. nil means a random one of this Server's own.
 	StateKey []byte
-	// TicketSecret is what the keys of session tickets are derived from that edges
-	// of one site share: at least MinTicketSecret bytes, the same on all key
-	// servers that they may ask. nil means a random one of this Server's own.
-	TicketSecret []byte
+	// TicketRatchet is what the keys of session tickets are derived from that edges
+	// of one site share: with the same secret on all key servers that they may ask.
+	// Watch keeps it in its file. nil means a random one of this Server's own.
+	TicketRatchet *TicketRatchet
 	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once. 0 means GOMAXPROCS-1,
 	// and at least 1.
 	RSAWorkers int
@@ -139,10 +139,7 @@ func New(o Options) (*Server, error) {
 	if err := s.chooseStateKey(o.StateKey, o.Policy); err != nil {
 		return nil, err
 	}
-	var err error
-	if s.tickets, err = newTicketMaker(o.TicketSecret); err != nil {
-		return nil, err
-	}
+	s.tickets = newTicketMaker(o.TicketRatchet)
 	if s.suspensions == nil {
 		s.suspensions, _ = OpenSuspensions("")
 	}

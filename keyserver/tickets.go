@@ -4,50 +4,40 @@ import (
 	"bytes"
 	"context"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"hash"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
 )
 
-// MinTicketSecret is the shortest Options.TicketSecret, in bytes.
+// MinTicketSecret is the shortest secret of a TicketRatchet, in bytes.
 const MinTicketSecret = 32
 
 // ticketMaker derives the keys of session tickets. It keeps none, so that key
 // servers with the same secret, the same policy and the same edges cut off have
 // the same keys and need not know of each other.
 type ticketMaker struct {
-	prk    []byte
-	random bool // the secret is this process's own
-	told   sync.Once
-	now    func() time.Time
+	*TicketRatchet
+	told    sync.Once
+	failing atomic.Bool // the ratchet's file cannot be written
+	now     func() time.Time
 
 	mu      sync.Mutex
 	changed chan struct{} // closed when an answer may be another
 }
 
-func newTicketMaker(secret []byte) (*ticketMaker, error) {
-	m := &ticketMaker{changed: make(chan struct{}), now: time.Now}
-	switch {
-	case secret == nil:
-		m.random = true
-		secret = make([]byte, MinTicketSecret)
-		rand.Read(secret)
-		defer clear(secret)
-	case len(secret) < MinTicketSecret:
-		return nil, fmt.Errorf("keyserver: TicketSecret has less than %d bytes", MinTicketSecret)
+func newTicketMaker(r *TicketRatchet) *ticketMaker {
+	if r == nil {
+		r, _ = OpenTicketRatchet("", nil, time.Now()) // which cannot fail
 	}
-	var err error
-	m.prk, err = hkdf.Extract(sha256.New, secret, []byte("tlsski ticket keys 1"))
-	return m, err
+	return &ticketMaker{TicketRatchet: r, changed: make(chan struct{}), now: time.Now}
 }
 
 // wait returns a channel that is closed with the next change.
@@ -66,35 +56,79 @@ func (m *ticketMaker) change() {
 }
 
 // keys returns the keys of a site at a time, and when there are others. The
-// epochs of Unix time, each as long as 'rotate', have a key each; members are
-// those who may know it.
+// epochs of Unix time, each as long as 'rotate', have a key each, derived from
+// the ratchet's value of the minute in which its last ticket expires; members are
+// those who may know it. There are none where the clock is behind the ratchet.
 func (m *ticketMaker) keys(site *ticketSite, members []byte, now time.Time) (*ski.TicketKeys, time.Time) {
+	r := m.at(now)
+	defer r.clear()
 	rotate := int64(site.rotate / time.Second)
 	current := now.Unix() / rotate
 	t := &ski.TicketKeys{Site: site.name}
 	for epoch := max(0, current-site.formerKeys()); epoch <= current+1; epoch++ {
-		info := []byte("ticket key")
-		info = append(append(info, byte(len(site.name))), site.name...)
-		info = binary.BigEndian.AppendUint64(info, uint64(rotate))
-		info = binary.BigEndian.AppendUint64(info, uint64(epoch))
-		out, err := hkdf.Expand(sha256.New, m.prk, string(append(info, members...)), len(ski.TicketKey{}.Secret)+len(ski.TicketKeyID{}))
+		k := ski.TicketKey{From: time.Unix(epoch*rotate, 0), To: time.Unix((epoch+1)*rotate, 0)}
+		k.Until = k.To.Add(site.lifetime)
+		if minute := k.Until.Unix() / 60; !now.Before(k.Until) || minute < r.minute || minute > ratchetEnd {
+			continue
+		}
+		r.forward(k.Until.Unix() / 60)
+		out, err := hkdf.Expand(sha256.New, r.value[:], string(ticketKeyInfo(site, epoch, members)), len(k.Secret)+len(k.ID))
 		if err != nil {
 			panic(err) // The length is a fixed one.
 		}
-		k := ski.TicketKey{From: time.Unix(epoch*rotate, 0), To: time.Unix((epoch+1)*rotate, 0)}
-		k.Until = k.To.Add(site.lifetime)
 		n := copy(k.Secret[:], out)
 		copy(k.ID[:], out[n:])
 		clear(out)
-		if now.Before(k.Until) {
-			t.Keys = append(t.Keys, k)
-		}
+		t.Keys = append(t.Keys, k)
 	}
 	next := time.Unix((current+1)*rotate, 0)
-	if first := t.Keys[0].Until; first.Before(next) {
-		next = first
+	if len(t.Keys) > 0 && t.Keys[0].Until.Before(next) {
+		next = t.Keys[0].Until
 	}
 	return t, next
+}
+
+// ticketKeyInfo is the info of the HKDF that a key comes from.
+func ticketKeyInfo(site *ticketSite, epoch int64, members []byte) []byte {
+	info := append([]byte("ticket key"), byte(len(site.name)))
+	info = append(info, site.name...)
+	for _, n := range []int64{int64(site.rotate / time.Second), int64(site.lifetime / time.Second), epoch} {
+		info = binary.BigEndian.AppendUint64(info, uint64(n))
+	}
+	return append(info, members...)
+}
+
+// keepTickets turns the ratchet with the clock, and keeps it in its file, until
+// ctx ends. It looks at the clock with each tick.
+func (s *Server) keepTickets(ctx context.Context, tick <-chan time.Time) {
+	for tried := int64(0); ; {
+		now := s.tickets.now()
+		r := s.tickets.at(now)
+		r.clear()
+		if minute := ratchetMinute(now); minute != tried { // A full disk is tried once a minute.
+			tried = minute
+			s.noteTicketFile(s.tickets.save())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+	}
+}
+
+// noteTicketFile logs when the ratchet's file begins to fail and when it works
+// again.
+func (s *Server) noteTicketFile(err error) {
+	failing := err != nil
+	if s.tickets.failing.Swap(failing) == failing {
+		return
+	}
+	if failing {
+		s.log.Error("the ticket keys' file cannot be kept up: it yields keys of tickets that have expired", "error", err)
+	} else {
+		s.log.Info("the ticket keys' file is kept up again")
+	}
 }
 
 // ticketMembers returns a digest of who may have a site's keys: the edges that
@@ -228,6 +262,9 @@ func (s *Server) ticketKeys(site *ticketSite, edges []*edge) (*ski.TicketKeys, t
 	}
 	now := s.tickets.now()
 	keys, next := s.tickets.keys(site, s.ticketMembers(site), now)
+	if len(keys.Keys) == 0 {
+		return nil, time.Time{}, refused(ski.UnspecifiedError, "there are no ticket keys for what the clock says")
+	}
 	return keys, next, outcome{}
 }
 

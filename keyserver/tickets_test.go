@@ -45,8 +45,16 @@ var ticketSecret = bytes.Repeat([]byte{0x31}, MinTicketSecret)
 
 func newTicketServer(t *testing.T, change ...func(*Options)) testServer {
 	return newTestServer(t, testKeys(), append([]func(*Options){func(o *Options) {
-		o.Policy, o.TicketSecret = parsePolicy(t, ticketPolicyText()), ticketSecret
+		o.Policy, o.TicketRatchet = parsePolicy(t, ticketPolicyText()), openRatchet(t, "", ticketSecret, noon)
 	}}, change...)...)
+}
+
+// openRatchet is OpenTicketRatchet with what has to go well.
+func openRatchet(t *testing.T, file string, secret []byte, now time.Time) *TicketRatchet {
+	t.Helper()
+	r, err := OpenTicketRatchet(file, secret, now)
+	require.NoError(t, err)
+	return r
 }
 
 // at sets the clock that the keys are made by.
@@ -93,7 +101,7 @@ func TestTicketKeysRotate(t *testing.T) {
 func TestKeyServersWithOneSecretHaveTheSameTicketKeys(t *testing.T) {
 	one := newTicketServer(t).at(noon)
 	two := newTicketServer(t).at(noon)
-	other := newTicketServer(t, func(o *Options) { o.TicketSecret = bytes.Repeat([]byte{1}, MinTicketSecret) }).at(noon)
+	other := newTicketServer(t, func(o *Options) { o.TicketRatchet = openRatchet(t, "", bytes.Repeat([]byte{1}, MinTicketSecret), noon) }).at(noon)
 	assert.Equal(t, one.keysFor(edgePeer, "www.example.com"), two.keysFor(otherPeer, "www.example.com"))
 	assert.NotEqual(t, one.keysFor(edgePeer, "www.example.com"), other.keysFor(edgePeer, "www.example.com"))
 
@@ -270,17 +278,17 @@ func TestASuspendedEdgeGetsNoTicketKeys(t *testing.T) {
 }
 
 func TestTicketSecret(t *testing.T) {
-	_, err := New(Options{Keys: testKeys(), Policy: parsePolicy(t, testPolicy), Audit: new(auditTrail), TicketSecret: make([]byte, 31)})
-	require.ErrorContains(t, err, "TicketSecret has less than 32 bytes")
+	_, err := OpenTicketRatchet("", make([]byte, MinTicketSecret-1), noon)
+	require.ErrorContains(t, err, "the ticket secret has less than 32 bytes")
 
 	var log bytes.Buffer
 	logged := func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) }
 	newTicketServer(t, logged)
 	assert.NotContains(t, log.String(), "no ticket secret")
-	random := newTicketServer(t, logged, func(o *Options) { o.TicketSecret = nil })
+	random := newTicketServer(t, logged, func(o *Options) { o.TicketRatchet = nil })
 	random.SetPolicy(random.policy.Load())
 	assert.Equal(t, 1, strings.Count(log.String(), "no ticket secret"), log.String())
-	other := newTicketServer(t, func(o *Options) { o.TicketSecret = nil })
+	other := newTicketServer(t, func(o *Options) { o.TicketRatchet = nil })
 	assert.NotEqual(t, random.keysFor(edgePeer, "www.example.com"), other.keysFor(edgePeer, "www.example.com"))
 }
 

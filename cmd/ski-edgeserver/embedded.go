@@ -35,6 +35,7 @@ type embedded struct {
 	audit        *keyserver.AuditLog
 	auditDiffers []string // what a check has found
 	counts       *keyserver.Metrics
+	tickets      *keyserver.TicketRatchet
 	server       *keyserver.Server
 	log          *slog.Logger
 
@@ -113,9 +114,10 @@ func (e *embedded) newServer(check bool) (err error) {
 	if options.StateKey, err = e.cfg.StateKey(); err != nil {
 		return err
 	}
-	if options.TicketSecret, err = e.cfg.TicketSecret(); err != nil {
+	if e.tickets, err = e.cfg.TicketRatchet(time.Now()); err != nil {
 		return err
 	}
+	options.TicketRatchet = e.tickets
 	if e.audit, err = e.openAudit(check); err != nil {
 		return err
 	}
@@ -153,6 +155,7 @@ func (e *embedded) watch() {
 	policy := keyserver.NewPolicyReloader(e.cfg.Policy, e.server)
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
+	e.watching.Go(func() { e.server.Watch(ctx) })
 	e.watching.Go(func() {
 		if err := policy.Watch(ctx); err != nil {
 			e.log.Warn("the policy is read again with SIGHUP alone", "error", err)
@@ -198,6 +201,7 @@ func (e *embedded) closeKeys() {
 func (e *embedded) warnings() []string {
 	warnings := append(e.cfg.Warnings(), e.keys.Warnings()...)
 	warnings = append(warnings, e.policy.Warnings(time.Now())...)
+	warnings = append(warnings, e.tickets.Warnings()...)
 	if e.cfg.Keys != "" {
 		warnings = append(warnings, "keys: these private keys are in files and in the memory of the edge server, for whoever takes it over: "+
 			"put them on a token, or on a key server of its own")
@@ -214,6 +218,9 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	row("embedded", e.file)
 	e.keys.Describe(row)
 	row("audit", e.cfg.Audit.File)
+	if from := e.tickets.String(); from != "" {
+		row("tickets", from)
+	}
 	row("limit", fmt.Sprintf("all requests: %d in flight", e.cfg.MaxInFlight))
 	for _, limit := range e.policy.Limits() {
 		row("limit", limit)

@@ -60,6 +60,9 @@ func (p *parts) summary(out io.Writer, file string) error {
 	}
 	p.keys.Describe(row)
 	row("audit", p.cfg.Audit.File)
+	if from := p.tickets.String(); from != "" {
+		row("tickets", from)
+	}
 	row("limit", fmt.Sprintf("all requests: %d in flight", p.cfg.MaxInFlight))
 	for _, limit := range p.policy.Limits() {
 		row("limit", limit)

@@ -24,7 +24,7 @@ type parts struct {
 	revocations  *keyserver.Revocations // nil for none
 	secret       []byte                 // for wrong PreMasterSecrets
 	stateKey     []byte
-	ticketKey    []byte
+	tickets      *keyserver.TicketRatchet
 	audit        keyserver.AuditOptions
 	auditDiffers []string // what -check has found
 	metrics      *keyserver.Metrics
@@ -77,7 +77,7 @@ func load(cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
 	if p.stateKey, err = cfg.StateKey(); err != nil {
 		return nil, err
 	}
-	p.ticketKey, err = cfg.TicketSecret()
+	p.tickets, err = cfg.TicketRatchet(time.Now())
 	return p, err
 }
 
@@ -106,7 +106,7 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		RSAFailure:       p.cfg.RSAFailure,
 		RSAFailureSecret: p.secret,
 		StateKey:         p.stateKey,
-		TicketSecret:     p.ticketKey,
+		TicketRatchet:    p.tickets,
 		RSAWorkers:       int(p.cfg.RSAWorkers),
 		MaxInFlight:      int(p.cfg.MaxInFlight),
 		Suspensions:      p.suspensions,
@@ -122,6 +122,7 @@ func (p *parts) warnings() []string {
 	warnings := append(p.cfg.Warnings(), p.keys.Warnings()...)
 	warnings = append(warnings, p.policy.Warnings(time.Now())...)
 	warnings = append(warnings, p.policy.MissingPSKs(p.psks)...)
+	warnings = append(warnings, p.tickets.Warnings()...)
 	if p.revocations != nil {
 		warnings = append(warnings, p.revocations.Warnings(time.Now())...)
 	}

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -34,8 +35,10 @@ func startTickets(t *testing.T) (ks *keyserver.Server, keys keyserver.KeyStore, 
 	require.NoError(t, store.Add("www.example.com", site))
 	policy, err := keyserver.ParsePolicy("policy.yaml", []byte(ticketsPolicy), store)
 	require.NoError(t, err)
+	ratchet, err := keyserver.OpenTicketRatchet("", bytes.Repeat([]byte{1}, keyserver.MinTicketSecret), time.Now())
+	require.NoError(t, err)
 	ks, err = keyserver.New(keyserver.Options{
-		Keys: store, Policy: policy, Audit: keyserver.NewAuditLog(io.Discard), TicketSecret: bytes.Repeat([]byte{1}, 32),
+		Keys: store, Policy: policy, Audit: keyserver.NewAuditLog(io.Discard), TicketRatchet: ratchet,
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
