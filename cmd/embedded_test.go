@@ -376,7 +376,11 @@ func TestTheEmbeddedKeyServerHasTicketKeys(t *testing.T) {
 	e := newEmbedded(t)
 	site := "tickets: [{name: ec.test, edges: [edge-1], generation: %d}]\n"
 	e.write("policy.yaml", embeddedPolicyYAML+fmt.Sprintf(site, 0))
-	config, err := os.ReadFile(e.at("edge.yaml"))
+	e.write("ticket.secret", strings.Repeat("31", 16))
+	config, err := os.ReadFile(e.at("keyserver.yaml"))
+	require.NoError(t, err)
+	e.write("keyserver.yaml", string(config)+"state: state.json\nticket_secret_file: ticket.secret\n")
+	config, err = os.ReadFile(e.at("edge.yaml"))
 	require.NoError(t, err)
 	e.write("edge.yaml", strings.Replace(string(config), "names: [ec.test]", "names: [ec.test], tickets: shared", 1))
 	p := e.start()
@@ -404,5 +408,21 @@ func TestTheEmbeddedKeyServerHasTicketKeys(t *testing.T) {
 	p.signal(syscall.SIGHUP)
 	p.until("denies the site's ticket keys")
 	assert.Contains(t, client("-sess_in", e.at("session")), "New, ")
+	require.Zero(t, p.stop(), &p.seen)
+
+	// They go on from the file beside the state, without the secret.
+	assert.Contains(t, p.seen.String(), "ticket.secret yields all ticket keys of the past")
+	require.FileExists(t, e.at("state.json.tickets"))
+	require.NoError(t, os.Remove(e.at("ticket.secret")))
+	config, err = os.ReadFile(e.at("keyserver.yaml"))
+	require.NoError(t, err)
+	e.write("keyserver.yaml", strings.Replace(string(config), "ticket_secret_file: ticket.secret\n", "", 1))
+	e.write("policy.yaml", embeddedPolicyYAML+fmt.Sprintf(site, 0))
+	all, status := e.check("ski-edgeserver-embedded")
+	require.Zero(t, status, all)
+	assert.Regexp(t, `(?m)^tickets +\S+state\.json\.tickets, which has no key`, all)
+	p = e.start()
+	again := p.until(`msg="ticket keys" .*ids=(\S+)`)[1]
+	assert.Contains(t, again, strings.Split(first, ",")[2])
 	require.Zero(t, p.stop(), &p.seen)
 }

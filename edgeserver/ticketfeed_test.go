@@ -116,8 +116,10 @@ func (f *fleet) parse(policy string) *keyserver.Policy {
 // own.
 func (f *fleet) keyServer(addr string, secret []byte) *fleetKeyServer {
 	quiet := slog.New(slog.DiscardHandler)
+	ratchet, err := keyserver.OpenTicketRatchet("", secret, time.Now())
+	require.NoError(f.t, err)
 	server, err := keyserver.New(keyserver.Options{
-		Keys: f.store, Policy: f.parse(f.policy), Audit: keyserver.NewAuditLog(io.Discard), TicketSecret: secret, Logger: quiet,
+		Keys: f.store, Policy: f.parse(f.policy), Audit: keyserver.NewAuditLog(io.Discard), TicketRatchet: ratchet, Logger: quiet,
 	})
 	require.NoError(f.t, err)
 	k := &fleetKeyServer{Server: server, fleet: f, ended: make(chan error, 1)}

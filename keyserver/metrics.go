@@ -39,6 +39,7 @@ type Metrics struct {
 
 	// Read when they are asked for.
 	inFlight, rsaWaiting, sessions, cookies, givenUp, detections, auditReserve *prometheus.Desc
+	ticketFile                                                                 *prometheus.Desc
 }
 
 // latencyBuckets are in seconds: from a signature on a curve to the longest
@@ -90,6 +91,7 @@ func NewMetrics(version string) *Metrics {
 		cookies:      desc("hello_cookies_total", "ClientHellos of DTLS that were answered with a cookie alone. Whoever sends them may not be at their address."),
 		givenUp:      desc("handshakes_given_up_total", "Handshakes that were given up, or not begun, because there were too many."),
 		detections:   desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
+		ticketFile:   desc("ticket_file_timestamp_seconds", "What the file of the ticket keys has got to: it has no key of tickets that expired before."),
 		auditReserve: desc("audit_reserve_in_use", "1 while the audit log's disk has no more than the log's reserve."),
 	}
 	m.buildInfo.Set(1)
@@ -231,6 +233,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.givenUp
 	ch <- m.detections
 	ch <- m.auditReserve
+	ch <- m.ticketFile
 }
 
 // Collect implements prometheus.Collector.
@@ -258,6 +261,9 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		now(m.sessions, int64(n))
 		m.collectHandshakes(ch)
+	}
+	if at := m.server.tickets.Saved(); !at.IsZero() {
+		now(m.ticketFile, at.Unix())
 	}
 	for name, n := range m.server.Detections() {
 		if name == detectRSAFailures.String() {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/internal/guarded"
@@ -31,8 +32,8 @@ type TicketRatchet struct {
 
 	saving sync.Mutex // held while the file is read and written
 	seen   [sha256.Size]byte
-	saved  int64 // the minute of what the file has; 0 for no file
-	rewind bool  // the file is ahead and is to be written all the same
+	rewind bool         // the file is ahead and is to be written all the same
+	saved  atomic.Int64 // the minute of what the file has; 0 for no file
 }
 
 // ratchetSource says what a TicketRatchet began with.
@@ -79,7 +80,8 @@ func OpenTicketRatchet(file string, secret []byte, now time.Time) (*TicketRatche
 			return nil, err
 		}
 		if found = err == nil; found {
-			t.kept, t.seen, t.saved = kept, digest, kept.minute
+			t.kept, t.seen = kept, digest
+			t.saved.Store(kept.minute)
 		}
 	}
 	t.begin(secret, found, ratchetMinute(now))
@@ -163,7 +165,7 @@ func (t *TicketRatchet) advance(minute int64) {
 }
 
 // Why save leaves the file alone.
-var errOtherRatchet = errors.New("another process has put the ticket keys of another secret there: restart the key server to use them")
+var errOtherRatchet = errors.New("another process has put other ticket keys there, or older ones: restart the key server to use them")
 
 // save writes the ratchet to its file, if it has one that is older. It is
 // written by several processes, if they have one secret.
@@ -183,28 +185,29 @@ func (t *TicketRatchet) save() error {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return err
-	case digest != t.seen && !there.sameAs(kept):
+	case digest != t.seen && (there.minute < t.saved.Load() || !there.sameAs(kept)):
 		return fmt.Errorf("%s: %w", t.file, errOtherRatchet)
 	case !t.rewind && there.minute >= kept.minute && there.sameAs(kept):
-		t.seen, t.saved = digest, there.minute
+		t.seen = digest
+		t.saved.Store(there.minute)
 		return nil
 	}
 	if t.seen, err = writeRatchet(t.file, &kept); err != nil {
 		return err
 	}
-	t.saved, t.rewind = kept.minute, false
+	t.rewind = false
+	t.saved.Store(kept.minute)
 	return nil
 }
 
 // Saved returns the minute that the file has got to: what it yields are keys of
 // tickets that expire then or later. The zero time is that of no file.
 func (t *TicketRatchet) Saved() time.Time {
-	t.saving.Lock()
-	defer t.saving.Unlock()
-	if t.saved == 0 {
+	minute := t.saved.Load()
+	if minute == 0 {
 		return time.Time{}
 	}
-	return time.Unix(t.saved*60, 0).UTC()
+	return time.Unix(minute*60, 0).UTC()
 }
 
 // String says where the ratchet is from; "" for a random one.

@@ -54,7 +54,8 @@ the default.
   #   network: false         # lets modules open TCP connections (sandbox)
   policy: policy.yaml
   # state:                   # file that keeps which edges are suspended; beside it, as
-                             # FILE.addresses, from where edges have been authenticated
+                             # FILE.addresses, from where edges have been authenticated,
+                             # and as FILE.tickets, what ticket keys come from
   # psk:                     # pre-shared keys, for edges without a certificate:
                              # lines IDENTITY:HEX, chmod 600; read again when changed
   # psk_without_forward_secrecy: false   # for clients that have no better suite
@@ -75,8 +76,13 @@ the default.
                              # default: derived from each private key
   # state_key_file:          # 32 bytes or more, the same on a whole fleet, seals
                              # what ECDHE-PMS leaves with edges; default: random
-  # ticket_secret_file:      # 32 bytes or more, the same on a whole fleet, makes
-                             # the ticket keys of the policy; default: random
+  # ticket_secret_file:      # 32 bytes or more, the same on a whole fleet: what the
+                             # ticket keys of the policy begin with. With 'state'
+                             # they go on from FILE.tickets, which forgets those
+                             # that have expired: remove setting and file after the
+                             # first start. A later key server gets them with
+                             # skictl tickets request, export and import. Default:
+                             # FILE.tickets, or else random
   # rsa_workers: 0           # RSA, P-384, P-521 operations at once; 0: processors less one
   # max_in_flight: 4096
   # shutdown_timeout: 10s    # for requests in flight

@@ -27,7 +27,7 @@ func newTicketsCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "tickets --endpoint URL (--cert FILE --key FILE --ca FILE | --psk-file FILE) SITE...",
-		Short: "Show which ticket keys a key server has for an edge server",
+		Short: "Show which ticket keys a key server has for an edge server; hand them to another key server",
 		Long: `Asks a key server for the keys of the session tickets of one or more sites, as an
 edge server with 'tickets: shared' does, and shows their ids and times; never the
 keys. It is the edge server whose certificate is given, and what it is handed goes
@@ -35,7 +35,10 @@ into the audit log as what that edge server was. SITE is the name in the policy.
 
 With --follow it goes on, and shows the keys again whenever they change.
 
-The exit status is 3 if the key server denies them.`,
+The exit status is 3 if the key server denies them.
+
+'tickets request', 'export' and 'import' give a new key server of a site what the
+others derive the keys from.`,
 		Example: `  skictl tickets --endpoint coaps://ks-1.example.net:5684/ski \
     --cert edge-1.pem --key edge-1.key --ca ca.pem www.example.com`,
 		Args: cobra.MinimumNArgs(1),
@@ -78,6 +81,7 @@ The exit status is 3 if the key server denies them.`,
 	if err := cmd.MarkFlagRequired("endpoint"); err != nil {
 		panic(err)
 	}
+	cmd.AddCommand(newTicketsRequestCommand(), newTicketsExportCommand(), newTicketsImportCommand())
 	return cmd
 }
 

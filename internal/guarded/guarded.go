@@ -41,7 +41,7 @@ func Read(file string, forbidden fs.FileMode, most int64) ([]byte, error) {
 		return nil, err
 	}
 	for _, dir := range []string{filepath.Dir(file), filepath.Dir(target)} {
-		if err := checkDir(dir); err != nil {
+		if err := CheckDir(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -92,9 +92,9 @@ func checkRights(file string, info fs.FileInfo, forbidden fs.FileMode) error {
 	return fmt.Errorf("%s: group or others have rights to it (mode %04o): chmod 600", file, mode)
 }
 
-// checkDir refuses a directory in which another user can put files. The sticky
+// CheckDir refuses a directory in which another user can put files. The sticky
 // bit, as on /tmp, does not keep them from that.
-func checkDir(dir string) error {
+func CheckDir(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
 		return err
