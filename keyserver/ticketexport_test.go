@@ -61,7 +61,7 @@ func TestSealedTicketKeysAreForOneRequest(t *testing.T) {
 	refused("the check code is another", state, sealed, "", noon)
 	changed := sealed[:100] + string("AB"[strings.Count(sealed[100:101], "A")]) + sealed[101:]
 	refused("the check code is another", state, changed, code, noon)
-	refused("the check code is another", state, sealed[:len(sealed)-4], code, noon)
+	refused("sealed ticket keys", state, sealed[:len(sealed)-4], code, noon)
 	refused("sealed to be imported until 2026-03-05T12:00:00Z: export them again", state, sealed, code, noon.Add(25*time.Hour))
 	refused("ahead of this machine's clock", state, sealed, code, noon.AddDate(0, -1, 0))
 	refused("sealed ticket keys, as 'skictl tickets export' prints them", state, request, code, noon)
