@@ -123,7 +123,7 @@ ski-edgeserver-embedded is. keyserver.yaml is then what ski-keyserver -h shows o
   hsm: {keys: [{uri: "pkcs11:token=T?module-path=/usr/lib/m.so&pin-source=file:pin"}]}
   policy: policy.yaml
   # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, ticket_secret_file,
-  # state (the ticket keys beside it alone), rsa_workers, max_in_flight
+  # state (what stands beside it alone), rsa_workers, max_in_flight
 
 and its policy knows this edge server as one with
 
