@@ -2,7 +2,10 @@
 
 package keyserver
 
-import "os"
+import (
+	"io/fs"
+	"os"
+)
 
 // lockFile does nothing where there is no flock.
 func lockFile(*os.File) error { return nil }
@@ -12,3 +15,6 @@ func mayCreateIn(dir string) error {
 	_, err := os.Stat(dir)
 	return err
 }
+
+// links cannot tell how many names a file has.
+func links(fs.FileInfo) uint64 { return 1 }

@@ -26,3 +26,11 @@ func mayCreateIn(dir string) error {
 	}
 	return nil
 }
+
+// links returns how many names a file has.
+func links(info fs.FileInfo) uint64 {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return uint64(s.Nlink)
+	}
+	return 1
+}

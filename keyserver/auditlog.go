@@ -99,13 +99,17 @@ type AuditLog struct {
 	closed     bool
 	suspended  map[string]bool // by the lines that were written
 	unaccepted []string        // discontinuities, SEQUENCE:CHAIN
+	lost       error           // what is wrong with the file; nil for nothing
+	brokenFile bool            // lost is for good: lines are gone
+	movedAt    time.Time       // when the file was found to have another name
 
 	saving      sync.Mutex    // held while the tip is written
 	saved       link          // what it names
 	unsynced    []*os.File    // that were rotated since, and are not closed
 	savedAt     atomic.Uint64 // saved.seq, for the lines that say it
 	saveFails   bool
-	acceptFails bool // an error was logged
+	waits       atomic.Int64 // since when there is something to write, Unix nanoseconds; 0: never
+	acceptFails bool         // an error was logged
 
 	ended sync.WaitGroup // of the goroutine
 }
@@ -338,6 +342,9 @@ func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 	if r.Event == EventSuspend {
 		l.suspended[r.name()] = true
 	}
+	if l.lost != nil && l.o.Required {
+		return l.lost
+	}
 	err := l.write(line, r.Event == EventResume)
 	if r.Event == EventResume && (err == nil || !l.o.Required) {
 		delete(l.suspended, r.name())
@@ -399,26 +406,6 @@ func (l *AuditLog) rotate() {
 		return
 	}
 	l.log.Info("audit log rotated", "to", aside)
-}
-
-// Reopen begins a new file where the current one has been moved away or
-// deleted, as by logrotate, and does nothing otherwise. The chain goes on.
-// After an error the old file is still written to.
-func (l *AuditLog) Reopen() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed || l.file == nil || isOpenFile(l.o.File, l.file) {
-		return nil
-	}
-	l.checkpoint(causeRotation)
-	if err := l.reopenFile(); err != nil {
-		return fmt.Errorf("audit log: %w", err)
-	}
-	if err := l.begin(); err != nil {
-		return fmt.Errorf("audit log: %w", err)
-	}
-	l.log.Info("audit log reopened", "file", l.o.File)
-	return nil
 }
 
 // Close writes a last checkpoint and closes the file that OpenAuditLog opened.

@@ -18,12 +18,16 @@ func (l *AuditLog) tick() {
 	defer checkpoints.Stop()
 	tips := time.NewTicker(tipInterval)
 	defer tips.Stop()
+	file := time.NewTicker(watchFile)
+	defer file.Stop()
 	for {
 		select {
 		case <-l.stop:
 			return
 		case <-checkpoints.C:
 			l.intervalCheckpoint()
+		case <-file.C:
+			l.look()
 		case <-tips.C:
 			l.acceptWhileRunning()
 			_ = l.saveTip(false) // which logs by itself
@@ -59,6 +63,9 @@ func (l *AuditLog) saveTip(closed bool) error {
 	if at == l.saved && !closed && len(rotated) == 0 {
 		return nil
 	}
+	if l.waits.Load() == 0 {
+		l.waits.Store(time.Now().UnixNano())
+	}
 	rest, err := l.syncFiles(rotated, file)
 	if err == nil {
 		err = l.writeTip(at, closed)
@@ -67,6 +74,9 @@ func (l *AuditLog) saveTip(closed bool) error {
 		l.mu.Lock()
 		l.unsynced = append(rest, l.unsynced...)
 		l.mu.Unlock()
+	}
+	if err == nil {
+		l.waits.Store(0)
 	}
 	if failing := err != nil; failing != l.saveFails {
 		l.saveFails = failing
@@ -77,6 +87,16 @@ func (l *AuditLog) saveTip(closed bool) error {
 		}
 	}
 	return err
+}
+
+// TipWaits returns how long the tip could not be written: since then, lines can
+// be removed unseen. 0 means that it is as new as it should be.
+func (l *AuditLog) TipWaits() time.Duration {
+	since := l.waits.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, since))
 }
 
 // syncFiles waits until the files are on the disk, and closes those that were

@@ -278,8 +278,8 @@ func (v *AuditVerifier) checkChain(l *signedLine, content []byte, stated link, f
 		v.note("a new log begins here: nothing says whether there were files between this one and the one before")
 		v.begin(l, stated)
 	}
-	if v.started && l.Event == eventOpen && l.Cause == causeBroken && stated.seq > v.tip.seq+1 {
-		v.tip.seq = stated.seq - 1 // It goes on after the tip: the line itself says that those between are missing.
+	if v.started && l.Event == eventOpen && l.Cause == causeBroken && stated.seq > v.tip.seq {
+		v.follow(l, stated) // It says itself that what is above is not what was.
 	}
 	switch expected := v.tip.next(content); {
 	case !v.started:
@@ -306,6 +306,11 @@ func (v *AuditVerifier) begin(l *signedLine, stated link) {
 		return
 	}
 	v.note(fmt.Sprintf("what was before sequence number %d is in an earlier file, and not checked", stated.seq))
+	v.follow(l, stated)
+}
+
+// follow takes for the line above what an 'open' says that it was.
+func (v *AuditVerifier) follow(l *signedLine, stated link) {
 	previous, err := parseChain(l.Previous)
 	if err != nil {
 		v.fault("'previous' is not the chain of a line")

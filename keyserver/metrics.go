@@ -40,6 +40,7 @@ type Metrics struct {
 	// Read when they are asked for.
 	inFlight, rsaWaiting, sessions, cookies, givenUp, detections, auditReserve *prometheus.Desc
 	ticketFile                                                                 *prometheus.Desc
+	auditBroken, auditLost, auditTipWaits                                      *prometheus.Desc
 }
 
 // latencyBuckets are in seconds: from a signature on a curve to the longest
@@ -85,14 +86,17 @@ func NewMetrics(version string) *Metrics {
 			Name: metricsPrefix + "build_info", Help: "1, with what runs as labels.",
 			ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 		}),
-		inFlight:     desc("in_flight", "Requests that are worked on."),
-		rsaWaiting:   desc("rsa_waiting", "Operations with RSA, P-384 and P-521 that wait for a processor."),
-		sessions:     desc("sessions", "Live sessions of edge servers."),
-		cookies:      desc("hello_cookies_total", "ClientHellos of DTLS that were answered with a cookie alone. Whoever sends them may not be at their address."),
-		givenUp:      desc("handshakes_given_up_total", "Handshakes that were given up, or not begun, because there were too many."),
-		detections:   desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
-		ticketFile:   desc("ticket_file_timestamp_seconds", "What the file of the ticket keys has got to: it has no key of tickets that expired before."),
-		auditReserve: desc("audit_reserve_in_use", "1 while the audit log's disk has no more than the log's reserve."),
+		inFlight:      desc("in_flight", "Requests that are worked on."),
+		rsaWaiting:    desc("rsa_waiting", "Operations with RSA, P-384 and P-521 that wait for a processor."),
+		sessions:      desc("sessions", "Live sessions of edge servers."),
+		cookies:       desc("hello_cookies_total", "ClientHellos of DTLS that were answered with a cookie alone. Whoever sends them may not be at their address."),
+		givenUp:       desc("handshakes_given_up_total", "Handshakes that were given up, or not begun, because there were too many."),
+		detections:    desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
+		ticketFile:    desc("ticket_file_timestamp_seconds", "What the file of the ticket keys has got to: it has no key of tickets that expired before."),
+		auditReserve:  desc("audit_reserve_in_use", "1 while the audit log's disk has no more than the log's reserve."),
+		auditBroken:   desc("audit_discontinuities", "Times that the audit log was not found as it was left and no operator has accepted it; the newest 32."),
+		auditLost:     desc("audit_file_lost", "1 if the audit log's file was removed, truncated, written to by others or moved away without a SIGHUP."),
+		auditTipWaits: desc("audit_tip_waits_seconds", "How long the tip of the audit log could not be written; 0 if it is as it should be."),
 	}
 	m.buildInfo.Set(1)
 	m.policyLoaded.SetToCurrentTime()
@@ -226,6 +230,9 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, c := range m.collectors() {
 		c.Describe(ch)
 	}
+	ch <- m.auditBroken
+	ch <- m.auditLost
+	ch <- m.auditTipWaits
 	ch <- m.inFlight
 	ch <- m.rsaWaiting
 	ch <- m.sessions
@@ -246,6 +253,15 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	now := func(desc *prometheus.Desc, v int64) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(v))
+	}
+	if log, ok := m.server.audit.(lastingAudit); ok {
+		var lost int64
+		if log.Fault() != nil {
+			lost = 1
+		}
+		now(m.auditLost, lost)
+		now(m.auditBroken, int64(log.Discontinuities()))
+		ch <- prometheus.MustNewConstMetric(m.auditTipWaits, prometheus.GaugeValue, log.TipWaits().Seconds())
 	}
 	now(m.inFlight, m.server.schedule.inFlight.Load())
 	reserve := int64(0)

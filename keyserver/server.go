@@ -343,9 +343,24 @@ func (s *Server) record(ctx context.Context, rec *Record) error {
 	return err
 }
 
+// lastingAudit is an Auditor whose records outlast the process. *AuditLog is one.
+type lastingAudit interface {
+	Fault() error
+	Discontinuities() int
+	TipWaits() time.Duration
+}
+
 // Health returns why no request can be answered at the moment, or nil.
 func (s *Server) Health() error {
-	if s.auditRequired && s.auditFailing.Load() {
+	if !s.auditRequired {
+		return nil
+	}
+	if log, ok := s.audit.(lastingAudit); ok {
+		if err := log.Fault(); err != nil {
+			return fmt.Errorf("the audit log: %w", err)
+		}
+	}
+	if s.auditFailing.Load() {
 		return errors.New("the audit log cannot be written")
 	}
 	return nil
