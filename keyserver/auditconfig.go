@@ -32,8 +32,17 @@ type AuditConfig struct {
 	CheckpointInterval Duration `yaml:"checkpoint_interval"`
 }
 
-// Options returns what OpenAuditLog takes, without a Logger. It reads Key.
-func (c *AuditConfig) Options() (AuditOptions, error) {
+// AuditOptions returns what OpenAuditLog takes, without Suspensions and Logger.
+// It reads the key.
+func (c *Config) AuditOptions() (AuditOptions, error) {
+	o, err := c.Audit.options()
+	if c.State != "" {
+		o.Tip = c.State + auditTipSuffix
+	}
+	return o, err
+}
+
+func (c *AuditConfig) options() (AuditOptions, error) {
 	o := AuditOptions{
 		File:               c.File,
 		MaxSize:            int64(c.MaxSizeMiB) << 20,

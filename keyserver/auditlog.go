@@ -51,7 +51,7 @@ type AuditOptions struct {
 	// none. Linux only.
 	Reserve int64
 	// Tip is the file that says how far the log is known to go, apart from the log: in
-	// the state directory, the state file's name with AuditTipSuffix. "" means that
+	// the state directory, named as the state file with ".audit". "" means that
 	// there is none, so that what is done to the log while it is closed shows only
 	// where it breaks the chain.
 	Tip string
@@ -68,7 +68,7 @@ type AuditOptions struct {
 
 // What the files in the state directory have in their names after the state file's.
 const (
-	AuditTipSuffix    = ".audit"
+	auditTipSuffix    = ".audit"
 	auditAcceptSuffix = ".accept" // after the tip's name
 )
 

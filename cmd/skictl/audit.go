@@ -22,11 +22,13 @@ func newAuditCommand() *cobra.Command {
 		Short: "Check a key server's audit log",
 		Long: `The lines of an audit log are chained by their hashes, and the key server signs
 the chain from time to time: 'audit keygen' makes the key for that, 'audit
-verify' finds lines that were removed, changed, moved or repeated.`,
+verify' finds lines that were removed, changed, moved or repeated. A key server
+that does not find its log as it left it says so, and may not start: 'audit
+accept' says that somebody has seen that.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	audit.AddCommand(newAuditKeygenCommand(), newAuditVerifyCommand())
+	audit.AddCommand(newAuditKeygenCommand(), newAuditVerifyCommand(), newAuditAcceptCommand())
 	return audit
 }
 
@@ -92,6 +94,11 @@ fault is a line on standard output that begins with FILE:LINE. The exit status i
 Without --key only the chain is checked, which anyone who can write to the file
 can make anew. With it, all that is above the last signed checkpoint is as the
 key server wrote it.
+
+A start of the key server that did not find its log as it was left is a fault, and a
+note once somebody has accepted it ('audit accept'). What was written before the
+log had a key, lines that a kill has left unsigned, and a clock that was set back
+are notes.
 
 The last line of the output names the end of the log. Keep it: with --expect, a
 later check finds out whether that line is still there.`,

@@ -11,10 +11,7 @@ import (
 
 // LoadAudit returns what the configuration says of the audit log.
 func LoadAudit(cfg *keyserver.Config, keys keyserver.KeyStore) (keyserver.AuditOptions, error) {
-	o, err := cfg.Audit.Options()
-	if cfg.State != "" {
-		o.Tip = cfg.State + keyserver.AuditTipSuffix
-	}
+	o, err := cfg.AuditOptions()
 	if err != nil || o.Key == nil {
 		return o, err
 	}
