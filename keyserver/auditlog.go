@@ -55,6 +55,11 @@ type AuditOptions struct {
 	// there is none, so that what is done to the log while it is closed shows only
 	// where it breaks the chain.
 	Tip string
+	// Witness is a file that is appended to, where whoever can change the log and the
+	// state directory cannot change it: how far the log goes, with each checkpoint
+	// interval, signed. The start compares; see ParseWitnessEntry for what is in it.
+	// It needs Key, and Tip. "" means none, and that Witness can be called.
+	Witness string
 	// Required makes OpenAuditLog fail with a DiscontinuityError where the log is
 	// not as it was left, and Audit fail while the file is removed or truncated.
 	// Otherwise a discontinuity is recorded, and the log goes on.
@@ -87,7 +92,8 @@ type AuditLog struct {
 	log  *slog.Logger
 	stop chan struct{} // closed by Close
 
-	reserve auditReserve
+	reserve    auditReserve
+	witnessing witnessing
 
 	mu         sync.Mutex
 	chain      chainWriter
@@ -102,6 +108,7 @@ type AuditLog struct {
 	lost       error           // what is wrong with the file; nil for nothing
 	brokenFile bool            // lost is for good: lines are gone
 	movedAt    time.Time       // when the file was found to have another name
+	broken     error           // why no more is written; see discover
 
 	saving      sync.Mutex    // held while the tip is written
 	saved       link          // what it names
@@ -223,6 +230,7 @@ func (l *AuditLog) start(f *os.File) error {
 		}
 		l.accept(accepted, lines)
 	}
+	l.beginWitness(s.witnessed)
 	return nil
 }
 
@@ -241,13 +249,21 @@ func (l *AuditLog) reopenTip() error {
 }
 
 // discontinue makes first the record of a discontinuity, and puts right what can
-// be. The sequence numbers go on after the tip, so that they show the gap.
+// be. The sequence numbers go on after what is known of the log, so that they show
+// the gap.
 func (l *AuditLog) discontinue(s *auditStart, first *auditLine) {
 	first.Cause, first.Reason = causeBroken, strings.Join(s.differs, "; ")
-	if s.tip != nil && s.tip.Seq > s.end.tip.seq {
-		l.chain.tip.seq = s.tip.Seq
+	var known link
+	if s.tip != nil {
+		known = s.tip.link
+	}
+	if s.witnessed != nil && s.witnessed.Seq > known.seq {
+		known = s.witnessed.link
+	}
+	if known.seq > s.end.tip.seq {
+		l.chain.tip.seq = known.seq
 		if s.end.tip.seq == 0 {
-			l.chain.tip.chain = s.tip.link.chain
+			l.chain.tip.chain = known.chain
 		}
 	}
 	l.log.Error("audit log: a discontinuity is recorded", "file", l.o.File, "what", first.Reason)
@@ -355,6 +371,9 @@ func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 // write appends the line of a record. A resumption has to be on the disk before
 // the state file loses the suspension.
 func (l *AuditLog) write(line []byte, sync bool) error {
+	if l.broken != nil {
+		return l.broken
+	}
 	if l.rotateAt > 0 && l.chain.size >= l.rotateAt {
 		l.rotate()
 	}
@@ -414,6 +433,7 @@ func (l *AuditLog) Close() error {
 	err := l.end()
 	l.ended.Wait()
 	_ = l.saveTip(err == nil) // which logs by itself
+	l.endWitness()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.file != nil {

@@ -30,13 +30,14 @@ func (e *DiscontinuityError) Error() string {
 // auditStart is what the log, its tip and the suspensions say of each other
 // before anything is written.
 type auditStart struct {
-	end       fileEnd   // where the chain goes on
-	cause     string    // of the 'open' line
-	tip       *auditTip // nil for none
-	unsigned  uint64    // lines at the end that neither a signature nor the tip covers
-	suspended []string  // edges that the log says are suspended, and the state does not
-	differs   []string  // what is not as it was left
-	warning   string    // what may be all right
+	end       fileEnd       // where the chain goes on
+	cause     string        // of the 'open' line
+	tip       *auditTip     // nil for none
+	witnessed *WitnessEntry // the newest that a witness has; nil for none
+	unsigned  uint64        // lines at the end that neither a signature nor the tip covers
+	suspended []string      // edges that the log says are suspended, and the state does not
+	differs   []string      // what is not as it was left
+	warning   string        // what may be all right
 
 	unaccepted []string // discontinuities that are in the log
 }
@@ -73,7 +74,11 @@ func lookBack(o *AuditOptions, f *os.File) (*auditStart, error) {
 	if o.Tip == "" {
 		return s, nil
 	}
-	return s, s.compare(o, f, known)
+	if err := s.compare(o, f, known); err != nil {
+		return nil, err
+	}
+	s.compareWitnesses(o)
+	return s, nil
 }
 
 // continueUnread continues what cannot be read back, as standard output: from
@@ -140,7 +145,7 @@ func (s *auditStart) predecessor(file string) (fileEnd, error) {
 // findSibling returns the end of the longest of the files that stand beside the
 // log and have a name that begins with its name, whose end matches.
 func findSibling(file string, match func(link) bool) (longest fileEnd) {
-	names, _ := filepath.Glob(globQuote(file) + "[-._]*")
+	names, _ := filepath.Glob(globQuote(file) + `[\-._]*`)
 	for _, name := range names {
 		if info, err := os.Lstat(name); err != nil || !info.Mode().IsRegular() {
 			continue

@@ -59,6 +59,7 @@ type AuditVerifier struct {
 	before       []AuditFinding  // what is not signed before the first one
 	unsignedOpen bool            // so was an 'open'
 	expected     bool            // Expect was seen
+	witness      *witnessCheck   // nil for none
 }
 
 // maxAuditLine bounds what is read at once, in bytes: far more than a line has.
@@ -94,6 +95,7 @@ func (v *AuditVerifier) read(name string, r io.Reader, whole bool) error {
 // End checks what is known only after the last file. running says that the key
 // server still writes to it, or was killed.
 func (v *AuditVerifier) End(running bool) {
+	v.endWitness()
 	if v.torn.bytes > 0 {
 		if running {
 			v.note("the last line is cut off")
@@ -157,6 +159,9 @@ func (v *AuditVerifier) piece(piece []byte) {
 	v.first = false
 	if !v.checkChain(&l, content, stated, first) {
 		return
+	}
+	if v.witness != nil {
+		v.compareWitness(&l, stated)
 	}
 	v.Lines++
 	v.unsigned++

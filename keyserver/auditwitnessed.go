@@ -1,0 +1,373 @@
+package keyserver
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tlsski/tlsski/internal/guarded"
+)
+
+// auditWitnessSuffix is that of the file beside the tip with the last entry that
+// a witness is known to have.
+const auditWitnessSuffix = ".witness"
+
+// witnessing is what an AuditLog knows of its witness.
+type witnessing struct {
+	mu      sync.Mutex
+	file    *Witness      // AuditOptions.Witness; nil for none
+	last    *WitnessEntry // the newest that a witness has
+	seen    time.Time     // when a witness has last taken or confirmed something
+	failing bool
+	ended   sync.WaitGroup
+}
+
+var errNoWitness = errors.New("nothing can be witnessed: the audit log is not in a file, or the key server has no audit.key or no state")
+
+// canBeWitnessed reports whether there can be a witness: it proves nothing
+// without signatures, nor where the log cannot be compared with it, and what it
+// has found can only be accepted where there is a tip.
+func (o *AuditOptions) canBeWitnessed() bool { return o.Key != nil && o.Tip != "" && isFile(o.File) }
+
+func (o *AuditOptions) witnessKeys() []ed25519.PublicKey { return []ed25519.PublicKey{o.public()} }
+
+// compareWitnesses finds what differs between the log and the entries that
+// witnesses have: of the file that is configured, and the last one that is known.
+func (s *auditStart) compareWitnesses(o *AuditOptions) {
+	if !o.canBeWitnessed() {
+		return
+	}
+	known, err := readWitnessed(o)
+	if err != nil {
+		s.differ("%v", err)
+	}
+	s.witnessed = known
+	var entries []*WitnessEntry
+	if s.witnessed != nil {
+		entries = append(entries, s.witnessed)
+	}
+	if o.Witness != "" {
+		w, err := OpenWitness(o.Witness, o.witnessKeys())
+		switch {
+		case err != nil:
+			s.differ("its witness cannot be used: %v", err)
+		case w.last == nil && s.witnessed != nil:
+			s.differ("its witness %s is missing or empty, and had %v", o.Witness, s.witnessed)
+		case w.last != nil:
+			entries = append(entries, w.last)
+			if s.witnessed == nil || w.last.Seq > s.witnessed.Seq {
+				s.witnessed = w.last
+			}
+		}
+	}
+	for _, e := range entries {
+		differs, warning := compareWitness(o, s.end.tip, e)
+		if differs != "" && !slices.Contains(s.differs, differs) {
+			s.differ("%s", differs)
+		}
+		if warning != "" {
+			s.warning = warning
+		}
+	}
+}
+
+// readWitnessed reads the last entry that a witness is known to have; nil if
+// there is none.
+func readWitnessed(o *AuditOptions) (*WitnessEntry, error) {
+	file := o.Tip + auditWitnessSuffix
+	data, err := guarded.Read(file, guarded.Secret, MaxWitnessEntry)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	e, err := ParseWitnessEntry(data, o.witnessKeys())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return e, nil
+}
+
+// compareWitness says how a log with this end differs from what a witness has,
+// or why that cannot be told.
+func compareWitness(o *AuditOptions, end link, e *WitnessEntry) (differs, warning string) {
+	switch {
+	case e.Seq == 0:
+		return "", ""
+	case end.seq == 0:
+		return fmt.Sprintf("it is missing or empty, and its witness has %v", e), ""
+	case e.Seq > end.seq:
+		return fmt.Sprintf("it ends with line %d, and its witness has %v", end.seq, e), ""
+	}
+	found, err := findLine(o.File, e.Seq, o.public())
+	switch {
+	case err != nil:
+		return "", fmt.Sprintf("the log could not be compared with %v, which its witness has: %v", e, err)
+	case found.recorded, found.at == e.link:
+		return "", ""
+	case found.at.seq == 0:
+		return fmt.Sprintf("line %d is missing, and its witness has it, of %s", e.Seq, e.Time), ""
+	}
+	return fmt.Sprintf("line %d, or one before it, is another than its witness has, of %s", e.Seq, e.Time), ""
+}
+
+// foundLine is what findLine has found.
+type foundLine struct {
+	at       link // zero where the log goes from a lower number to a higher one
+	recorded bool // a discontinuity is recorded after it
+}
+
+// findLine looks for the line with a number, from the end of a log back, in the
+// file and in those that were rotated and stand beside it.
+func findLine(file string, seq uint64, key ed25519.PublicKey) (foundLine, error) {
+	scan := lineScan{key: key, seq: seq, before: ^uint64(0)}
+	for name, files := file, 0; files < maxScanFiles; files++ {
+		if err := scan.run(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return foundLine{}, err
+		}
+		if scan.done {
+			return scan.found, nil
+		}
+		found := findSibling(file, func(end link) bool { return end.seq < scan.before })
+		if found.name == "" {
+			break
+		}
+		name = found.name
+		scan.before = found.tip.seq + 1
+	}
+	return foundLine{}, fmt.Errorf("line %d is in none of the files beside it", seq)
+}
+
+type lineScan struct {
+	key    ed25519.PublicKey
+	seq    uint64
+	before uint64 // the lowest number that was seen
+	found  foundLine
+	done   bool
+}
+
+func (c *lineScan) run(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return backward(f, info.Size(), func(line []byte, _ int64) bool {
+		c.visit(line)
+		return !c.done
+	})
+}
+
+func (c *lineScan) visit(line []byte) {
+	number, ok := lineNumber(line)
+	if !ok || number >= c.before {
+		return
+	}
+	c.before = number
+	switch {
+	case number > c.seq:
+		c.found.recorded = c.found.recorded || isBroken(line, c.key)
+		c.done = c.found.recorded
+	case number == c.seq:
+		if _, stated, ok := splitLine(line); ok {
+			c.found.at = stated
+		}
+		c.done = true
+	default:
+		c.done = true
+	}
+}
+
+// isBroken reports whether a line is the record of a discontinuity, by the key.
+func isBroken(line []byte, key ed25519.PublicKey) bool {
+	if !bytes.Contains(line, []byte(`"cause":"`+causeBroken+`"`)) {
+		return false
+	}
+	content, stated, ok := splitLine(line)
+	var l signedLine
+	return ok && json.Unmarshal(line, &l) == nil && l.Event == eventOpen && l.Cause == causeBroken && l.provenBy(key, content, stated)
+}
+
+// Witness takes the last line that a witness has, empty for none, and returns
+// the next, nil where there is nothing new. The log is compared with what the
+// witness has: the error is a *DiscontinuityError where the two differ, which is
+// recorded, or, where the log is required, stops it until an operator accepts it.
+func (l *AuditLog) Witness(line []byte) (next []byte, err error) {
+	if !l.o.canBeWitnessed() {
+		return nil, errNoWitness
+	}
+	if l.o.Witness != "" {
+		return nil, errors.New("the log has a witness: audit.witness in the configuration")
+	}
+	var last *WitnessEntry
+	if len(line) > 0 {
+		if last, err = ParseWitnessEntry(line, l.o.witnessKeys()); err != nil {
+			return nil, err
+		}
+	}
+	at, err := l.durable()
+	if err != nil {
+		return nil, err
+	}
+	l.witnessing.mu.Lock()
+	defer l.witnessing.mu.Unlock()
+	if last != nil {
+		differs, warning := compareWitness(&l.o, at, last)
+		if warning != "" {
+			l.log.Warn("audit log", "what", warning)
+		}
+		l.keepWitnessed(last)
+		if differs != "" {
+			return nil, l.discover(differs, last)
+		}
+		l.witnessing.seen = time.Now()
+		if last.link == at {
+			return nil, nil
+		}
+	}
+	if last == nil && l.witnessing.last != nil {
+		l.log.Warn("audit log: a witness that has nothing, where there was one before", "had", l.witnessing.last)
+	}
+	e, err := newWitnessEntry(at, time.Now(), l.o.Key)
+	if err != nil {
+		return nil, err
+	}
+	return e.line, nil
+}
+
+// durable returns how far the log goes on the disk.
+func (l *AuditLog) durable() (link, error) {
+	if err := l.saveTip(false); err != nil {
+		return link{}, err
+	}
+	l.saving.Lock()
+	defer l.saving.Unlock()
+	return l.saved, nil
+}
+
+// keepWitnessed remembers the newest entry that a witness has, over a restart
+// too.
+func (l *AuditLog) keepWitnessed(e *WitnessEntry) {
+	if last := l.witnessing.last; last != nil && last.Seq >= e.Seq {
+		return
+	}
+	l.witnessing.last = e
+	if err := replaceFile(l.o.Tip+auditWitnessSuffix, e.line); err != nil {
+		l.log.Error("audit log: the next start will not know what its witness has", "error", err)
+	}
+}
+
+// discover takes note of a difference that has been found while the log is
+// written.
+func (l *AuditLog) discover(differs string, e *WitnessEntry) error {
+	broken := &DiscontinuityError{File: l.o.File, Differs: []string{differs}}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.broken == nil {
+		l.log.Error("audit log: it is not what its witness has", "file", l.o.File, "what", differs, "required", l.o.Required)
+	}
+	if l.o.Required {
+		l.broken = broken
+		return broken
+	}
+	l.chain.tip.seq = max(l.chain.tip.seq, e.Seq) // The numbers show the gap.
+	l.open(auditLine{Cause: causeBroken, Reason: differs})
+	if err := l.begin(); err != nil {
+		return errors.Join(broken, err)
+	}
+	return broken
+}
+
+// Witnessed returns when a witness has last taken or confirmed how far the log
+// goes; the zero time where there never was a witness.
+func (l *AuditLog) Witnessed() time.Time {
+	l.witnessing.mu.Lock()
+	defer l.witnessing.mu.Unlock()
+	return l.witnessing.seen
+}
+
+// beginWitness begins to write the witness's file, if there is one.
+func (l *AuditLog) beginWitness(known *WitnessEntry) {
+	w := &l.witnessing
+	w.last = known
+	if known != nil {
+		w.seen = known.at()
+	}
+	if l.o.Witness == "" || !l.o.canBeWitnessed() {
+		return
+	}
+	w.file, _ = OpenWitness(l.o.Witness, l.o.witnessKeys()) // What is wrong has been found before.
+	w.file.create = known == nil
+	w.ended.Go(func() {
+		t := time.NewTicker(l.o.CheckpointInterval)
+		defer t.Stop()
+		for {
+			l.saveWitness()
+			select {
+			case <-l.stop:
+				return
+			case <-t.C:
+			}
+		}
+	})
+}
+
+// saveWitness appends to the witness's file how far the log goes, unless it has
+// that. Neither requests nor the tip wait for it.
+func (l *AuditLog) saveWitness() {
+	at, err := l.durable()
+	w := &l.witnessing
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		err = l.appendWitness(at)
+	}
+	if err == nil {
+		w.seen = time.Now()
+	}
+	if failing := err != nil; failing != w.failing {
+		w.failing = failing
+		if failing {
+			l.log.Error("audit log: its witness cannot be written", "error", err)
+		} else {
+			l.log.Info("audit log: its witness can be written again")
+		}
+	}
+}
+
+func (l *AuditLog) appendWitness(at link) error {
+	w := &l.witnessing
+	if last := w.file.last; last != nil && last.link == at {
+		return w.file.Check()
+	}
+	e, err := newWitnessEntry(at, time.Now(), l.o.Key)
+	if err != nil {
+		return err
+	}
+	if err := w.file.Append(e); err != nil {
+		return err
+	}
+	l.keepWitnessed(e)
+	return nil
+}
+
+// endWitness appends the end of the log. The log is closed.
+func (l *AuditLog) endWitness() {
+	if l.witnessing.file == nil {
+		return
+	}
+	l.witnessing.ended.Wait()
+	l.saveWitness()
+}
