@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -18,6 +19,11 @@ const (
 	AdminEdges   = "/edges"   // GET: []EdgeStatus
 	AdminSuspend = "/suspend" // POST an AdminOrder: AdminResult
 	AdminResume  = "/resume"  // POST an AdminOrder: AdminResult
+	// AdminWitness is for a witness of the audit log: POST the last line that it
+	// has, or nothing: the next one, or 204 (No Content) where there is nothing new.
+	// The status of an error is 409 where the log is not what the witness has, 503
+	// where asking again may help.
+	AdminWitness = "/audit/witness"
 )
 
 // AdminOrder says what to suspend or to resume.
@@ -53,6 +59,7 @@ func (s *Server) ServeAdmin(l net.Listener) error {
 	mux.HandleFunc("GET "+AdminEdges, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, http.StatusOK, s.Edges()) })
 	mux.HandleFunc("POST "+AdminSuspend, s.orderHandler(s.orderSuspend))
 	mux.HandleFunc("POST "+AdminResume, s.orderHandler(s.orderResume))
+	mux.HandleFunc("POST "+AdminWitness, s.serveWitness)
 	server := &http.Server{
 		Handler:     mux,
 		ReadTimeout: 10 * time.Second,
@@ -102,6 +109,41 @@ func (s *Server) orderSuspend(by string, o AdminOrder) (AdminResult, error) {
 
 func (s *Server) orderResume(by string, o AdminOrder) (AdminResult, error) {
 	return AdminResult{}, s.Resume(o.Edge, by)
+}
+
+// WitnessedAuditor is an Auditor whose log can have a witness; see
+// AuditLog.Witness.
+type WitnessedAuditor interface {
+	Auditor
+	Witness(line []byte) (next []byte, err error)
+	Witnessed() time.Time
+}
+
+func (s *Server) serveWitness(w http.ResponseWriter, r *http.Request) {
+	audit, ok := s.audit.(WitnessedAuditor)
+	if !ok {
+		answerJSON(w, http.StatusNotFound, AdminError{ErrWitness.Error()})
+		return
+	}
+	line, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxWitnessEntry))
+	if err != nil {
+		answerJSON(w, http.StatusBadRequest, AdminError{err.Error()})
+		return
+	}
+	next, err := audit.Witness(line)
+	switch {
+	case errors.As(err, new(*DiscontinuityError)):
+		answerJSON(w, http.StatusConflict, AdminError{err.Error()})
+	case errors.Is(err, ErrWitness):
+		answerJSON(w, http.StatusBadRequest, AdminError{err.Error()})
+	case err != nil:
+		answerJSON(w, http.StatusServiceUnavailable, AdminError{err.Error()})
+	case next == nil:
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(next) // The connection is all that can fail.
+	}
 }
 
 func answerJSON(w http.ResponseWriter, status int, v any) {

@@ -24,6 +24,10 @@ type AuditConfig struct {
 	// records of requests that are answered with an output. Default 64; 0 means
 	// none.
 	ReserveMiB uint32 `yaml:"reserve_mib"`
+	// Witness is a file on another mount that how far the log goes is appended to,
+	// with each CheckpointInterval; see AuditOptions.Witness. It needs Key, and
+	// Config.State. Default none.
+	Witness string `yaml:"witness"`
 	// CheckpointRecords is after how many records there is a checkpoint.
 	// Default 1000.
 	CheckpointRecords uint32 `yaml:"checkpoint_records"`
@@ -49,6 +53,7 @@ func (c *AuditConfig) options() (AuditOptions, error) {
 		Sync:               c.Sync,
 		Reserve:            int64(c.ReserveMiB) << 20,
 		Required:           c.Required,
+		Witness:            c.Witness,
 		CheckpointRecords:  int(c.CheckpointRecords),
 		CheckpointInterval: time.Duration(c.CheckpointInterval),
 	}

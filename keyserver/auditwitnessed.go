@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/internal/guarded"
@@ -21,15 +22,17 @@ const auditWitnessSuffix = ".witness"
 
 // witnessing is what an AuditLog knows of its witness.
 type witnessing struct {
-	mu      sync.Mutex
+	seen  atomic.Int64 // when a witness has last taken or confirmed something, Unix nanoseconds
+	ended sync.WaitGroup
+
+	mu      sync.Mutex    // of what follows; the file may be on a disk that hangs
 	file    *Witness      // AuditOptions.Witness; nil for none
 	last    *WitnessEntry // the newest that a witness has
-	seen    time.Time     // when a witness has last taken or confirmed something
 	failing bool
-	ended   sync.WaitGroup
 }
 
-var errNoWitness = errors.New("nothing can be witnessed: the audit log is not in a file, or the key server has no audit.key or no state")
+// ErrWitness is why a witness is refused, whenever it comes.
+var ErrWitness = errors.New("the audit log takes no such witness")
 
 // canBeWitnessed reports whether there can be a witness: it proves nothing
 // without signatures, nor where the log cannot be compared with it, and what it
@@ -206,15 +209,15 @@ func isBroken(line []byte, key ed25519.PublicKey) bool {
 // recorded, or, where the log is required, stops it until an operator accepts it.
 func (l *AuditLog) Witness(line []byte) (next []byte, err error) {
 	if !l.o.canBeWitnessed() {
-		return nil, errNoWitness
+		return nil, fmt.Errorf("%w: it is not in a file, or the key server has no audit.key or no state", ErrWitness)
 	}
 	if l.o.Witness != "" {
-		return nil, errors.New("the log has a witness: audit.witness in the configuration")
+		return nil, fmt.Errorf("%w: it has one, audit.witness in the configuration", ErrWitness)
 	}
 	var last *WitnessEntry
 	if len(line) > 0 {
 		if last, err = ParseWitnessEntry(line, l.o.witnessKeys()); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", ErrWitness, err)
 		}
 	}
 	at, err := l.durable()
@@ -232,7 +235,7 @@ func (l *AuditLog) Witness(line []byte) (next []byte, err error) {
 		if differs != "" {
 			return nil, l.discover(differs, last)
 		}
-		l.witnessing.seen = time.Now()
+		l.witnessing.seen.Store(time.Now().UnixNano())
 		if last.link == at {
 			return nil, nil
 		}
@@ -293,9 +296,10 @@ func (l *AuditLog) discover(differs string, e *WitnessEntry) error {
 // Witnessed returns when a witness has last taken or confirmed how far the log
 // goes; the zero time where there never was a witness.
 func (l *AuditLog) Witnessed() time.Time {
-	l.witnessing.mu.Lock()
-	defer l.witnessing.mu.Unlock()
-	return l.witnessing.seen
+	if seen := l.witnessing.seen.Load(); seen != 0 {
+		return time.Unix(0, seen)
+	}
+	return time.Time{}
 }
 
 // beginWitness begins to write the witness's file, if there is one.
@@ -303,7 +307,7 @@ func (l *AuditLog) beginWitness(known *WitnessEntry) {
 	w := &l.witnessing
 	w.last = known
 	if known != nil {
-		w.seen = known.at()
+		w.seen.Store(known.at().UnixNano())
 	}
 	if l.o.Witness == "" || !l.o.canBeWitnessed() {
 		return
@@ -335,7 +339,7 @@ func (l *AuditLog) saveWitness() {
 		err = l.appendWitness(at)
 	}
 	if err == nil {
-		w.seen = time.Now()
+		w.seen.Store(time.Now().UnixNano())
 	}
 	if failing := err != nil; failing != w.failing {
 		w.failing = failing

@@ -219,6 +219,8 @@ func (c *Config) check(doc *document) error {
 		return doc.errorAt("$.audit.file", `the file is empty: "-" is standard output`)
 	case c.Audit.File == "-" && c.Audit.MaxSizeMiB > 0:
 		return doc.errorAt("$.audit.max_size_mib", "standard output has no size")
+	case c.Audit.Witness != "" && (c.Audit.Key == "" || c.State == "" || c.Audit.File == "-"):
+		return doc.errorAt("$.audit.witness", "a witness needs \"audit.key\", without which it proves nothing, \"state\", and a log in a file")
 	case c.Audit.CheckpointRecords == 0:
 		return doc.errorAt("$.audit.checkpoint_records", "0 records never come")
 	case c.RSAFailure != RSAFailureRandom && c.RSAFailure != RSAFailureError:
@@ -262,7 +264,7 @@ func isLoopback(s string) bool {
 
 func (c *Config) joinPaths(dir string) {
 	c.HSM.Dir = dir
-	paths := []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.PSK, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.RSAFailureSecretFile, &c.StateKeyFile, &c.TicketSecretFile}
+	paths := []*string{&c.Certificate, &c.Key, &c.ClientCA, &c.Keys, &c.Policy, &c.State, &c.PSK, &c.CRL, &c.Admin, &c.Audit.File, &c.Audit.Key, &c.Audit.Witness, &c.RSAFailureSecretFile, &c.StateKeyFile, &c.TicketSecretFile}
 	for i := range c.HSM.Keys {
 		paths = append(paths, &c.HSM.Keys[i].Public)
 	}

@@ -39,6 +39,7 @@ type Metrics struct {
 
 	// Read when they are asked for.
 	inFlight, rsaWaiting, sessions, cookies, givenUp, detections, auditReserve *prometheus.Desc
+	auditWitness                                                               *prometheus.Desc
 	ticketFile                                                                 *prometheus.Desc
 	auditBroken, auditLost, auditTipWaits                                      *prometheus.Desc
 }
@@ -97,6 +98,7 @@ func NewMetrics(version string) *Metrics {
 		auditBroken:   desc("audit_discontinuities", "Times that the audit log was not found as it was left and no operator has accepted it; the newest 32."),
 		auditLost:     desc("audit_file_lost", "1 if the audit log's file was removed, truncated, written to by others or moved away without a SIGHUP."),
 		auditTipWaits: desc("audit_tip_waits_seconds", "How long the tip of the audit log could not be written; 0 if it is as it should be."),
+		auditWitness:  desc("audit_witness_timestamp_seconds", "When a witness last took or confirmed how far the audit log goes; 0 if there never was a witness."),
 	}
 	m.buildInfo.Set(1)
 	m.policyLoaded.SetToCurrentTime()
@@ -241,6 +243,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.detections
 	ch <- m.auditReserve
 	ch <- m.ticketFile
+	ch <- m.auditWitness
 }
 
 // Collect implements prometheus.Collector.
@@ -269,6 +272,11 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		reserve = 1
 	}
 	now(m.auditReserve, reserve)
+	witnessed := time.Time{}
+	if a, ok := m.server.audit.(WitnessedAuditor); ok {
+		witnessed = a.Witnessed()
+	}
+	ch <- prometheus.MustNewConstMetric(m.auditWitness, prometheus.GaugeValue, unixSeconds(witnessed))
 	now(m.rsaWaiting, int64(m.server.schedule.rsa.waits()))
 	if bindings := m.server.sessions; len(bindings) > 0 {
 		n := 0

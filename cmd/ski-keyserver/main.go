@@ -65,6 +65,9 @@ the default.
   #   file: "-"              # "-" is standard output
   #   required: false        # whether nothing is answered that is not recorded
   #   key:                   # Ed25519, signs checkpoints: skictl audit keygen
+  #   witness:               # file on another mount: proves, even where log and
+                             # state are replaced, how far the log went; needs key
+                             # and state. Over a network: skictl audit witness
   #   checkpoint_records: 1000
   #   checkpoint_interval: 1m
   #   max_size_mib: 0        # begins a new file at this size; 0: never

@@ -87,5 +87,5 @@ func folders(cfg *keyserver.Config) (read, write []string) {
 		return slices.Compact(dirs)
 	}
 	tokens := keyparts.HSMConfig(cfg, nil)
-	return of(append(tokens.PINFiles(), cfg.Policy, cfg.PSK, cfg.CRL)...), of(cfg.Audit.File, cfg.State, cfg.Admin)
+	return of(append(tokens.PINFiles(), cfg.Policy, cfg.PSK, cfg.CRL)...), of(cfg.Audit.File, cfg.Audit.Witness, cfg.State, cfg.Admin)
 }

@@ -24,11 +24,12 @@ func newAuditCommand() *cobra.Command {
 the chain from time to time: 'audit keygen' makes the key for that, 'audit
 verify' finds lines that were removed, changed, moved or repeated. A key server
 that does not find its log as it left it says so, and may not start: 'audit
-accept' says that somebody has seen that.`,
+accept' says that somebody has seen that. 'audit witness' keeps elsewhere what
+proves how far the log went.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	audit.AddCommand(newAuditKeygenCommand(), newAuditVerifyCommand(), newAuditAcceptCommand())
+	audit.AddCommand(newAuditKeygenCommand(), newAuditVerifyCommand(), newAuditAcceptCommand(), newAuditWitnessCommand())
 	return audit
 }
 
@@ -100,10 +101,15 @@ note once somebody has accepted it ('audit accept'). What was written before the
 log had a key, lines that a kill has left unsigned, and a clock that was set back
 are notes.
 
+With --witness, the log is compared with what 'audit witness' or the key server's
+audit.witness has kept elsewhere: that finds a log that was replaced together with
+all else on the key server's machine, or made anew with its key.
+
 The last line of the output names the end of the log. Keep it: with --expect, a
 later check finds out whether that line is still there.`,
 		Example: `  skictl audit verify --key audit.pub audit.log.* audit.log
-  skictl audit verify --key audit.pub --running audit.log`,
+  skictl audit verify --key audit.pub --running audit.log
+  skictl audit verify --key audit.pub --witness ks-1.witness audit.log.* audit.log`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error { return o.run(cmd, files) },
 	}
@@ -111,11 +117,13 @@ later check finds out whether that line is still there.`,
 	f.StringArrayVar(&o.keys, "key", nil, "`FILE` with the public key of the checkpoints, PEM; repeat it for a log that has had several")
 	f.BoolVar(&o.running, "running", false, "the key server still writes to the log, or was killed: it has no proper end")
 	f.StringVar(&o.expect, "expect", "", "`SEQUENCE:CHAIN` that an earlier check printed and that must be in the log")
+	f.StringVar(&o.witness, "witness", "", "`FILE` of a witness that the log is compared with; it needs --key")
 	return cmd
 }
 
 type auditVerify struct {
 	keys    []string
+	witness string
 	running bool
 	expect  string
 }
@@ -128,6 +136,17 @@ func (o *auditVerify) run(cmd *cobra.Command, files []string) error {
 			return err
 		}
 		v.Keys = append(v.Keys, key)
+	}
+	if o.witness != "" {
+		if len(v.Keys) == 0 {
+			return errors.New("--witness needs --key: what is not signed proves nothing")
+		}
+		f, err := os.Open(o.witness)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		v.Witness(o.witness, f)
 	}
 	for _, file := range files {
 		if err := verifyFile(&v, file, cmd.InOrStdin()); err != nil {
