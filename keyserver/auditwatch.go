@@ -143,10 +143,13 @@ func (l *AuditLog) takeAsFound() error {
 	return err
 }
 
-// Fault returns why the log's file is not one that keeps what is written to it,
-// or nil.
+// Fault returns why the log's file is not one that keeps what is written to it, or
+// how a log that is required is not what its witness has; or nil.
 func (l *AuditLog) Fault() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost == nil {
+		return l.broken
+	}
 	return l.lost
 }

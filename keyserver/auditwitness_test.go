@@ -315,6 +315,7 @@ func TestTheWitnessComesAfterTheStart(t *testing.T) {
 			_, err := log.Witness(last)
 			require.ErrorAs(t, err, new(*DiscontinuityError))
 			require.ErrorAs(t, log.Audit(t.Context(), &Record{Time: time.Now()}), new(*DiscontinuityError))
+			require.ErrorAs(t, log.Fault(), new(*DiscontinuityError))
 		}
 		_ = log.Close()
 		require.ErrorAs(t, a.run("after", 1), new(*DiscontinuityError), "a restart is no way out")
