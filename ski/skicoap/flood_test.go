@@ -46,7 +46,7 @@ func returning(t testing.TB, hello, cookie []byte, record uint64) []byte {
 func (m *mux) halfOpen() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.strangers.flows.Len() + m.familiar.flows.Len()
+	return m.strangers.Len() + m.familiar.Len()
 }
 
 // occupied counts the addresses that have a flow.

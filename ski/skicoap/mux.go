@@ -51,8 +51,8 @@ type mux struct {
 	mu        sync.Mutex
 	byAddr    map[netip.AddrPort]*place
 	byCID     map[cid]*flow
-	strangers places
-	familiar  places // handshakes from known addresses
+	strangers *list.List // of *flow: the handshakes under way, oldest first
+	familiar  *list.List // likewise, from known addresses
 	known     *knownAddresses
 }
 
@@ -70,8 +70,8 @@ func newMux(conn *net.UDPConn, known []netip.Addr, begin func(*flow)) *mux {
 		cookies:   newCookies(time.Now()),
 		byAddr:    make(map[netip.AddrPort]*place),
 		byCID:     make(map[cid]*flow),
-		strangers: places{list.New()},
-		familiar:  places{list.New()},
+		strangers: list.New(),
+		familiar:  list.New(),
 		known:     newKnownAddresses(known),
 	}
 }
@@ -186,18 +186,22 @@ func (m *mux) newFlow(addr netip.AddrPort, hello helloBody, now time.Time) *flow
 		mux: m, addr: addr, random: hello.random(), cookie: bytes.Clone(hello.cookie), began: now,
 		buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr),
 	}
-	among := &m.strangers
+	f.queue = m.strangers
 	if m.known.has(addr.Addr()) {
-		among = &m.familiar
+		f.queue = m.familiar
 	}
-	if !among.makeRoom(f.origin(), now) {
-		m.givenUp.Add(1)
-		return nil
+	if f.queue.Len() >= maxHandshakes {
+		e := yielding(f.queue, f.origin(), now)
+		if e == nil {
+			m.givenUp.Add(1)
+			return nil
+		}
+		e.Value.(*flow).end(errFlood)
 	}
 	f.buffer.SetLimitSize(maxQueued)
 	rand.Read(f.cid[:])
 	m.byCID[f.cid] = f
-	f.queue, f.element = among.flows, among.flows.PushBack(f)
+	f.element = f.queue.PushBack(f)
 	if m.begin(f); f.state == ended {
 		return nil
 	}
@@ -340,6 +344,8 @@ func (f *flow) pass(datagram []byte, from *net.UDPAddr) {
 }
 
 func (f *flow) origin() netip.Addr { return origin(f.addr.Addr()) }
+
+func (f *flow) since() time.Time { return f.began }
 
 // connectionID is a pion connection ID generator.
 func (f *flow) connectionID() []byte { return f.cid[:] }

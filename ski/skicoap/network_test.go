@@ -238,7 +238,7 @@ func TestAHandshakeThatStandsStillIsGivenUp(t *testing.T) {
 	open := func() int {
 		s.mux.mu.Lock()
 		defer s.mux.mu.Unlock()
-		return s.mux.strangers.flows.Len() + s.mux.familiar.flows.Len()
+		return s.mux.strangers.Len() + s.mux.familiar.Len()
 	}
 	require.Eventually(t, func() bool { return open() > 0 }, time.Minute, time.Millisecond)
 	require.Eventually(t, func() bool { return open() == 0 && strings.Contains(log.String(), "handshake failed") }, 10*time.Second, 10*time.Millisecond)

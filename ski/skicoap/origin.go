@@ -3,6 +3,7 @@ package skicoap
 import (
 	"container/list"
 	"net/netip"
+	"time"
 )
 
 // origin is what somebody has one of: an IPv4 address, or the /64 of an IPv6 one.
@@ -14,11 +15,32 @@ func origin(a netip.Addr) netip.Addr {
 	return a
 }
 
-// yielding returns the element of a queue that gives way when there are too
-// many: the oldest of the origin that has the most, so that nobody alone drives
-// others out; and how many each origin has. The queue is not empty.
-func yielding(queue *list.List) (oldest *list.Element, count map[netip.Addr]int) {
-	from := func(e *list.Element) netip.Addr { return e.Value.(interface{ origin() netip.Addr }).origin() }
+const (
+	// maxHandshakes bounds the peers that are not authenticated yet: the
+	// handshakes under way over DTLS, those from known addresses once more, and
+	// the connections over TCP. A half-open handshake over DTLS has 24 KiB of
+	// heap and 17 of stacks, over TLS 64 in all: together those of a binding
+	// have less than the rest of an idle key server.
+	maxHandshakes = 96
+	// handshakeGrace is how long a handshake keeps its place when others want
+	// it: longer than most round trips, and as short as that, because it is how
+	// long those who do not go on keep others out.
+	handshakeGrace = 500 * time.Millisecond
+)
+
+// pending is a peer that is not authenticated yet.
+type pending interface {
+	origin() netip.Addr
+	since() time.Time
+}
+
+// yielding returns which of the pending, oldest first, gives way to a newcomer
+// when all places are taken: the oldest of the origin that has the most. It does
+// so at once if that origin has more than the newcomer's will have, so that
+// nobody alone drives others out, and otherwise when it has had its time. It is
+// nil when the newcomer has to come again.
+func yielding(queue *list.List, newcomer netip.Addr, now time.Time) *list.Element {
+	from := func(e *list.Element) netip.Addr { return e.Value.(pending).origin() }
 	count, most := make(map[netip.Addr]int), 0
 	for e := queue.Front(); e != nil; e = e.Next() {
 		count[from(e)]++
@@ -28,5 +50,8 @@ func yielding(queue *list.List) (oldest *list.Element, count map[netip.Addr]int)
 	for count[from(e)] < most {
 		e = e.Next()
 	}
-	return e, count
+	if most <= count[newcomer]+1 && now.Sub(e.Value.(pending).since()) < handshakeGrace {
+		return nil
+	}
+	return e
 }

@@ -470,16 +470,17 @@ func TestAFloodOfConnectionsDoesNotKeepAnEdgeOut(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	for range maxOpening + 100 {
+	for range maxHandshakes + 100 {
 		c, err := net.Dial("tcp", s.Addr().String())
 		require.NoError(t, err)
 		conns = append(conns, c)
 	}
-	require.NoError(t, ask(t.Context(), dialTCP(t, s, ca), 1))
+	client := &ski.Client{Transports: []ski.Transport{dialTCP(t, s, ca)}, Timeout: time.Minute}
+	require.NoError(t, ask(t.Context(), client, 1))
 	s.tcp.mu.Lock()
-	assert.LessOrEqual(t, s.tcp.opening.Len(), maxOpening)
+	assert.LessOrEqual(t, s.tcp.opening.Len(), maxHandshakes)
 	s.tcp.mu.Unlock()
-	assert.Less(t, runtime.NumGoroutine(), before+3*maxOpening)
+	assert.Less(t, runtime.NumGoroutine(), before+3*maxHandshakes)
 }
 
 // Somebody who opens connections as fast as he can drives out his own.
@@ -498,12 +499,12 @@ func TestAFloodFromOneAddressDoesNotEndHandshakesOfOthers(t *testing.T) {
 	}
 	opened(1)
 	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
-	for range maxOpening + 100 {
+	for range maxHandshakes + 100 {
 		c, err := from.Dial("tcp", s.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()
 	}
-	opened(maxOpening)
+	opened(maxHandshakes)
 	secure := tls.Client(slow, &tls.Config{Certificates: []tls.Certificate{ca.edge()}, RootCAs: ca.pool, ServerName: "localhost"})
 	require.NoError(t, secure.HandshakeContext(t.Context()))
 	_, err = newFrameReader(secure).read(func() {})

@@ -19,11 +19,6 @@ import (
 	"github.com/tlsski/tlsski/ski"
 )
 
-// maxOpening bounds the connections that have not yet shown a certificate.
-// Beyond it the oldest gives way of the address that has the most: nobody alone
-// keeps others out.
-const maxOpening = 512
-
 // ListenTCP opens the TCP address (host:port) for CoAP over TLS (RFC 8323),
 // coaps+tcp://, with TLS 1.2 or 1.3. Peers are answered once Serve is called.
 // There are no pre-shared keys on it.
@@ -59,7 +54,7 @@ func ListenTCP(addr string, cfg ServerConfig) (*Server, error) {
 type tcpListener struct {
 	listener net.Listener
 	config   *tls.Config
-	givenUp  atomic.Uint64 // connections that gave way
+	givenUp  atomic.Uint64 // connections that had no place, or lost it
 
 	mu      sync.Mutex
 	opening *list.List // of opening, oldest first
@@ -68,24 +63,31 @@ type tcpListener struct {
 // opening is a connection that has not yet shown a certificate.
 type opening struct {
 	net.Conn
-	from netip.AddrPort
+	from  netip.AddrPort
+	began time.Time
 }
 
 func (o opening) origin() netip.Addr { return origin(o.from.Addr()) }
 
+func (o opening) since() time.Time { return o.began }
+
 func (t *tcpListener) close() { _ = t.listener.Close() }
 
-// begin counts a connection in until the returned function is called, which
-// reports whether it has not had to give way.
-func (t *tcpListener) begin(conn net.Conn) (opened func() bool) {
+// begin counts a connection in until opened is called, which reports whether it
+// has not had to give way. ok is false where it has no place.
+func (t *tcpListener) begin(conn net.Conn, now time.Time) (opened func() bool, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.opening.Len() >= maxOpening {
-		oldest, _ := yielding(t.opening)
-		_ = t.opening.Remove(oldest).(opening).Close()
+	o := opening{conn, addrPort(conn.RemoteAddr()), now}
+	if t.opening.Len() >= maxHandshakes {
 		t.givenUp.Add(1)
+		e := yielding(t.opening, o.origin(), now)
+		if e == nil {
+			return nil, false
+		}
+		_ = t.opening.Remove(e).(opening).Close()
 	}
-	e := t.opening.PushBack(opening{conn, addrPort(conn.RemoteAddr())})
+	e := t.opening.PushBack(o)
 	return func() bool {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -96,7 +98,7 @@ func (t *tcpListener) begin(conn net.Conn) (opened func() bool) {
 			}
 		}
 		return false
-	}
+	}, true
 }
 
 // runTCP accepts connections until the listener is closed.
@@ -125,7 +127,11 @@ func (s *Server) runTCP() error {
 func (s *Server) serveTCP(conn net.Conn) {
 	defer conn.Close()
 	addr := addrPort(conn.RemoteAddr())
-	opened := s.tcp.begin(conn)
+	opened, ok := s.tcp.begin(conn, time.Now())
+	if !ok {
+		s.logRefusal(addr, errFlood)
+		return
+	}
 	link, peer, err := s.open(conn)
 	if !opened() {
 		err = errFlood

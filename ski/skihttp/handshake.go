@@ -21,9 +21,14 @@ func (s *Server) begin(raw net.Conn) {
 	s.mu.Lock()
 	var oldest *conn
 	if len(s.handshakes) >= s.cfg.MaxHandshakes {
-		oldest = s.yielding()
-		delete(s.handshakes, oldest)
 		s.givenUp.Add(1)
+		if oldest = s.yielding(c); oldest == nil {
+			s.mu.Unlock()
+			s.refused(c, errHandshakes)
+			_ = raw.Close()
+			return
+		}
+		delete(s.handshakes, oldest)
 	}
 	s.handshakes[c] = struct{}{}
 	s.mu.Unlock()
@@ -35,14 +40,20 @@ func (s *Server) begin(raw net.Conn) {
 	}
 }
 
+// handshakeGrace is how long a handshake keeps its place when others want it:
+// longer than most round trips.
+const handshakeGrace = 500 * time.Millisecond
+
 // Handshakes returns 0, for cookies that only CoAP over DTLS has, and how many
 // handshakes were given up because there were too many.
 func (s *Server) Handshakes() (cookies, givenUp uint64) { return 0, s.givenUp.Load() }
 
-// yielding returns the connection that gives way when there are too many: the
-// oldest of the address that has the most, so that nobody alone keeps others
-// out. It is called with s.mu held.
-func (s *Server) yielding() (oldest *conn) {
+// yielding returns the connection that gives way to a newcomer when there are
+// too many: the oldest of the address that has the most. It does so at once if
+// that has more than the newcomer's will have, so that nobody alone keeps others
+// out, and otherwise when it has had its time; nil until then. It is called with
+// s.mu held.
+func (s *Server) yielding(newcomer *conn) (oldest *conn) {
 	count, most := make(map[netip.Addr]int), 0
 	for c := range s.handshakes {
 		from := origin(c.addr.Addr())
@@ -53,6 +64,9 @@ func (s *Server) yielding() (oldest *conn) {
 		if count[origin(c.addr.Addr())] == most && (oldest == nil || c.began.Before(oldest.began)) {
 			oldest = c
 		}
+	}
+	if most <= count[origin(newcomer.addr.Addr())]+1 && newcomer.began.Sub(oldest.began) < handshakeGrace {
+		return nil
 	}
 	return oldest
 }
@@ -105,7 +119,7 @@ var (
 	errExpired    = errors.New("the peer's certificate has expired")
 	errCrowded    = errors.New("the peer has made too many other sessions")
 	errSessions   = errors.New("too many sessions")
-	errHandshakes = errors.New("too many other handshakes have begun since")
+	errHandshakes = errors.New("too many handshakes at once")
 )
 
 // handshake returns the TLS connection and who is at its other end. Who is not

@@ -43,7 +43,9 @@ type ServerConfig struct {
 	// ends the one that has been quiet the longest. Default: 16.
 	MaxPeerSessions int
 	// MaxHandshakes bounds the connections whose peer is not authenticated yet.
-	// One more ends the oldest of the address that has the most. Default: 256.
+	// One more ends the oldest of the address that has the most; where none has
+	// more than another, only if the oldest has had 500 ms, and is itself closed
+	// otherwise. Default: 128.
 	MaxHandshakes int
 	// MaxInFlight bounds the requests that are being worked on, over all
 	// sessions, and one session to an eighth and one peer to a quarter of it.
@@ -95,7 +97,7 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 	}
 	defaults(&c.MaxSessions, 1024)
 	defaults(&c.MaxPeerSessions, 16)
-	defaults(&c.MaxHandshakes, 256)
+	defaults(&c.MaxHandshakes, 128)
 	defaults(&c.MaxInFlight, 8192)
 	defaults(&c.HandshakeTimeout, 10*time.Second)
 	defaults(&c.RequestTimeout, 10*time.Second)
