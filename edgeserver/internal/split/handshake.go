@@ -141,12 +141,10 @@ func (c *Conn) forKey() ski.Connection {
 // makeEphemeral makes the ephemeral key, here or at the key server.
 func (c *Conn) makeEphemeral(ctx context.Context, e EphemeralWanted) ([]Event, error) {
 	if !e.Signed {
-		key, err := curveOf(e.Group).GenerateKey(rand.Reader)
-		if err != nil {
-			return nil, &Error{InternalError, "ephemeral key", err}
+		if err := c.generateEphemeral(e); err != nil {
+			return nil, err
 		}
-		c.ephemeral = key
-		return c.machine.Ephemeral(key.PublicKey().Bytes())
+		return c.machine.Ephemeral(c.ephemeral.PublicKey().Bytes())
 	}
 	if e.Chain.Ephemeral == nil {
 		return nil, fail(InternalError, "the private key has no ephemeral keys")
@@ -158,6 +156,28 @@ func (c *Conn) makeEphemeral(ctx context.Context, e EphemeralWanted) ([]Event, e
 	}
 	c.keyServers = made
 	return c.machine.SignedEphemeral(made.Params, made.Signature)
+}
+
+// maxEphemeralKeys is how many are generated. With randoms that are fit, less than
+// a third of them is not.
+const maxEphemeralKeys = 16
+
+// generateEphemeral generates an ephemeral key whose public value does not make
+// what is signed look like something else that is signed (ski.CheckForm).
+func (c *Conn) generateEphemeral(e EphemeralWanted) error {
+	var form error
+	for range maxEphemeralKeys {
+		key, err := curveOf(e.Group).GenerateKey(rand.Reader)
+		if err != nil {
+			return &Error{InternalError, "ephemeral key", err}
+		}
+		params := serverECDHParams(e.Group, key.PublicKey().Bytes())
+		if form = ski.CheckForm(slices.Concat(e.ClientRandom, e.ServerRandom, params)); form == nil {
+			c.ephemeral = key
+			return nil
+		}
+	}
+	return &Error{InternalError, "ephemeral key", form}
 }
 
 // preMaster gets the PreMasterSecret: of the edge's own ephemeral key, of the

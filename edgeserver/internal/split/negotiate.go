@@ -9,8 +9,10 @@ import (
 type agreement struct {
 	suite *suite
 	chain *Chain
-	// group and scheme are those of ECDHE.
+	// group and scheme are those of ECDHE. group is the first of groups, which
+	// client and site have in common, until askForEphemeral takes another.
 	group  tls.CurveID
+	groups []tls.CurveID
 	scheme tls.SignatureScheme
 
 	alpn           string // empty: none
@@ -60,9 +62,9 @@ func (c *Config) negotiate(h *ClientHello) (*agreement, *Error) {
 // negotiateKey returns the first chain, and for it the first suite, that the
 // client supports; static RSA comes after all that have forward secrecy.
 func (c *Config) negotiateKey(h *ClientHello) *agreement {
-	group, chains := c.negotiateGroup(h), c.chainsFor(h)
+	groups, chains := c.negotiateGroups(h), c.chainsFor(h)
 	for _, chain := range chains {
-		if group == 0 || !chain.forClient(h) {
+		if len(groups) == 0 || !chain.forClient(h) {
 			continue
 		}
 		scheme := chain.negotiateScheme(h)
@@ -70,7 +72,7 @@ func (c *Config) negotiateKey(h *ClientHello) *agreement {
 			continue
 		}
 		if s := c.negotiateSuite(h, func(s *suite) bool { return !s.staticRSA && s.rsa == chain.isRSA() }); s != nil {
-			return &agreement{suite: s, chain: chain, group: group, scheme: scheme}
+			return &agreement{suite: s, chain: chain, group: groups[0], groups: groups, scheme: scheme}
 		}
 	}
 	for _, chain := range chains {
@@ -115,15 +117,16 @@ func prefersChaCha(h *ClientHello) bool {
 	return false
 }
 
-// negotiateGroup returns the group of the ephemeral key, or 0. A client that
-// does not say which it supports gets P-256 (RFC 8422, Section 5.1).
-func (c *Config) negotiateGroup(h *ClientHello) tls.CurveID {
+// negotiateGroups returns the groups for the ephemeral key in the site's order. A
+// client that does not say which it supports gets P-256 (RFC 8422, Section 5.1).
+func (c *Config) negotiateGroups(h *ClientHello) []tls.CurveID {
+	var groups []tls.CurveID
 	for _, g := range c.groups() {
 		if slices.Contains(h.Groups, g) || h.Groups == nil && g == tls.CurveP256 {
-			return g
+			groups = append(groups, g)
 		}
 	}
-	return 0
+	return groups
 }
 
 // negotiateScheme returns the first of the client's schemes that the chain's key

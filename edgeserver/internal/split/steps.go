@@ -46,6 +46,16 @@ func (m *Machine) takeSite(in *input) *Error {
 		return &Error{InternalError, "no key schedule", e}
 	}
 	m.schedule = schedule
+	m.makeServerRandom()
+	m.transcript = m.schedule.PRF().New()
+	m.transcript.Write(m.messages)
+	if m.cfg.ClientAuth == NoClientCert {
+		m.messages = nil
+	}
+	return nil
+}
+
+func (m *Machine) makeServerRandom() {
 	m.serverRandom = make([]byte, tlsprf.RandomLen)
 	rand.Read(m.serverRandom)
 	if m.cfg.TLS13 {
@@ -53,12 +63,6 @@ func (m *Machine) takeSite(in *input) *Error {
 		// the handshake, since someone has taken that from its ClientHello.
 		copy(m.serverRandom[24:], "DOWNGRD\x01")
 	}
-	m.transcript = m.schedule.PRF().New()
-	m.transcript.Write(m.messages)
-	if m.cfg.ClientAuth == NoClientCert {
-		m.messages = nil
-	}
-	return nil
 }
 
 // serverHello returns what both kinds of handshake say.
@@ -85,12 +89,30 @@ func (m *Machine) sendServerHello(h *serverHello) {
 	m.emit(Limit{In: l.in, Out: l.out})
 }
 
+// maxServerRandoms is how many are tried. A client that leaves less than a half of
+// them is not one by chance.
+const maxServerRandoms = 16
+
+// askForEphemeral asks for an ephemeral key. Randoms that make what is signed look
+// like something else that is signed (ski.CheckForm) are no use with this group:
+// it takes another, and then another ServerRandom. The key server would refuse
+// them, so it is not asked.
 func (m *Machine) askForEphemeral() *Error {
-	m.emit(EphemeralWanted{
-		Chain: m.chain, Group: m.group, Signed: m.cfg.KeyServerEphemeral, Scheme: m.scheme,
-		ClientRandom: m.hello.Random, ServerRandom: m.serverRandom,
-	})
-	return nil
+	var err error
+	for range maxServerRandoms {
+		for _, m.group = range m.groups {
+			if err = ski.CheckRandoms(slices.Concat(m.hello.Random, m.serverRandom), m.group); err != nil {
+				continue
+			}
+			m.emit(EphemeralWanted{
+				Chain: m.chain, Group: m.group, Signed: m.cfg.KeyServerEphemeral, Scheme: m.scheme,
+				ClientRandom: m.hello.Random, ServerRandom: m.serverRandom,
+			})
+			return nil
+		}
+		m.makeServerRandom()
+	}
+	return &Error{IllegalParameter, "the client's random", err}
 }
 
 // takeEphemeral asks for the signature of the edge's own ephemeral key.
