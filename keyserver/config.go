@@ -60,6 +60,9 @@ type Config struct {
 	// CRL is the file with the CRLs of the authorities of ClientCA; see
 	// OpenRevocations. Default none.
 	CRL string `yaml:"crl"`
+	// CRLExpired says what becomes of peers whose CRL is past its nextUpdate.
+	// Default CRLExpiredWarn.
+	CRLExpired CRLExpired `yaml:"crl_expired"`
 	// Admin is the unix socket of the admin API. Default none.
 	Admin string `yaml:"admin"`
 	// Audit says where the audit log goes.
@@ -152,6 +155,7 @@ func readConfig(file string, checkKind func(*Config, *document) error) (*Config,
 			CheckpointRecords:  DefaultCheckpointRecords,
 			CheckpointInterval: Duration(DefaultCheckpointInterval),
 		},
+		CRLExpired:      CRLExpiredWarn,
 		RSAFailure:      RSAFailureRandom,
 		MaxInFlight:     DefaultMaxInFlight,
 		ShutdownTimeout: Duration(10 * time.Second),
@@ -194,6 +198,10 @@ func (c *Config) checkNetwork(doc *document) error {
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
 	case c.PSKWithoutForwardSecrecy && c.PSK == "":
 		return doc.errorAt("$.psk_without_forward_secrecy", "there is no 'psk'")
+	case c.CRLExpired != CRLExpiredWarn && c.CRLExpired != CRLExpiredRefuse:
+		return doc.errorAt("$.crl_expired", "%q is neither warn nor refuse", c.CRLExpired)
+	case c.CRL == "" && doc.find("$.crl_expired") != nil:
+		return doc.errorAt("$.crl_expired", "there is no \"crl\"")
 	case c.Metrics != "" && !isListenAddress(c.Metrics):
 		return doc.errorAt("$.metrics", "%q is not HOST:PORT", c.Metrics)
 	case c.Metrics != "" && !isLoopback(c.Metrics) && !c.MetricsPublic:
@@ -335,6 +343,9 @@ func (c *Config) Warnings() []string {
 	}
 	if c.State == "" && c.Audit.Key != "" {
 		warnings = append(warnings, "audit.key without state: what is removed from the audit log, or added, while the key server is stopped is not noticed at its start")
+	}
+	if c.CRL != "" && c.CRLExpired != CRLExpiredRefuse {
+		warnings = append(warnings, "crl_expired: warn lets an edge in that was revoked after the CRLs ceased to be replaced; refuse is recommended")
 	}
 	if c.PSKWithoutForwardSecrecy {
 		warnings = append(warnings, "psk_without_forward_secrecy: who records an edge's sessions reads them all once it has the edge's pre-shared key")

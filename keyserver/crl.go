@@ -25,7 +25,9 @@ const maxCRLFile = 16 << 20
 // file revoke. Its methods can be called by many goroutines at once.
 type Revocations struct {
 	file        string
-	authorities []*x509.Certificate
+	authorities []*crlAuthority
+	refuse      bool             // see RefuseExpired
+	clock       func() time.Time // tests set it
 	reading     sync.Mutex
 	seen        fs.FileInfo // of the file as it was last read
 	told        string      // why it could not be read the last time
@@ -37,7 +39,8 @@ type revocationList struct {
 	issuer     []byte    // DER of its name
 	signer     ski.KeyID // of its key: two can have one name while one follows the other
 	number     *big.Int
-	nextUpdate time.Time
+	nextUpdate time.Time // zero where it does not say
+	told       bool      // that it has expired
 	digest     []byte               // of signer and serials
 	serials    map[string]time.Time // by the big-endian bytes of the serial number
 }
@@ -46,7 +49,7 @@ type revocationList struct {
 // each signed by one of the authorities. It refuses a file that another user can
 // change or replace.
 func OpenRevocations(file string, authorities []*x509.Certificate) (*Revocations, error) {
-	r := &Revocations{file: file, authorities: authorities}
+	r := &Revocations{file: file, authorities: newCRLAuthorities(authorities), clock: time.Now}
 	r.now.Store(new([]*revocationList))
 	_, err := r.Reload()
 	return r, err
@@ -124,37 +127,9 @@ func (r *Revocations) Len() int {
 	return n
 }
 
-// Warnings returns a line for each CRL that should have been replaced, and
-// for each authority without one.
-func (r *Revocations) Warnings(now time.Time) []string {
-	var warnings []string
-	lists := *r.now.Load()
-	for _, l := range lists {
-		if !l.nextUpdate.IsZero() && now.After(l.nextUpdate) {
-			warnings = append(warnings, fmt.Sprintf("%s: CRL number %v should have been replaced by %s",
-				r.file, l.number, l.nextUpdate.UTC().Format(time.RFC3339)))
-		}
-	}
-	for _, a := range r.authorities {
-		if !hasIssuer(lists, a.RawSubject) {
-			warnings = append(warnings, fmt.Sprintf("%s: it has no CRL of %q", r.file, a.Subject))
-		}
-	}
-	return warnings
-}
-
-func hasIssuer(lists []*revocationList, name []byte) bool {
-	for _, l := range lists {
-		if bytes.Equal(l.issuer, name) {
-			return true
-		}
-	}
-	return false
-}
-
 // revoked returns why a certificate is not to be trusted: it, or that of an
-// authority it comes from, is revoked, or nobody can tell. "" is none. A CRL out
-// of date still counts: what it revokes stays revoked.
+// authority it comes from, is revoked, or nobody can tell. "" is none. What a CRL
+// out of date revokes stays revoked.
 func (r *Revocations) revoked(cert *x509.Certificate) string {
 	if since, ok := r.listed(cert); ok {
 		return "the certificate was revoked at " + since.UTC().Format(time.RFC3339)
@@ -166,14 +141,14 @@ func (r *Revocations) revoked(cert *x509.Certificate) string {
 		}
 		known = true
 		// Another of the same name may have issued it.
-		if since, ok := r.authorityRevoked(a, len(r.authorities)); ok && cert.CheckSignatureFrom(a) == nil {
+		if since, ok := r.authorityRevoked(a.Certificate, len(r.authorities)); ok && cert.CheckSignatureFrom(a.Certificate) == nil {
 			return "the certificate's authority was revoked at " + since.UTC().Format(time.RFC3339)
 		}
 	}
 	if !known { // It came with one in between, which may have been revoked, and whose CRL would be refused.
 		return "the certificate's authority is not in client_ca: no CRL says whether it is revoked"
 	}
-	return ""
+	return r.unknownOf(cert, r.clock())
 }
 
 // authorityRevoked is for an authority between the certificates of edges and a
@@ -186,7 +161,7 @@ func (r *Revocations) authorityRevoked(a *x509.Certificate, depth int) (since ti
 		if !bytes.Equal(above.RawSubject, a.RawIssuer) {
 			continue
 		}
-		if since, ok = r.authorityRevoked(above, depth-1); ok && a.CheckSignatureFrom(above) == nil {
+		if since, ok = r.authorityRevoked(above.Certificate, depth-1); ok && a.CheckSignatureFrom(above.Certificate) == nil {
 			return since, true
 		}
 	}
@@ -205,7 +180,7 @@ func (r *Revocations) listed(cert *x509.Certificate) (since time.Time, ok bool) 
 	return time.Time{}, false
 }
 
-func parseCRLs(data []byte, authorities []*x509.Certificate) ([]*revocationList, error) {
+func parseCRLs(data []byte, authorities []*crlAuthority) ([]*revocationList, error) {
 	var lists []*revocationList
 	add := func(der []byte) error {
 		l, err := parseCRL(der, authorities)
@@ -235,7 +210,7 @@ func parseCRLs(data []byte, authorities []*x509.Certificate) ([]*revocationList,
 	return lists, nil
 }
 
-func parseCRL(der []byte, authorities []*x509.Certificate) (*revocationList, error) {
+func parseCRL(der []byte, authorities []*crlAuthority) (*revocationList, error) {
 	crl, err := x509.ParseRevocationList(der)
 	if err != nil {
 		return nil, err
@@ -246,8 +221,8 @@ func parseCRL(der []byte, authorities []*x509.Certificate) (*revocationList, err
 		if !bytes.Equal(a.RawSubject, crl.RawIssuer) {
 			continue
 		}
-		if err = crl.CheckSignatureFrom(a); err == nil {
-			signer = ski.CertificateKeyID(a)
+		if err = crl.CheckSignatureFrom(a.Certificate); err == nil {
+			signer = a.signer
 			break
 		}
 	}

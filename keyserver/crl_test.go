@@ -117,7 +117,7 @@ func TestRevocations(t *testing.T) {
 	require.Equal(t, revoked, r.revoked(one.issued(43)))
 	require.Len(t, r.Warnings(time.Now()), 1)
 	require.Contains(t, r.Warnings(time.Now())[0], `no CRL of "CN=two"`)
-	require.Contains(t, r.Warnings(time.Now().Add(2 * time.Hour))[0], "number 8 should have been replaced by")
+	require.Contains(t, r.Warnings(time.Now().Add(2 * time.Hour))[0], `number 8 of "CN=one" should have been replaced by`)
 
 	// What cannot be used leaves things as they were, and is told once.
 	for name, data := range map[string][]byte{

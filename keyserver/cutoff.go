@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -41,7 +42,8 @@ var (
 func (s *Server) SetSessions(sessions ...Sessions) { s.sessions = sessions }
 
 // Admit reports whether a peer may have a session. The error, which is for the
-// log, says why not: the policy does not know it, its certificate is revoked,
+// log, says why not: the policy does not know it, its certificate is revoked, no
+// CRL that has not expired says whether it is (RefuseExpired),
 // or the edge is suspended. Bindings call it after the handshake.
 func (s *Server) Admit(peer ski.Peer) error {
 	edges := s.policy.Load().match(peer)
@@ -93,9 +95,13 @@ func (s *Server) reloadRevocations() {
 	if changed {
 		s.tickets.change()
 		s.log.Info("CRLs read", "revoked", s.revocations.Len())
-		for _, w := range s.revocations.Warnings(time.Now()) {
-			s.log.Warn("CRL", "what", w)
-		}
+	}
+	level := slog.LevelWarn
+	if s.revocations.refuse {
+		level = slog.LevelError
+	}
+	for _, line := range s.revocations.news(changed) {
+		s.log.Log(context.Background(), level, "CRL", "what", line)
 	}
 }
 

@@ -2,6 +2,7 @@ package keyserver
 
 import (
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,6 +41,7 @@ type Metrics struct {
 	// Read when they are asked for.
 	inFlight, rsaWaiting, sessions, cookies, givenUp, detections, auditReserve *prometheus.Desc
 	auditWitness                                                               *prometheus.Desc
+	crlNextUpdate                                                              *prometheus.Desc
 	ticketFile                                                                 *prometheus.Desc
 	auditBroken, auditLost, auditTipWaits                                      *prometheus.Desc
 }
@@ -93,6 +95,7 @@ func NewMetrics(version string) *Metrics {
 		cookies:       desc("hello_cookies_total", "ClientHellos of DTLS that were answered with a cookie alone. Whoever sends them may not be at their address."),
 		givenUp:       desc("handshakes_given_up_total", "Handshakes that were given up, or not begun, because there were too many."),
 		detections:    desc("detections_total", "What the detectors have found, below their thresholds too.", "detector"),
+		crlNextUpdate: desc("crl_next_update_timestamp_seconds", "When the CRL of an authority is to be replaced at the latest.", "authority"),
 		ticketFile:    desc("ticket_file_timestamp_seconds", "What the file of the ticket keys has got to: it has no key of tickets that expired before."),
 		auditReserve:  desc("audit_reserve_in_use", "1 while the audit log's disk has no more than the log's reserve."),
 		auditBroken:   desc("audit_discontinuities", "Times that the audit log was not found as it was left and no operator has accepted it; the newest 32."),
@@ -244,6 +247,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.auditReserve
 	ch <- m.ticketFile
 	ch <- m.auditWitness
+	ch <- m.crlNextUpdate
 }
 
 // Collect implements prometheus.Collector.
@@ -285,6 +289,11 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		now(m.sessions, int64(n))
 		m.collectHandshakes(ch)
+	}
+	if r := m.server.revocations; r != nil {
+		for authority, at := range r.NextUpdates() {
+			ch <- prometheus.MustNewConstMetric(m.crlNextUpdate, prometheus.GaugeValue, float64(at.Unix()), strings.ToValidUTF8(authority, "?"))
+		}
 	}
 	if at := m.server.tickets.Saved(); !at.IsZero() {
 		now(m.ticketFile, at.Unix())

@@ -363,6 +363,9 @@ func (s *Server) Health() error {
 	if s.auditFailing.Load() {
 		return errors.New("the audit log cannot be written")
 	}
+	if s.revocations != nil && (s.psks == nil || s.psks.Len() == 0) {
+		return s.revocations.Health()
+	}
 	return nil
 }
 

@@ -60,6 +60,8 @@ the default.
                              # lines IDENTITY:HEX, chmod 600; read again when changed
   # psk_without_forward_secrecy: false   # for clients that have no better suite
   # crl:                     # CRLs of client_ca, PEM or DER; read again when changed
+  # crl_expired: warn        # refuse, which is recommended: who has no CRL, or one past
+                             # its nextUpdate, is not let in until there is a new one
   # admin:                   # unix socket for skictl edge, e.g. /run/ski/admin.sock
   # audit:                   # JSON lines; keep them from edge servers (chmod 600)
   #   file: "-"              # "-" is standard output

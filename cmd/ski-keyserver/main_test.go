@@ -148,7 +148,12 @@ func newIdentity(dir, name string, issuer *identity, template *x509.Certificate)
 
 // writeCRL writes a CRL that revokes certificates.
 func writeCRL(file string, ca *identity, number int64, serials ...*big.Int) error {
-	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+	return writeCRLUntil(file, ca, number, time.Now().Add(time.Hour), serials...)
+}
+
+// writeCRLUntil writes a CRL that is to be replaced by a time.
+func writeCRLUntil(file string, ca *identity, number int64, nextUpdate time.Time, serials ...*big.Int) error {
+	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: nextUpdate}
 	for _, s := range serials {
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
 			x509.RevocationListEntry{SerialNumber: s, RevocationTime: time.Now()})

@@ -64,6 +64,9 @@ func load(cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
 		if p.revocations, err = keyserver.OpenRevocations(cfg.CRL, p.clientCAs); err != nil {
 			return nil, err
 		}
+		if cfg.CRLExpired == keyserver.CRLExpiredRefuse {
+			p.revocations.RefuseExpired()
+		}
 	}
 	if p.audit, err = keyparts.LoadAudit(cfg, p.keys.Store); err != nil {
 		return nil, err

@@ -84,13 +84,17 @@ func TestProcess(t *testing.T) {
 }
 
 func newClient(t *testing.T, dir, addr string) *skicoap.Client {
+	return newCoAPClient(t, dir, "coaps://"+addr+"/ski")
+}
+
+func newCoAPClient(t *testing.T, dir, url string) *skicoap.Client {
 	edge, err := tls.LoadX509KeyPair(filepath.Join(dir, "edge.pem"), filepath.Join(dir, "edge.key"))
 	require.NoError(t, err)
 	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
 	require.NoError(t, err)
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(ca))
-	client, err := skicoap.NewClient("coaps://"+addr+"/ski", skicoap.ClientConfig{
+	client, err := skicoap.NewClient(url, skicoap.ClientConfig{
 		Certificate: edge, RootCAs: roots, ServerName: "keyserver.test",
 	})
 	require.NoError(t, err)
