@@ -352,9 +352,18 @@ type lastingAudit interface {
 
 // Health returns why no request can be answered at the moment, or nil.
 func (s *Server) Health() error {
-	if !s.auditRequired {
-		return nil
+	if s.auditRequired {
+		if err := s.auditHealth(); err != nil {
+			return err
+		}
 	}
+	if s.revocations != nil && (s.psks == nil || s.psks.Len() == 0) {
+		return s.revocations.Health()
+	}
+	return nil
+}
+
+func (s *Server) auditHealth() error {
 	if log, ok := s.audit.(lastingAudit); ok {
 		if err := log.Fault(); err != nil {
 			return fmt.Errorf("the audit log: %w", err)
@@ -362,9 +371,6 @@ func (s *Server) Health() error {
 	}
 	if s.auditFailing.Load() {
 		return errors.New("the audit log cannot be written")
-	}
-	if s.revocations != nil && (s.psks == nil || s.psks.Len() == 0) {
-		return s.revocations.Health()
 	}
 	return nil
 }
