@@ -7,12 +7,13 @@
 # make cross   ski-edgeserver for ARM, MIPS and RISC-V, without C, and each tried in an emulator
 # make footprint   measures its binary and memory, for docs/performance.md
 # make latency     measures handshakes over simulated distances, for docs/performance.md; as root
+# make flood       measures floods of ClientHellos and half-open handshakes, for docs/performance.md; as root
 # make fuzz    each fuzz target, FUZZTIME inputs or seconds (20000x, 30s)
 
 GO       ?= go
 FUZZTIME ?= 20000x
 
-.PHONY: all build demo test test-tools check race bench cross footprint latency fuzz clean
+.PHONY: all build demo test test-tools check race bench cross footprint latency flood fuzz clean
 
 all: build
 
@@ -38,12 +39,15 @@ footprint: build
 latency: build test-tools
 	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/latency
 
+flood: build test-tools
+	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/flood
+
 # Without package cmd, whose tests run programs that are built without the detector.
 race: test-tools
 	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -v '/cmd$$')
 
 # The programs that the tests run against: nothing here stands in for them.
-TOOLS    := openssl curl script gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare haproxy mosquitto mosquitto_pub ip qemu-arm
+TOOLS    := openssl curl script chrt gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare haproxy mosquitto mosquitto_pub ip qemu-arm
 PACKAGES := openssl curl bsdutils ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux haproxy mosquitto mosquitto-clients python3-websockets iproute2 qemu-user
 FILES    := /usr/include/mbedtls/ssl.h /usr/include/wolfssl/ssl.h /usr/lib/python3/dist-packages/cbor2 /usr/lib/python3/dist-packages/cryptography /usr/lib/python3/dist-packages/websockets
 

@@ -8,22 +8,27 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/skicoap"
+	"github.com/tlsski/tlsski/ski/skihttp"
 	"github.com/tlsski/tlsski/testdata/internal/lab"
 )
 
 // edge is one edge server's link to the key server.
 type edge struct {
-	transport *skicoap.Client
-	client    *ski.Client
-	req       *ski.Request
+	transport interface {
+		ski.Transport
+		Close() error
+	}
+	client *ski.Client
+	req    *ski.Request
 }
 
-// newEdge makes a session and has its first answer.
-func (l *laboratory) newEdge(addr string) (*edge, error) {
+// newEdge makes a session with the key server at a URL and has its first answer.
+func (l *laboratory) newEdge(url string) (*edge, error) {
 	cert, err := tls.LoadX509KeyPair(l.site.At("www/edge/edge.pem"), l.site.At("www/edge/edge.key"))
 	if err != nil {
 		return nil, err
@@ -38,19 +43,20 @@ func (l *laboratory) newEdge(addr string) (*edge, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport, err := skicoap.NewClient("coaps://"+addr+"/ski", skicoap.ClientConfig{
-		Certificate: cert, RootCAs: roots, ServerName: "127.0.0.1", Logger: slog.New(slog.DiscardHandler),
-	})
+	e := &edge{}
+	log := slog.New(slog.DiscardHandler)
+	if strings.HasPrefix(url, "https:") {
+		e.transport, err = skihttp.NewClient(url, skihttp.ClientConfig{Certificate: cert, RootCAs: roots, Logger: log})
+	} else {
+		e.transport, err = skicoap.NewClient(url, skicoap.ClientConfig{Certificate: cert, RootCAs: roots, Logger: log})
+	}
 	if err != nil {
 		return nil, err
 	}
 	input := append(make([]byte, 64), 3, 0, 29, 32, 9) // an x25519 value
-	e := &edge{
-		transport: transport,
-		client:    &ski.Client{Transports: []ski.Transport{transport}, Timeout: time.Minute},
-		req: &ski.Request{
-			Protocol: ski.TLS12, SPKI: ski.CertificateKeyID(site.Leaf), Hash: ski.SHA256, ServerName: lab.SiteName, Input: append(input, make([]byte, 31)...),
-		},
+	e.client = &ski.Client{Transports: []ski.Transport{e.transport}, Timeout: time.Minute}
+	e.req = &ski.Request{
+		Protocol: ski.TLS12, SPKI: ski.CertificateKeyID(site.Leaf), Hash: ski.SHA256, ServerName: lab.SiteName, Input: append(input, make([]byte, 31)...),
 	}
 	if err := e.ask(); err != nil {
 		e.close()

@@ -183,12 +183,12 @@ func (l *laboratory) halfOpen(text *strings.Builder) error {
 }
 
 func list(all []float64) string {
-	return strings.Trim(fmt.Sprintf("%.0f", all), "[]")
+	return strings.ReplaceAll(strings.Trim(fmt.Sprintf("%.0f", all), "[]"), " ", ", ")
 }
 
 // halfOpenTCP measures connections over TCP that stop after the ClientHello.
 func (l *laboratory) halfOpenTCP(text *strings.Builder) error {
-	for _, binding := range []struct{ name, addr, protocol string }{{"coaps+tcp", coapsTCPAddr, "coap"}, {"https", httpsAddr, "h2"}} {
+	for _, binding := range []struct{ scheme, addr, protocol string }{{"coaps+tcp", coapsTCPAddr, "coap"}, {"https", httpsAddr, "h2"}} {
 		err := l.keyServer(func(k *server) error {
 			var s stoppers
 			defer s.close()
@@ -197,6 +197,22 @@ func (l *laboratory) halfOpenTCP(text *strings.Builder) error {
 			if err != nil {
 				return err
 			}
+			var took []string
+			failed := make(chan error, 1)
+			go func() {
+				time.Sleep(2 * time.Second)
+				for range 3 {
+					began := time.Now()
+					e, err := k.newEdge(binding.scheme + "://" + binding.addr)
+					if err != nil {
+						failed <- fmt.Errorf("a new edge beside half-open connections: %w", err)
+						return
+					}
+					took = append(took, fmt.Sprint(time.Since(began).Milliseconds()))
+					e.close()
+				}
+				failed <- nil
+			}()
 			err = s.begin(0, *half, func(i int) (net.Conn, error) {
 				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: source(i)}, Timeout: 20 * time.Second}
 				c, err := d.Dial("tcp", binding.addr)
@@ -208,12 +224,15 @@ func (l *laboratory) halfOpenTCP(text *strings.Builder) error {
 			if err != nil {
 				return err
 			}
+			if err := <-failed; err != nil {
+				return err
+			}
 			memory, err := most()
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(text, "\nHalf-open connections over %s, which send a ClientHello and stop: %d from as many addresses, %d begin in a second. Resident %.1f MiB idle, %.1f at most: %.2f x.\n",
-				binding.name, len(s.socks), halfOpenRate, k.idle, memory, memory/k.idle)
+			fmt.Fprintf(text, "\nHalf-open connections over %s, which send a ClientHello and stop: %d from as many addresses, %d begin in a second. Resident %.1f MiB idle, %.1f at most: %.2f x. Three new edges beside them, one after the other, without a round trip: %s ms.\n",
+				binding.scheme, len(s.socks), halfOpenRate, k.idle, memory, memory/k.idle, strings.Join(took, ", "))
 			return nil
 		})
 		if err != nil {

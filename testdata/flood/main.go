@@ -120,7 +120,18 @@ type laboratory struct {
 // keyServer runs a new key server, which knows no address, with an edge that asks
 // it now and then, and calls f.
 func (l *laboratory) keyServer(f func(s *server) error) error {
-	_ = os.Remove(filepath.Join(filepath.Dir(l.site.KeyServerConfig()), "state.json.addresses"))
+	// What the one before has left would be read, the audit log too.
+	for _, file := range []string{"state.json*", "audit.log*"} {
+		left, err := filepath.Glob(filepath.Join(filepath.Dir(l.site.KeyServerConfig()), file))
+		if err != nil {
+			return err
+		}
+		for _, file := range left {
+			if err := os.RemoveAll(file); err != nil {
+				return err
+			}
+		}
+	}
 	p, err := lab.Start([]string{"msg=listening", "listening for CoAP over TLS"}, "bin/ski-keyserver", "-config", l.site.KeyServerConfig())
 	if err != nil {
 		return err
@@ -131,7 +142,7 @@ func (l *laboratory) keyServer(f func(s *server) error) error {
 	if s.idle, err = lab.Resident(s.pid); err != nil {
 		return err
 	}
-	if s.edge, err = l.newEdge(keyServerAddr); err != nil {
+	if s.edge, err = l.newEdge("coaps://" + keyServerAddr); err != nil {
 		return err
 	}
 	defer s.edge.close()
@@ -190,7 +201,7 @@ func (s *server) newEdges(n int, at string) (took []float64, err error) {
 			return nil, err
 		}
 		began := time.Now()
-		e, err := s.newEdge(r.addr())
+		e, err := s.newEdge("coaps://" + r.addr())
 		if err != nil {
 			return nil, err
 		}
@@ -204,7 +215,7 @@ func (s *server) newEdges(n int, at string) (took []float64, err error) {
 // forgeries measures memory and new edges in a flood of forged ClientHellos.
 func (l *laboratory) forgeries(text *strings.Builder) error {
 	fmt.Fprintf(text, "A new edge's session, from nothing to its first answer, with a round trip of %v, takes %v without a flood at least.\n\n"+
-		"| forged ClientHellos | sent a second | answered | resident idle, MiB | at most | x idle | new edge p50, ms | at most |\n|---|---|---|---|---|---|---|---|\n",
+		"| forged ClientHellos | sent a second | read | resident idle, MiB | at most | x idle | new edge p50, ms | at most |\n|---|---|---|---|---|---|---|---|\n",
 		roundTrip, roundTrips*roundTrip)
 	for _, f := range []struct {
 		name     string
@@ -234,11 +245,13 @@ func (l *laboratory) forgeries(text *strings.Builder) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", f.name, err)
 			}
-			var sent, answered float64
+			rates := "|"
 			if g != nil {
-				if sent, answered, err = g.stop(); err != nil {
+				sent, read, err := g.stop()
+				if err != nil {
 					return err
 				}
+				rates = fmt.Sprintf("%.0f | %.0f%%", sent, 100*read)
 			}
 			if err := s.edge.ask(); err != nil {
 				return fmt.Errorf("the session that was there: %w", err)
@@ -248,8 +261,8 @@ func (l *laboratory) forgeries(text *strings.Builder) error {
 				return err
 			}
 			p50 := lab.Median(took)
-			fmt.Fprintf(text, "| %s | %.0f | %.0f%% | %.1f | %.1f | %.2f | %.0f | %.0f |\n",
-				f.name, sent, 100*answered, s.idle, memory, memory/s.idle, p50, took[len(took)-1])
+			fmt.Fprintf(text, "| %s | %s | %.1f | %.1f | %.2f | %.0f | %.0f |\n",
+				f.name, rates, s.idle, memory, memory/s.idle, p50, took[len(took)-1])
 			return nil
 		})
 		if err != nil {
