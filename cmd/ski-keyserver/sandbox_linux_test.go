@@ -290,14 +290,14 @@ func TestSandboxFolders(t *testing.T) {
 	require.NoError(t, os.Symlink("versions/2", at("policy.yaml")))
 	cfg := &keyserver.Config{
 		Key: "/key/k", Keys: "/keys", Policy: at("policy.yaml"), CRL: "/crl/c",
-		Audit: keyserver.AuditConfig{File: "/log/a"}, State: "/state/s", Admin: "/run/admin",
+		Audit: keyserver.AuditConfig{File: "/log/a", Witness: "/mnt/w"}, State: "/state/s", Admin: "/run/admin",
 	}
 	cfg.HSM.Keys = []keyserver.HSMKey{{URI: "pkcs11:token=a?pin-source=file:/pins/a"}, {URI: "pkcs11:token=b?pin-source=env:PIN"}}
 	read, write := folders(cfg)
 	require.Equal(t, []string{"/crl", "/pins", dir, at("versions")}, read)
-	require.Equal(t, []string{"/log", "/run", "/state"}, write)
+	require.Equal(t, []string{"/log", "/mnt", "/run", "/state"}, write)
 
-	cfg.CRL, cfg.Audit.File, cfg.State, cfg.Admin = "", "-", "", ""
+	cfg.CRL, cfg.Audit.File, cfg.Audit.Witness, cfg.State, cfg.Admin = "", "-", "", "", ""
 	_, write = folders(cfg)
 	require.Empty(t, write)
 }
