@@ -46,6 +46,24 @@ func TestTheSystemdUnits(t *testing.T) {
 	require.Contains(t, string(keyServer), "\nExecReload=/bin/kill -HUP $MAINPID\n")
 }
 
+// The witness starts ssh, and writes to one file.
+func TestTheSystemdUnitOfTheWitness(t *testing.T) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	data, err := os.ReadFile("../docs/systemd/ski-witness.service")
+	require.NoError(t, err)
+	unit := string(data)
+	require.Contains(t, unit, "\nExecStart=/usr/local/bin/skictl audit witness --key ")
+	file := filepath.Join(t.TempDir(), "ski-witness.service")
+	unit = strings.ReplaceAll(unit, "ExecStart=/usr/local/bin/skictl", "ExecStart="+self)
+	require.NoError(t, os.WriteFile(file, []byte(unit), 0o644))
+	out, err := exec.Command("systemd-analyze", "verify", "--man=no", file).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Empty(t, string(out))
+	out, err = exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=20", file).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
 // The socket belongs to the edge server's unit, and has the name that the
 // configuration in its comment uses.
 func TestTheSystemdSocket(t *testing.T) {

@@ -73,7 +73,7 @@ func TestAMachineThatIsPutBackMeetsItsWitness(t *testing.T) {
 	require.Contains(t, refusedStart(t, dir), "ks.witness is missing or empty, and had line 3")
 	require.NoError(t, os.Rename(witness+".gone", witness))
 
-	// What was stolen with the audit key is not enough either.
+	// A check says so, too.
 	v := verifyWithWitness(t, public, witness, filepath.Join(logs, "audit.log"))
 	require.Len(t, v.Faults, 1)
 	require.Contains(t, v.Faults[0].What, "what came after was removed")

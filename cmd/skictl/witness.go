@@ -35,14 +35,14 @@ FILE is on a disk of another. With it, it runs on the other machine, and asks by
 running COMMAND each time, say ssh, which runs 'skictl audit witness --relay' on the
 key server's. With --relay it answers one question, on standard input and output:
 
-  # authorized_keys of the key server's user, on its machine
-  restrict,command="skictl audit witness --relay" ssh-ed25519 AAAA...
+  # authorized_keys of a user on the key server's machine that may run this by sudo
+  restrict,command="sudo -u ski-keyserver skictl audit witness --relay" ssh-ed25519 AAAA...
 
 It goes on when the key server is started again, and ends with status 1 and a line
 on standard error where FILE cannot be written, where the key server has not
 answered for --patience, and where its log is not what FILE has.`,
 		Example: `  skictl audit witness --key audit.pub --to /mnt/witness/ks-1.witness
-  skictl audit witness --key audit.pub --to ks-1.witness -- ssh -T -o BatchMode=yes ski-keyserver@ks-1.example.net`,
+  skictl audit witness --key audit.pub --to ks-1.witness -- ssh -T -o BatchMode=yes ski-witness@ks-1.example.net`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.command, o.stderr = args, cmd.ErrOrStderr()
