@@ -26,12 +26,13 @@ var mayImport = map[string][]string{
 	"ski/skicoap": {"ski", "github.com/fxamacker/cbor/v2", "github.com/plgd-dev/go-coap/v3", "github.com/pion/"},
 	"ski/skihttp": {"ski", "github.com/fxamacker/cbor/v2"},
 	"ski/skitest": {"ski", "github.com/fxamacker/cbor/v2"},
-	"keyserver": {"ski", "ski/tlsprf", "internal/guarded", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
+	"keyserver": {"ski", "ski/tlsprf", "internal/guarded", "internal/certuse", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
 		"github.com/fsnotify/fsnotify", "github.com/google/renameio/v2"},
 	"hsm": {"ski", "internal/guarded", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
-	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
+	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "internal/certuse", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
 		"github.com/pion/dtls/v3/pkg/crypto/ccm", "github.com/pires/go-proxyproto", "github.com/prometheus/"},
 	"internal/guarded":          {},
+	"internal/certuse":          {},
 	"edgeserver/internal/split": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/pion/dtls/v3/pkg/crypto/ccm"},
 }
 

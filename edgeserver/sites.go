@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tlsski/tlsski/edgeserver/internal/split"
+	"github.com/tlsski/tlsski/internal/certuse"
 	"github.com/tlsski/tlsski/ski"
 )
 
@@ -97,6 +98,9 @@ func newSite(cfg *Config, i int, a asking, trusted networks, log *slog.Logger) (
 		if now := time.Now(); now.After(chain.Leaf.NotAfter) || now.Before(chain.Leaf.NotBefore) {
 			log.Warn("the certificate is not valid now", "file", file,
 				"not_before", chain.Leaf.NotBefore, "not_after", chain.Leaf.NotAfter)
+		}
+		if more := certuse.Beyond(chain.Leaf); more != "" {
+			log.Warn("what is signed with the site's key could be taken for something else than a TLS handshake: its certificate "+more, "file", file)
 		}
 		if s.draft {
 			chain = chain.DraftOnly()

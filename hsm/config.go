@@ -101,7 +101,8 @@ type KeyInfo struct {
 	// Untold are the attributes that the token does not tell, such as CKA_LOCAL.
 	Untold []string `json:"untold,omitempty"`
 
-	// Certificates are those on the token with this public key.
+	// Certificates are those with this public key, on the token and in
+	// Key.PublicKey.
 	Certificates []*x509.Certificate `json:"-"`
 	// Problem says why a Store would refuse the key; nil if it would not.
 	Problem error `json:"-"`

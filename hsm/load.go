@@ -27,7 +27,8 @@ type target struct {
 	uri    *URI
 	pin    *tokenPIN
 	hasPIN bool
-	public crypto.PublicKey // out of Key.PublicKey
+	public crypto.PublicKey  // out of Key.PublicKey
+	cert   *x509.Certificate // likewise; nil where that is a public key alone
 	token  *token
 }
 
@@ -52,7 +53,7 @@ func newTarget(cfg *Config, key Key) (*target, error) {
 		return nil, fmt.Errorf("%s: it names all keys of the token, and %s has the public half of one: add object or id", uri, key.PublicKey)
 	}
 	if key.PublicKey != "" {
-		if t.public, err = loadPublicKey(cfg.path(key.PublicKey)); err != nil {
+		if t.public, t.cert, err = loadPublicKey(cfg.path(key.PublicKey)); err != nil {
 			return nil, fmt.Errorf("%s: %w", uri, err)
 		}
 	}
@@ -78,34 +79,33 @@ func redact(uri string) string {
 	return fmt.Sprintf("%q", path)
 }
 
-// loadPublicKey returns the first public half in a PEM file.
-func loadPublicKey(file string) (crypto.PublicKey, error) {
+// loadPublicKey returns the first public half in a PEM file, with its
+// certificate where it is in one.
+func loadPublicKey(file string) (pub crypto.PublicKey, cert *x509.Certificate, err error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		var pub crypto.PublicKey
 		switch block.Type {
 		case "CERTIFICATE":
-			cert, err := x509.ParseCertificate(block.Bytes)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
+			if cert, err = x509.ParseCertificate(block.Bytes); err != nil {
+				return nil, nil, fmt.Errorf("%s: %w", file, err)
 			}
 			pub = cert.PublicKey
 		case "PUBLIC KEY":
 			if pub, err = x509.ParsePKIXPublicKey(block.Bytes); err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
+				return nil, nil, fmt.Errorf("%s: %w", file, err)
 			}
 		default:
 			continue
 		}
 		if err := checkPublic(pub); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+			return nil, nil, fmt.Errorf("%s: %w", file, err)
 		}
-		return pub, nil
+		return pub, cert, nil
 	}
-	return nil, fmt.Errorf("%s: it has neither a certificate nor a public key in PEM form", file)
+	return nil, nil, fmt.Errorf("%s: it has neither a certificate nor a public key in PEM form", file)
 }
 
 // slotOf returns the slot of the one token that a URI fits.
@@ -230,6 +230,9 @@ func (t *target) discover(s *session, want demands) ([]*privateKey, error) {
 			k.info.Problem = fmt.Errorf("the URI fits %d private keys of the token: add id or object to tell them apart", len(handles))
 		}
 		k.info.Certificates = certificates[k.info.ID]
+		if t.cert != nil && ski.CertificateKeyID(t.cert) == k.info.ID {
+			k.info.Certificates = append(slices.Clip(k.info.Certificates), t.cert)
+		}
 		keys = append(keys, k)
 	}
 	slices.SortFunc(keys, func(a, b *privateKey) int {

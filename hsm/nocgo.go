@@ -5,6 +5,7 @@ package hsm
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 
 	"github.com/tlsski/tlsski/ski"
@@ -44,6 +45,9 @@ func (*Store) IDs() []ski.KeyID { return nil }
 
 // Lookup finds nothing.
 func (*Store) Lookup(ski.KeyID) (string, crypto.PublicKey, bool) { return "", nil, false }
+
+// Certificates finds nothing.
+func (*Store) Certificates(ski.KeyID) []*x509.Certificate { return nil }
 
 // Device finds nothing.
 func (*Store) Device(ski.KeyID) (string, int) { return "", 0 }

@@ -134,6 +134,8 @@ func TestWhereThePublicHalfComesFrom(t *testing.T) {
 	// The certificate of a PEM beside it serves too, and is looked at only by
 	// its key.
 	require.Len(t, store.Keys()[1].Certificates, 1)
+	assert.Equal(t, store.Keys()[1].Certificates, store.Certificates(store.Keys()[1].ID))
+	assert.Empty(t, store.Certificates(store.Keys()[0].ID))
 	assert.Equal(t, "CN=www.example.com", store.Keys()[1].Certificates[0].Subject.String())
 }
 

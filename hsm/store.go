@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -241,6 +242,15 @@ func (s *Store) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool
 		return "", nil, false
 	}
 	return k.info.Name, k.public, true
+}
+
+// Certificates returns those of a key that are on its token or in
+// Key.PublicKey.
+func (s *Store) Certificates(id ski.KeyID) []*x509.Certificate {
+	if k, ok := s.keys[id]; ok {
+		return k.info.Certificates
+	}
+	return nil
 }
 
 // Device returns what identifies the token that has the key, and how many

@@ -8,7 +8,7 @@ import (
 // LoadAuditKey reads the key that signs an audit log's checkpoints: an Ed25519
 // private key in PEM form (PKCS #8), readable by its owner alone.
 func LoadAuditKey(file string) (ed25519.PrivateKey, error) {
-	private, err := loadKey(file)
+	private, _, err := loadKey(file)
 	if err != nil {
 		return nil, err
 	}

@@ -39,11 +39,11 @@ func LoadFolder(dir string) (*MemoryStore, error) {
 		if info, err := os.Stat(file); err == nil && info.IsDir() {
 			continue
 		}
-		private, err := loadKey(file)
+		private, leaf, err := loadKey(file)
 		if err != nil {
 			return nil, err
 		}
-		if err := store.Add(name, private); err != nil {
+		if err := store.add(name, private, leaf); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	}
@@ -67,26 +67,22 @@ func keyFileName(file string) (name string, ok bool) {
 	return "", false
 }
 
-func loadKey(file string) (crypto.Signer, error) {
+func loadKey(file string) (crypto.Signer, *x509.Certificate, error) {
 	data, err := readPrivateFile(file)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer clear(data)
-	private, err := parseKey(data)
+	private, leaf, err := parseKey(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return private, nil
+	return private, leaf, nil
 }
 
-// parseKey returns the one private key in PEM data. A certificate before or
-// after it must be its own.
-func parseKey(data []byte) (crypto.Signer, error) {
-	var (
-		private crypto.Signer
-		leaf    *x509.Certificate
-	)
+// parseKey returns the one private key in PEM data, and its certificate where
+// there is one. A certificate before or after it must be its own.
+func parseKey(data []byte) (private crypto.Signer, leaf *x509.Certificate, err error) {
 	for {
 		var block *pem.Block
 		if block, data = pem.Decode(data); block == nil {
@@ -99,30 +95,28 @@ func parseKey(data []byte) (crypto.Signer, error) {
 			if leaf != nil {
 				continue // the rest of the chain
 			}
-			var err error
 			if leaf, err = x509.ParseCertificate(block.Bytes); err != nil {
-				return nil, fmt.Errorf("certificate: %w", err)
+				return nil, nil, fmt.Errorf("certificate: %w", err)
 			}
 		case private != nil:
-			return nil, errors.New("it has more than one private key")
+			return nil, nil, errors.New("it has more than one private key")
 		default:
-			var err error
 			if private, err = parseKeyBlock(block); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			clear(block.Bytes)
 		}
 	}
 	if bytes.Contains(data, []byte("-----BEGIN")) { // which Decode skips, and so might a key be missed
-		return nil, errors.New("it has a PEM block that cannot be read")
+		return nil, nil, errors.New("it has a PEM block that cannot be read")
 	}
 	if private == nil {
-		return nil, errors.New("it has no private key in PEM form")
+		return nil, nil, errors.New("it has no private key in PEM form")
 	}
 	if leaf != nil && !samePublicKey(leaf, private) {
-		return nil, errors.New("the certificate in it is of another key")
+		return nil, nil, errors.New("the certificate in it is of another key")
 	}
-	return private, nil
+	return private, leaf, nil
 }
 
 func parseKeyBlock(block *pem.Block) (crypto.Signer, error) {

@@ -3,6 +3,7 @@ package keyserver
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"fmt"
 
 	"github.com/tlsski/tlsski/ski"
@@ -39,6 +40,8 @@ type joinedStores map[ski.KeyID]KeyStore
 var (
 	_ FailureKeyStore = joinedStores(nil)
 	_ DeviceKeyStore  = joinedStores(nil)
+
+	_ CertificateKeyStore = joinedStores(nil)
 )
 
 // IDs implements KeyStore.
@@ -80,6 +83,14 @@ func (s joinedStores) FailureKey(id ski.KeyID) (secret [32]byte, ok bool) {
 		return store.FailureKey(id)
 	}
 	return secret, false
+}
+
+// Certificates implements CertificateKeyStore.
+func (s joinedStores) Certificates(id ski.KeyID) []*x509.Certificate {
+	if store, ok := s[id].(CertificateKeyStore); ok {
+		return store.Certificates(id)
+	}
+	return nil
 }
 
 // Device implements DeviceKeyStore.

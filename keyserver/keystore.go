@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 
 	"github.com/tlsski/tlsski/ski"
@@ -53,6 +54,15 @@ type FailureKeyStore interface {
 	// alone, and give nothing of it away. ok is false where the store has no
 	// such key or cannot tell.
 	FailureKey(id ski.KeyID) (secret [32]byte, ok bool)
+}
+
+// CertificateKeyStore is a KeyStore that has come across certificates of its
+// keys. They are public: a Policy warns of what they let a key be used for.
+type CertificateKeyStore interface {
+	KeyStore
+
+	// Certificates returns those of a key; nil where none is known.
+	Certificates(id ski.KeyID) []*x509.Certificate
 }
 
 // DeviceKeyStore is a KeyStore with keys in devices, such as HSMs, which may do

@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -36,23 +37,30 @@ type MemoryStore struct {
 type memoryKey struct {
 	name    string
 	private crypto.Signer
-	failure [32]byte // of an RSA key, see FailureKeyStore
+	leaf    *x509.Certificate // nil for none
+	failure [32]byte          // of an RSA key, see FailureKeyStore
 }
 
-var _ FailureKeyStore = (*MemoryStore)(nil)
+var (
+	_ FailureKeyStore     = (*MemoryStore)(nil)
+	_ CertificateKeyStore = (*MemoryStore)(nil)
+)
 
 // Add adds a private key under a name that is not yet taken: an
 // *ecdsa.PrivateKey on P-256, P-384 or P-521, an *rsa.PrivateKey of 1024 to
 // 8192 bits or an ed25519.PrivateKey. The error says why the key is refused.
 // The store keeps a copy of an RSA key and the others as they are.
-func (s *MemoryStore) Add(name string, private crypto.Signer) error {
+func (s *MemoryStore) Add(name string, private crypto.Signer) error { return s.add(name, private, nil) }
+
+// add adds a key with its certificate, if there is one.
+func (s *MemoryStore) add(name string, private crypto.Signer, leaf *x509.Certificate) error {
 	if err := checkKeyName(name); err != nil {
 		return err
 	}
 	if err := checkKeyType(private); err != nil {
 		return err
 	}
-	k := memoryKey{name: name, private: private}
+	k := memoryKey{name: name, private: private, leaf: leaf}
 	if given, ok := private.(*rsa.PrivateKey); ok {
 		own := *given
 		own.Precompute() // Otherwise every operation would check the key anew.
@@ -154,6 +162,15 @@ func (s *MemoryStore) FailureKey(id ski.KeyID) (secret [32]byte, ok bool) {
 	k := s.keys[id]
 	_, ok = k.private.(*rsa.PrivateKey)
 	return k.failure, ok
+}
+
+// Certificates implements CertificateKeyStore. Add gives a key none, LoadFolder
+// the first that is in the key's file.
+func (s *MemoryStore) Certificates(id ski.KeyID) []*x509.Certificate {
+	if leaf := s.keys[id].leaf; leaf != nil {
+		return []*x509.Certificate{leaf}
+	}
+	return nil
 }
 
 // IDs implements KeyStore.

@@ -2,6 +2,7 @@ package keyserver
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"slices"
 	"strings"
 
@@ -23,6 +24,7 @@ type Policy struct {
 	byURI   map[string][]*edge
 	byPSK   map[string][]*edge // by identity
 	keys    map[ski.KeyID]key  // all of the key store
+	certs   map[ski.KeyID][]*x509.Certificate
 	limits  limits
 	tickets map[string]*ticketSite // by name
 	digest  [sha256.Size]byte      // of the file

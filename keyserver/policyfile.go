@@ -2,6 +2,7 @@ package keyserver
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"slices"
@@ -112,6 +113,7 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 			byURI:   make(map[string][]*edge),
 			byPSK:   make(map[string][]*edge),
 			keys:    make(map[ski.KeyID]key),
+			certs:   make(map[ski.KeyID][]*x509.Certificate),
 			tickets: make(map[string]*ticketSite),
 			digest:  sha256.Sum256(data),
 		},
@@ -177,6 +179,9 @@ func (b *policyBuilder) addKeys(keys KeyStore) error {
 		}
 		b.keys[k.name] = id
 		b.policy.keys[id] = k
+		if certified, ok := keys.(CertificateKeyStore); ok {
+			b.policy.certs[id] = certified.Certificates(id)
+		}
 	}
 	return nil
 }

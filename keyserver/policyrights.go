@@ -138,8 +138,8 @@ func keep[T comparable](all []T, set map[T]bool) []T {
 }
 
 // Warnings returns a line for each thing that the policy allows and that is
-// not safe any more, and for each rule that grants nothing any more at the time
-// now.
+// not safe any more, for each key whose certificate is not for TLS alone, and
+// for each rule that grants nothing any more at the time now.
 func (p *Policy) Warnings(now time.Time) []string {
 	var warnings []string
 	for _, r := range p.rules {
@@ -161,7 +161,7 @@ func (p *Policy) Warnings(now time.Time) []string {
 			warnings = append(warnings, fmt.Sprintf("detector %s suspends an edge for what its clients send: anybody can cut it off", d))
 		}
 	}
-	return warnings
+	return append(warnings, p.certificateWarnings()...)
 }
 
 // longestDHKey returns the length in bytes of the longest dh_Ys that the rule

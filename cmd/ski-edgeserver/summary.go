@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/internal/certuse"
 	"github.com/tlsski/tlsski/ski"
 )
 
@@ -70,6 +71,9 @@ func siteSummary(w io.Writer, cfg edgeserver.Config, site edgeserver.SiteInfo) {
 	for i, leaf := range site.Leaves {
 		fmt.Fprintf(w, "           %s: %s, spki %v, %s\n", site.Certificates[i], keyType(leaf),
 			ski.CertificateKeyID(leaf), validity(leaf, time.Now()))
+		if more := certuse.Beyond(leaf); more != "" {
+			fmt.Fprintf(w, "           warning: the certificate %s: what is signed with its key could be taken for something else than a TLS handshake\n", more)
+		}
 	}
 	if len(site.Addresses) > 0 {
 		fmt.Fprintf(w, "           addresses %s\n", strings.Join(site.Addresses, ", "))

@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -160,7 +162,8 @@ func newKeyCSRCommand() *cobra.Command {
 		Use:   "csr --uri URI --dns NAME...",
 		Short: "Make a certificate request for a key on a token",
 		Long: `Makes a certificate request (PKCS #10) that the token signs, for the authority
-that is to issue the site's certificate.`,
+that is to issue the site's certificate. It asks for the extended key usage
+serverAuth: a certificate without one would let the key be used for everything.`,
 		Example: `  skictl key csr --dns www.example.com,example.com --out www.example.com.csr \
     --uri 'pkcs11:token=site-keys;object=www.example.com?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin'`,
 		Args: cobra.NoArgs,
@@ -182,8 +185,15 @@ type csrOptions struct {
 	ips                          []net.IP
 }
 
+// serverAuth is an extended key usage (RFC 5280, Section 4.2.1.12): a certificate
+// without one would let the key be used for everything.
+var serverAuth = pkix.Extension{
+	Id:    asn1.ObjectIdentifier{2, 5, 29, 37},
+	Value: []byte{0x30, 10, 6, 8, 0x2b, 6, 1, 5, 5, 7, 3, 1},
+}
+
 func (o *csrOptions) run(cmd *cobra.Command) error {
-	template := &x509.CertificateRequest{DNSNames: o.dns, IPAddresses: o.ips}
+	template := &x509.CertificateRequest{DNSNames: o.dns, IPAddresses: o.ips, ExtraExtensions: []pkix.Extension{serverAuth}}
 	var err error
 	if template.Subject, err = parseSubject(o.subject); err != nil {
 		return err

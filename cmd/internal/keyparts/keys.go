@@ -16,6 +16,12 @@ import (
 // openTimeout bounds what tokens may take for the start.
 const openTimeout = 30 * time.Second
 
+// What a token knows of its keys reaches the policy.
+var (
+	_ keyserver.DeviceKeyStore      = (*hsm.Store)(nil)
+	_ keyserver.CertificateKeyStore = (*hsm.Store)(nil)
+)
+
 // Keys are the private keys that a configuration names: those of a folder and
 // those on tokens.
 type Keys struct {
