@@ -326,6 +326,23 @@ func secondExchanges(t *testing.T) map[string]vector {
 	}
 }
 
+// formed is an input that begins and, on X25519, ends as told.
+func formed(group uint16, begin, end string) []byte {
+	in := ecdhe(group, basePoint(group))
+	copy(in, begin)
+	copy(in[len(in)-len(end):], end)
+	return in
+}
+
+// dheFormed is an input that begins with a header whose two last bytes are the
+// length of the rest.
+func dheFormed(group string, header ...byte) []byte {
+	in := dhInput(group)
+	n := len(in) - len(header) - 2
+	copy(in, append(header, byte(n>>8), byte(n)))
+	return in
+}
+
 func vectorRequests(keys testStore) map[string]vectorRequest {
 	id := keys.id
 	pub := keys.public(rsa2048).(*rsa.PublicKey)
@@ -385,6 +402,26 @@ func vectorRequests(keys testStore) map[string]vectorRequest {
 		"bad-pms-state":         {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, State: bytes.Repeat([]byte{0x5a}, stateOverhead), Input: g256},
 		"bad-pms-state-short":   {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, State: []byte{1}, Input: g256},
 		"bad-pms-sha1":          {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Group: x25519, Input: randoms()},
+
+		"bad-form-ber":            {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(secp256r1, "\x30\x81\x82", "")},
+		"bad-form-ber-members":    {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x30\x62\x0c\x60", "")},
+		"bad-form-ber-structure":  {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x30\x62\x02\x01\x00\x30\x00\xff\xff", "")},
+		"bad-form-ber-high-tag":   {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x3f\x10\x61\x0c\x5f", "")},
+		"bad-form-ber-indefinite": {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x31\x80", "\x00\x00")},
+		"bad-form-cose":           {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x84\x6aSignature1\x43\xa1\x01\x26\x40\x58\x53", "")},
+		"bad-form-sshsig":         {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "SSHSIG\x00\x00\x00\x04file", "")},
+		"bad-form-ssh":            {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x00\x00\x00\x20ssh-ed25519-cert-v01@openssh.com", "")},
+		"bad-form-openpgp":        {Protocol: ski.TLS12, SPKI: id(rsa2048), Hash: ski.SHA256, Input: formed(x25519, "", "\x04\x00\x01\x08\x00\x00\x04\xff\x00\x00\x00\x06")},
+		"bad-form-handshake":      {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x01\x00\x00\x60\x03\x03", "")},
+		"bad-form-handshake-dtls": {Protocol: ski.DTLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x01\x00\x00\x58\x00\x00\x00\x00\x00\x00\x00\x58\xfe\xfd", "")},
+		"bad-form-jws":            {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "eyJhbGciOiJFUzI1NiIsImI2NCI6ZmFsc2UsImNyaXQiOlsiYjY0Il19.", "")},
+		"bad-form-ike":            {Protocol: ski.TLS12, SPKI: id(p256), Hash: ski.SHA256, Input: formed(x25519, "\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10\x21\x20\x22\x20\x00\x00\x00\x00\x00\x00\x00\x50", "")},
+		"bad-form-tls13-openpgp":  {Protocol: ski.TLS13, SPKI: id(p256), Scheme: tls.ECDSAWithP256AndSHA256, Input: append(certificateVerify(32)[:118], "\x04\x00\x13\x08\x00\x00\x04\xff\x00\x00\x00\x06"...)},
+		"bad-pms-form":            {Protocol: ski.TLS12, SPKI: id(p256), Method: ski.MethodECDHEPMS, Hash: ski.SHA256, Group: x25519, Input: formed(x25519, "\x84\x6aSignature1\x43\xa1\x01\x26\x40\x58\x53", "")[:64]},
+		"bad-dhe-form":            {Protocol: ski.TLS12, SPKI: id(rsa2048), Method: ski.MethodDHE, Hash: ski.SHA256, Input: dheFormed("ffdhe2048", 0x30, 0x82)},
+		// What only begins or ends like one of these is signed.
+		"ecdhe-almost-ber":     {Protocol: ski.TLS12, SPKI: id(ed), Scheme: tls.Ed25519, Input: formed(secp256r1, "\x30\x81\x81", "")},
+		"ecdhe-almost-members": {Protocol: ski.TLS12, SPKI: id(ed), Scheme: tls.Ed25519, Input: formed(x25519, "\x30\x62\x0c\x40", "\x04\xff\x00\x00\x00\x5f")},
 
 		"bad-no-such-key":        {Protocol: ski.TLS12, SPKI: ski.KeyID{1}, Hash: ski.SHA256, Input: ecdhe(secp256r1, g256)},
 		"bad-sha1-not-granted":   {Protocol: ski.TLS12, SPKI: id(p256), Input: ecdhe(secp256r1, g256)},

@@ -106,6 +106,16 @@ var dheCases = append(dheGood(), []Case{
 		in.ys = in.p
 		return in.encode()
 	}),
+	badDHE("dhe/form-ber", processing, "an input that is also a SEQUENCE in BER, as of a certificate, is not signed", func(in dheParts) []byte {
+		n := len(in.encode()) - 4
+		copy(in.randoms, []byte{0x30, 0x82, byte(n >> 8), byte(n)})
+		return in.encode()
+	}),
+	badDHE("dhe/form-handshake", processing, "an input that is also handshake messages from a ClientHello on is not signed", func(in dheParts) []byte {
+		n := len(in.encode()) - 4
+		copy(in.randoms, []byte{1, 0, byte(n >> 8), byte(n), 3, 3})
+		return in.encode()
+	}),
 	badDHE("dhe/public-long", processing, "dh_Ys is not longer than dh_p", func(in dheParts) []byte {
 		in.ys = append([]byte{0}, in.ys...)
 		return in.encode()

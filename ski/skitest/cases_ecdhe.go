@@ -94,6 +94,16 @@ var ecdheCases = append(ecdheGood(), []Case{
 		return serverECDHParams(input[:64:64], tls.X25519, bytes.Repeat([]byte{9}, 31))
 	}),
 
+	badInput("ecdhe/form-ber", processing, "an input that is also a SEQUENCE in BER is not signed", beginning("\x30\x81\x82", tls.CurveP256)),
+	badInput("ecdhe/form-ber-members", processing, "an input that is also a SEQUENCE with a short length, filled by its members, is not signed", beginning("\x30\x62\x0c\x60", tls.X25519)),
+	badInput("ecdhe/form-ber-set", processing, "an input that is also a SET is not signed", beginning("\x31\x81\x82", tls.CurveP256)),
+	badInput("ecdhe/form-ber-padded", processing, "an input that is also a SEQUENCE whose length is padded is not signed", beginning("\x30\x84\x00\x00\x00\x7f", tls.CurveP256)),
+	badInput("ecdhe/form-ber-indefinite", processing, "an input that is also a SEQUENCE of indefinite length is not signed", ending("\x30\x80", "\x00\x00")),
+	badInput("ecdhe/form-cose", processing, "an input that is also a Sig_structure of COSE is not signed", beginning("\x84\x6aSignature1\x43\xa1\x01\x26\x40\x58\x74", tls.CurveP256)),
+	badInput("ecdhe/form-sshsig", processing, "an input that begins with \"SSHSIG\" is not signed", beginning("SSHSIG", tls.CurveP256)),
+	badInput("ecdhe/form-openpgp", processing, "an input that ends with the trailer of an OpenPGP signature is not signed", ending("", "\x04\x00\x01\x08\x00\x00\x04\xff\x00\x00\x00\x06")),
+	badInput("ecdhe/form-handshake", processing, "an input that is also handshake messages from a ClientHello on is not signed", beginning("\x01\x00\x00\x60\x03\x03", tls.X25519)),
+
 	{
 		Name: "ecdhe/of-dhe", Section: sectionSKI, Needs: aSigner,
 		Rule: "ServerECDHParams are not signed as another method's: method RSA with an input of ECDHE",
@@ -200,6 +210,25 @@ func older[T crypto.PublicKey](p ski.Protocol, key func(*Config) T) func(*trial)
 		req := request(pub)
 		req.Protocol, req.Hash = p, ski.HashDefault
 		return t.signsOrRefuses(pub, req, ski.RequestDenied)
+	}
+}
+
+// beginning returns an input of a group that begins as told.
+func beginning(with string, group tls.CurveID) func([]byte) []byte {
+	return func([]byte) []byte {
+		input := ECDHEInput(group)
+		copy(input, with)
+		return input
+	}
+}
+
+// ending returns an input that begins and ends as told.
+func ending(begin, end string) func([]byte) []byte {
+	return func([]byte) []byte {
+		input := ECDHEInput(tls.X25519) // any 32 bytes are a public key
+		copy(input, begin)
+		copy(input[len(input)-len(end):], end)
+		return input
 	}
 }
 

@@ -73,6 +73,10 @@ func pmsFirst() []Case {
 		func(_ *trial, r *ski.Request) { r.Input = r.Input[1:] }, ski.MalformedRequest)
 	add("ecdhe-pms/params-of-the-edge", "the key server signs no parameters but its own",
 		func(_ *trial, r *ski.Request) { r.Input = ECDHEInput(tls.CurveP256) }, ski.MalformedRequest)
+	add("ecdhe-pms/form-cose", "randoms that make of the input a Sig_structure of COSE, whatever the params, are not signed",
+		func(_ *trial, r *ski.Request) {
+			copy(r.Input, "\x84\x6aSignature1\x43\xa1\x01\x26\x40\x58\x74")
+		}, ski.MalformedRequest)
 	add("ecdhe-pms/tls13", "TLS 1.3 has no PreMasterSecret", func(t *trial, r *ski.Request) {
 		r.Protocol, r.Hash, r.Scheme = ski.TLS13, "", tls13Scheme(t.signer())
 	}, ski.MalformedRequest, ski.RequestDenied)

@@ -32,8 +32,16 @@ func ECDHEInput(group tls.CurveID) []byte {
 }
 
 // Randoms returns a ClientRandom and a ServerRandom, which an input of method
-// ECDHE up to TLS 1.2 begins with.
-func Randoms() []byte { return randomBytes(2 * ski.RandomLen) }
+// ECDHE up to TLS 1.2 begins with. They do not begin like a SEQUENCE or SET, since
+// one in a million and a half of the inputs would be refused otherwise
+// (ski.CheckForm).
+func Randoms() []byte {
+	for {
+		if r := randomBytes(2 * ski.RandomLen); r[0]&^1 != 0x30 {
+			return r
+		}
+	}
+}
 
 // serverECDHParams appends ServerECDHParams (RFC 8422, Section 5.4) with any
 // group and point.
