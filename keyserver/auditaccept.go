@@ -180,6 +180,7 @@ func (l *AuditLog) accept(a *acceptance, lines []string) {
 		err = l.saveTip(false)
 	}
 	if err == nil {
+		l.change()
 		err = os.Remove(l.o.Tip + auditAcceptSuffix)
 	}
 	switch {

@@ -26,6 +26,7 @@ type chainWriter struct {
 	open bool               // whether w ends without a newline
 	key  ed25519.PrivateKey // nil for none
 	now  func() time.Time
+	step func() // for tests: what comes before each Write; nil for nothing
 	buf  []byte
 }
 
@@ -76,7 +77,7 @@ func (c *chainWriter) mend() error {
 // writeMended writes a line that takes note of the tear.
 func (c *chainWriter) writeMended(line auditLine) error {
 	if c.open {
-		n, err := c.w.Write([]byte(cutOff))
+		n, err := c.put([]byte(cutOff))
 		c.wrote([]byte(cutOff)[:n])
 		if err != nil {
 			return err
@@ -102,6 +103,13 @@ func (c *chainWriter) writeOwn(line auditLine) error {
 		line.Signer = id.String()
 	}
 	return c.write(line.encode(), c.key)
+}
+
+func (c *chainWriter) put(p []byte) (int, error) {
+	if c.step != nil {
+		c.step()
+	}
+	return c.w.Write(p)
 }
 
 // wrote counts what is behind the last whole line.
@@ -131,7 +139,7 @@ func (c *chainWriter) write(line []byte, key ed25519.PrivateKey) error {
 	b = append(b, '\n')
 	c.buf = b
 
-	n, err := c.w.Write(b)
+	n, err := c.put(b)
 	if err != nil {
 		c.wrote(b[:n])
 		return err

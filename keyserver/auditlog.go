@@ -69,6 +69,11 @@ type AuditOptions struct {
 	Suspensions *Suspensions
 	// Logger gets what goes wrong between two records. nil means slog.Default.
 	Logger *slog.Logger
+
+	// For tests: the time, and what is called before each change of a file. With
+	// the latter, nothing happens by itself.
+	now  func() time.Time
+	step func()
 }
 
 // What the files in the state directory have in their names after the state file's.
@@ -143,7 +148,10 @@ func newAuditLog(o AuditOptions, w io.Writer) *AuditLog {
 			l.suspended[one.Edge] = true
 		}
 	}
-	l.chain = chainWriter{w: w, key: o.Key, now: time.Now}
+	if l.o.now == nil {
+		l.o.now = time.Now
+	}
+	l.chain = chainWriter{w: w, key: o.Key, now: l.o.now, step: o.step}
 	l.open(auditLine{Cause: causeStart})
 	return l
 }
@@ -170,7 +178,9 @@ func OpenAuditLog(o AuditOptions) (*AuditLog, error) {
 		}
 		return nil, fmt.Errorf("audit log: %w", err)
 	}
-	l.ended.Go(l.tick)
+	if o.step == nil {
+		l.ended.Go(l.tick)
+	}
 	return l, nil
 }
 
@@ -280,6 +290,7 @@ func (l *AuditLog) discontinue(s *auditStart, first *auditLine) {
 // reopenFile makes File the one that is written to, in the place of the one up to
 // now. The chain goes on.
 func (l *AuditLog) reopenFile() error {
+	l.change()
 	f, err := openAuditFile(l.o.File)
 	if err != nil {
 		return err
@@ -302,6 +313,13 @@ func (l *AuditLog) reopenFile() error {
 	l.open(auditLine{Cause: causeRotation})
 	l.setRotation()
 	return nil
+}
+
+// change comes before each change of a file but the writing of a line.
+func (l *AuditLog) change() {
+	if l.o.step != nil {
+		l.o.step()
+	}
 }
 
 func (l *AuditLog) setRotation() {
@@ -415,6 +433,7 @@ func (l *AuditLog) writeCheckpoint(cause string) error {
 func (l *AuditLog) rotate() {
 	l.checkpoint(causeRotation)
 	aside := rotatedName(l.o.File, l.chain.tip.seq)
+	l.change()
 	err := renameNew(l.o.File, aside)
 	if err == nil {
 		err = l.reopenFile()

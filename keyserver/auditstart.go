@@ -46,7 +46,8 @@ type auditStart struct {
 type knownTip struct {
 	from string
 	tip  *auditTip
-	seen bool
+	seen bool // it is in the log
+	past bool // the line with its number was looked at
 }
 
 // lookBack compares what is there at a start. f is the log's file, nil where
@@ -212,7 +213,7 @@ func (s *auditStart) compareTips(o *AuditOptions, scan *logScan, known []*knownT
 			continue
 		case scan.key != nil && k.tip.Signer != "" && scan.signed.seq == 0:
 			s.differ("%s is signed, and no line of the log is", k.from)
-		case k.tip.Seq >= scan.signed.seq && !k.seen:
+		case !k.seen && (k.past || k.tip.Seq >= scan.signed.seq):
 			s.differ("line %d is not the one that %s names: it was removed or changed", k.tip.Seq, k.from)
 		case k.tip.Closed && k.tip.Seq >= scan.signed.seq && end.seq > k.tip.Seq:
 			s.differ("%d lines were added after line %d, with which the key server had stopped", end.seq-k.tip.Seq, k.tip.Seq)
@@ -276,7 +277,8 @@ type logScan struct {
 	anchorFile     *os.File
 	anchorEnd      int64
 	anchored       bool
-	signed         link        // the last line that is signed
+	signed         link // the last line that is signed
+	signedEnd      int64
 	previousSigned uint64      // of 'tip' in that line: where the tip was when it was written
 	base           *signedLine // the last line that names the edges that are suspended
 	baseLink       link
@@ -317,7 +319,7 @@ func (c *logScan) run(file, name string, f *os.File) error {
 		if err := backward(f, info.Size(), func(line []byte, end int64) bool {
 			done = c.visit(line, end)
 			return !done
-		}); err != nil || done {
+		}); err != nil || done || c.signed.seq > 0 {
 			return err
 		}
 		if c.firstLink.seq == 1 {
@@ -346,10 +348,15 @@ func (c *logScan) run(file, name string, f *os.File) error {
 
 // take makes a place in the oldest file the one that the chain is verified from.
 func (c *logScan) take(at link, end int64) {
+	c.see(at)
+	c.anchor, c.anchorFile, c.anchorEnd, c.anchored = at, c.files[0], end, true
+}
+
+// see finds out whether a place is a tip's.
+func (c *logScan) see(at link) {
 	for _, k := range c.known {
 		k.seen = k.seen || k.tip.link == at
 	}
-	c.anchor, c.anchorFile, c.anchorEnd, c.anchored = at, c.files[0], end, true
 }
 
 // visit takes a line, the last first. It returns true when no more are needed.
@@ -358,6 +365,9 @@ func (c *logScan) visit(line []byte, end int64) (done bool) {
 	seq, ok := lineNumber(line)
 	if !ok {
 		return false
+	}
+	if c.signed.seq > 0 && c.signedEnd-end > maxBehind {
+		return true
 	}
 	named := slices.ContainsFunc(c.known, func(k *knownTip) bool { return k.tip.Seq == seq })
 	if !named && isRequest(line) && seq > 1 {
@@ -370,24 +380,39 @@ func (c *logScan) visit(line []byte, end int64) (done bool) {
 		return false
 	}
 	c.first, c.firstLink = &l, stated
+	for _, k := range c.known {
+		k.past = k.past || k.tip.Seq == seq
+	}
+	if c.signed.seq > 0 { // It is enough; a tip may be further back.
+		c.see(stated)
+		return c.allPast(seq)
+	}
 	if named {
 		c.take(stated, end)
 	}
 	c.note(&l, stated)
-	if c.key != nil {
-		if !l.provenBy(c.key, content, stated) {
-			return false
-		}
-		c.signed = stated
-		if l.Tip != nil {
-			c.previousSigned = *l.Tip
-		}
-		c.take(stated, end)
-		return true
+	if c.key == nil { // There are the tips alone, and what is said of suspensions.
+		return (c.base != nil || l.Event == eventOpen) && c.allPast(seq)
 	}
-	// Without signatures, the tips and what is said of suspensions.
-	return (c.base != nil || l.Event == eventOpen) && !slices.ContainsFunc(c.known, func(k *knownTip) bool { return k.tip.Seq < seq })
+	if !l.provenBy(c.key, content, stated) {
+		return false
+	}
+	c.signed, c.signedEnd = stated, end
+	if l.Tip != nil {
+		c.previousSigned = *l.Tip
+	}
+	c.take(stated, end)
+	return c.allPast(seq)
 }
+
+// allPast reports whether no tip is further back than a line.
+func (c *logScan) allPast(seq uint64) bool {
+	return !slices.ContainsFunc(c.known, func(k *knownTip) bool { return k.tip.Seq < seq })
+}
+
+// maxBehind bounds how far back a tip is looked for, in bytes, where the log is
+// signed after it.
+const maxBehind = 64 << 20
 
 // note keeps what a line says of suspensions and discontinuities.
 func (c *logScan) note(l *signedLine, at link) {

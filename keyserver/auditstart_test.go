@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
 )
 
 // attacked is a log with its state directory, between two runs of the key
@@ -231,4 +233,249 @@ func TestLinesAfterTheTipAreCountedAtTheStart(t *testing.T) {
 	require.Empty(t, v.Faults)
 	require.Len(t, v.Notes, 1)
 	require.Contains(t, v.Notes[0].What, "the 5 lines before it were not signed yet, and may be made up")
+}
+
+// An upgrade: the log was written without a tip, and says from when on it has
+// one. Who deletes the tip does not pass for that.
+func TestALogOfAFormerVersionGetsATip(t *testing.T) {
+	a, _ := newAttacked(t)
+	require.NoError(t, os.Remove(a.options.Tip))
+	require.NoError(t, os.Remove(a.options.File))
+	tip := a.options.Tip
+	a.options.Tip = ""
+	require.NoError(t, a.run("former", 15))
+	a.options.Tip, a.options.Required = tip, true
+	require.NoError(t, a.run("new", 15))
+	v := a.verify()
+	require.Empty(t, v.Faults)
+	require.Len(t, v.Notes, 1)
+	require.Contains(t, v.Notes[0].What, "from here on a tip is kept")
+	require.NoError(t, os.Remove(tip))
+	require.ErrorContains(t, a.run("new", 15), "is missing")
+
+	a.options.Tip, a.options.Required = "", false
+	require.NoError(t, a.run("without", 15))
+	v = a.verify()
+	require.Empty(t, v.Faults)
+	require.Contains(t, v.Notes[len(v.Notes)-1].What, "from here on no tip is kept")
+}
+
+// A key that is added later signs from then on. What was before is no fault, but
+// a log without any signature is.
+func TestAKeyThatIsAddedSignsFromThenOn(t *testing.T) {
+	for _, kept := range []bool{true, false} {
+		a, _ := newAttacked(t)
+		require.NoError(t, os.Remove(a.options.Tip))
+		require.NoError(t, os.Remove(a.options.File))
+		if !kept {
+			a.options.Tip = ""
+		}
+		a.options.Required = true
+		a.options.Key = nil
+		require.NoError(t, a.run("unsigned", 15))
+		require.NoError(t, a.run("unsigned", 15))
+		require.NotEmpty(t, a.verify().Faults)
+		a.options.Key = auditKey
+		require.NoError(t, a.run("signed", 15))
+		require.NoError(t, a.run("signed", 15))
+		v := a.verify()
+		require.Empty(t, v.Faults)
+		require.Len(t, v.Notes, 1)
+		require.Contains(t, v.Notes[0].What, "signatures begin with this line")
+		a.options.Key = nil
+		require.NoError(t, a.run("no key any more", 15))
+		require.Contains(t, fmt.Sprint(a.verify().Faults), "the checkpoint is not signed")
+	}
+}
+
+// The log of another key server with the same key is not this one.
+func TestATipOfAnotherLogIsADiscontinuity(t *testing.T) {
+	a, _ := newAttacked(t)
+	b, _ := newAttacked(t)
+	require.NoError(t, b.run("longer", 50))
+	a.put(a.options.File, b.files()[b.options.File])
+	a.options.Required = true
+	require.ErrorContains(t, a.run("again", 1), "line 114 is not the one")
+}
+
+// Standard output cannot be read back. The chain goes on after a stop, so that
+// whoever collects the lines sees that none is missing.
+func TestStandardOutputGoesOnAfterAStop(t *testing.T) {
+	a, _ := newAttacked(t)
+	require.NoError(t, os.Remove(a.options.Tip))
+	var all bytes.Buffer
+	start := func() *AuditLog {
+		o := a.options
+		o.File = "-"
+		log := newAuditLog(o, &all)
+		require.NoError(t, log.start(nil))
+		return log
+	}
+	for range 2 {
+		log := start()
+		write(t, log, "1", "2")
+		require.NoError(t, log.Close())
+	}
+	v := verifyLines(auditPublic, strings.Split(strings.TrimSuffix(all.String(), "\n"), "\n"))
+	require.Empty(t, v.Faults)
+	require.Empty(t, v.Notes)
+	log := start() // It is killed: nobody knows how many lines it has written.
+	write(t, log, "3")
+	require.NoError(t, log.saveTip(false))
+	write(t, log, "4")
+	begin := all.Len()
+	require.NoError(t, start().Close())
+	require.Contains(t, all.String()[begin:], `"event":"open","cause":"start"`)
+}
+
+// logrotate has moved the file, and the key server is started anew instead of
+// getting a SIGHUP.
+func TestALogThatWasMovedBeforeAStartGoesOn(t *testing.T) {
+	for _, name := range []string{".1", "-20261129"} {
+		a, _ := newAttacked(t)
+		a.options.Required = true
+		require.NoError(t, os.Rename(a.options.File, a.options.File+name))
+		require.NoError(t, a.run("after", 3))
+		v := a.check(10)
+		require.Empty(t, v.Faults)
+		require.Empty(t, v.Notes)
+		require.Equal(t, 103, v.Requests)
+		require.NoError(t, os.Rename(a.options.File, filepath.Join(t.TempDir(), "elsewhere")))
+		require.ErrorContains(t, a.run("again", 1), "but")
+	}
+}
+
+// Whoever cannot write the state directory cannot keep the log.
+func TestATipThatCannotBeWritten(t *testing.T) {
+	a, _ := newAttacked(t)
+	a.options.Tip = filepath.Join(filepath.Dir(a.options.Tip), "no-such", "state.json.audit")
+	require.NoError(t, os.Remove(a.options.File))
+	var logged bytes.Buffer
+	a.options.Logger = slog.New(slog.NewTextHandler(&logged, nil))
+	log, err := OpenAuditLog(a.options)
+	require.NoError(t, err)
+	write(t, log, "1")
+	_ = log.saveTip(false)
+	require.Positive(t, log.TipWaits())
+	require.NoError(t, log.Close())
+	require.Equal(t, 1, strings.Count(logged.String(), "its tip cannot be written"), logged.String())
+	a.options.Required = true
+	require.NoError(t, os.Remove(a.options.File))
+	require.ErrorContains(t, a.run("required", 1), "the tip of the audit log")
+}
+
+// An acceptance that somebody else has signed is none, and neither is one of
+// something else.
+func TestAnAcceptanceIsSignedAndOfOneDiscontinuity(t *testing.T) {
+	a, monday := newAttacked(t)
+	a.options.Required = true
+	accept := func(o AuditOptions) {
+		_, err := AcceptAudit(o, "root", "why")
+		require.NoError(t, err)
+	}
+	a.put(a.options.File, monday[a.options.File])
+	other := a.options
+	other.Key = nil
+	accept(other)
+	require.ErrorContains(t, a.run("unsigned acceptance", 1), "it is not signed by the key of the log")
+	accept(a.options)
+	a.cut(1)
+	require.ErrorContains(t, a.run("of another", 1), "it ends with line 56, but")
+	accept(a.options)
+	require.NoError(t, a.run("accepted", 1))
+	require.Empty(t, a.verify().Faults)
+	require.NoFileExists(t, a.options.Tip+auditAcceptSuffix)
+	_, err := AcceptAudit(a.options, "root", "why")
+	require.ErrorContains(t, err, "nothing to accept")
+}
+
+// A discontinuity that was recorded is accepted while the key server runs.
+func TestAnAcceptanceIsTakenByAKeyServerThatRuns(t *testing.T) {
+	a, monday := newAttacked(t)
+	a.put(a.options.File, monday[a.options.File])
+	log := openAudit(t, a.options)
+	require.Equal(t, 1, log.Discontinuities())
+	found, err := AcceptAudit(a.options, "root", "why")
+	require.NoError(t, err)
+	require.Equal(t, []string{"the discontinuity in line 115"}, found)
+	require.Eventually(t, func() bool { return log.Discontinuities() == 0 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, log.Close())
+	v := a.verify()
+	require.Empty(t, v.Faults)
+	require.Contains(t, fmt.Sprint(v.Notes), "by root: why")
+}
+
+// What is accepted is not lifted: an edge that an older state file lets in is
+// suspended again, and only 'edge resume' ends that.
+func TestAStateFileThatIsPutBackResumesNobody(t *testing.T) {
+	for _, required := range []bool{false, true} {
+		a, _ := newAttacked(t)
+		a.options.Required = required
+		state := filepath.Join(filepath.Dir(a.options.Tip), "state.json")
+		stolen := ski.KeyID{7}.String()
+		start := func() (*AuditLog, testServer, error) {
+			o := a.options
+			o.Suspensions = openSuspensions(t, state)
+			log, err := OpenAuditLog(o)
+			if err != nil {
+				return nil, testServer{}, err
+			}
+			return log, newTestServer(t, testKeys(), func(so *Options) {
+				so.Audit, so.AuditRequired, so.Suspensions = log, required, o.Suspensions
+			}), nil
+		}
+		log, server, err := start()
+		require.NoError(t, err)
+		older, err := os.ReadFile(state)
+		require.ErrorIs(t, err, os.ErrNotExist)
+		for _, edge := range []string{"edge", stolen, "legacy"} {
+			_, err := server.Suspend(Suspension{Edge: edge, By: "a test"})
+			require.NoError(t, err)
+		}
+		require.NoError(t, server.Resume("legacy", "a test"))
+		require.NoError(t, log.Close())
+		older = []byte(`{"suspended":[]}`)
+		a.put(state, older)
+
+		log, server, err = start()
+		if required {
+			require.ErrorContains(t, err, "2 edges are suspended by the log and not by the state file, which may be an older copy: "+stolen+", edge")
+			o := a.options
+			o.Suspensions = openSuspensions(t, state)
+			_, err = AcceptAudit(o, "root", "restored from a backup")
+			require.NoError(t, err)
+			log, server, err = start()
+		}
+		require.NoError(t, err)
+		require.True(t, server.suspensions.has("edge"))
+		require.True(t, server.suspensions.has(stolen))
+		require.False(t, server.suspensions.has("legacy"))
+		require.NoError(t, server.Resume("edge", "a test"))
+		require.NoError(t, log.Close())
+		log, server, err = start()
+		require.NoError(t, err)
+		require.False(t, server.suspensions.has("edge"))
+		require.True(t, server.suspensions.has(stolen))
+		require.NoError(t, log.Close())
+		require.Equal(t, required, len(a.verify().Faults) == 0)
+	}
+}
+
+// A resumption that cannot be recorded does not happen where the log is required:
+// the next start would suspend the edge again.
+func TestAResumptionIsRecordedBeforeItIsKept(t *testing.T) {
+	state := filepath.Join(stateFolder(t), "state.json")
+	w := &fullWriter{room: 1 << 20}
+	suspensions := openSuspensions(t, state)
+	s := newTestServer(t, testKeys(), func(o *Options) {
+		o.Audit, o.AuditRequired, o.Suspensions = NewAuditLog(w), true, suspensions
+	})
+	_, err := s.Suspend(Suspension{Edge: "edge", By: "a test"})
+	require.NoError(t, err)
+	w.room = 0
+	require.ErrorContains(t, s.Resume("edge", "a test"), "the audit log, which is required")
+	require.True(t, openSuspensions(t, state).has("edge"))
+	w.room = 1 << 20
+	require.NoError(t, s.Resume("edge", "a test"))
+	require.False(t, openSuspensions(t, state).has("edge"))
 }

@@ -139,6 +139,7 @@ func (l *AuditLog) writeTip(at link, closed bool) error {
 	if err != nil {
 		return err
 	}
+	l.change()
 	if err := replaceFile(l.o.Tip, data); err != nil {
 		return fmt.Errorf("the tip of the audit log: %w", err)
 	}

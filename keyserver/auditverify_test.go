@@ -275,3 +275,31 @@ func TestAuditLogCheckpointsInTime(t *testing.T) {
 	require.Len(t, lines, 3)
 	require.Contains(t, lines[2], `"event":"checkpoint","cause":"interval"`)
 }
+
+// A clock that is set back is noted once. Requests that overtake each other are
+// not.
+func TestVerifyNotesAClockThatWasSetBack(t *testing.T) {
+	var out bytes.Buffer
+	log := NewAuditLog(&out)
+	at := time.Now()
+	for _, step := range []time.Duration{0, time.Hour, time.Hour - 30*time.Second, time.Minute, 2 * time.Minute, 3 * time.Minute} {
+		log.chain.now = func() time.Time { return at.Add(step) }
+		require.NoError(t, log.Audit(t.Context(), &Record{Time: at.Add(step), Outcome: outcomeOutput}))
+	}
+	require.NoError(t, log.Close())
+	v := verifyLines(nil, strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"))
+	require.Empty(t, v.Faults)
+	require.Len(t, v.Notes, 2)
+	require.Contains(t, v.Notes[0].What, "the time runs backwards by 59m0s here")
+	require.Equal(t, 5, v.Notes[0].Line)
+}
+
+// What comes after a stop and before a start, nobody but a stranger can have
+// written.
+func TestVerifyFindsLinesAfterAStop(t *testing.T) {
+	a, _ := newAttacked(t)
+	a.forge("framed")
+	v := a.verify()
+	require.NotEmpty(t, v.Faults)
+	require.Contains(t, v.Faults[0].What, "had stopped before this line")
+}
