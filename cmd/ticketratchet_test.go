@@ -140,6 +140,7 @@ func TestTicketKeysGoOnWithoutTheirSecret(t *testing.T) {
 	assert.NotContains(t, d.read("one/log"), "no ticket secret")
 
 	// The third would have keys of its own.
+	assert.Regexp(t, `(?m)^tickets +a random secret of this process`, three.check(""))
 	skictl := func(args ...string) (out, all string) {
 		t.Helper()
 		out, all, status := run(t, "", filepath.Join(bin, "skictl"), append([]string{"tickets"}, args...)...)

@@ -1,8 +1,10 @@
 package keyserver
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -308,15 +310,19 @@ func (c *Config) StateKey() ([]byte, error) { return readSecret(c.StateKeyFile, 
 // State, TicketSecretFile, or a random secret.
 func (c *Config) TicketRatchet(now time.Time) (*TicketRatchet, error) {
 	secret, err := readSecret(c.TicketSecretFile, MinTicketSecret)
-	if err != nil {
+	removed := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !removed {
 		return nil, err
 	}
 	defer clear(secret)
-	t, err := OpenTicketRatchet(TicketRatchetFile(c.State), secret, now)
-	if err != nil {
+	t, failed := OpenTicketRatchet(TicketRatchetFile(c.State), secret, now)
+	switch {
+	case failed != nil:
+		return nil, failed
+	case removed && t.source != fromFile: // It was never used.
 		return nil, err
 	}
-	t.secret = c.TicketSecretFile
+	t.secret, t.removed = c.TicketSecretFile, removed
 	return t, nil
 }
 

@@ -39,8 +39,8 @@ type revocationList struct {
 	issuer     []byte    // DER of its name
 	signer     ski.KeyID // of its key: two can have one name while one follows the other
 	number     *big.Int
-	nextUpdate time.Time // zero where it does not say
-	told       bool      // that it has expired
+	nextUpdate time.Time            // zero where it does not say
+	told       bool                 // that it has expired
 	digest     []byte               // of signer and serials
 	serials    map[string]time.Time // by the big-endian bytes of the serial number
 }

@@ -67,9 +67,12 @@ func (r *ratchet) beginHour() {
 
 // forward turns the ratchet until a minute. One that is further stays.
 func (r *ratchet) forward(minute int64) {
-	for r.minute/60 < minute/60 {
+	if hours := minute/60 - r.minute/60; hours > 0 {
+		for range hours - 1 {
+			hashRatchet(&r.nextHour, "hour")
+		}
 		r.beginHour()
-		r.minute = (r.minute/60 + 1) * 60
+		r.minute = minute / 60 * 60
 	}
 	for ; r.minute < minute; r.minute++ {
 		hashRatchet(&r.value, "minute")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/renameio/v2"
 )
@@ -57,6 +58,24 @@ func replaceFile(file string, data []byte) error {
 		return err
 	}
 	return syncFolder(filepath.Dir(file))
+}
+
+// removeUnfinished removes what a process that was killed in replaceFile has left
+// behind: another version of the file, with a dot before its name and a number
+// behind it.
+func removeUnfinished(file string) error {
+	entries, err := os.ReadDir(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		number, found := strings.CutPrefix(e.Name(), "."+filepath.Base(file))
+		if found && number != "" && strings.Trim(number, "0123456789") == "" && e.Type().IsRegular() {
+			errs = append(errs, os.Remove(filepath.Join(filepath.Dir(file), e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // syncFolder makes a rename in the folder last.

@@ -57,7 +57,8 @@ func RequestTicketKeys(state string) (request string, err error) {
 	defer clear(private)
 	text := append(hex.AppendEncode(make([]byte, 0, 2*len(private)+1), private), '\n')
 	defer clear(text)
-	if err := replaceFile(state+ticketRequestSuffix, text); err != nil {
+	file := state + ticketRequestSuffix
+	if err := errors.Join(removeUnfinished(file), replaceFile(file, text)); err != nil {
 		return "", err
 	}
 	return ticketRequestPrefix + base64.RawURLEncoding.EncodeToString(key.PublicKey().Bytes()), nil

@@ -18,11 +18,12 @@ import (
 // cannot be derived any more, from it or from its file. Key servers with the
 // same secret have the same keys, whenever they were started.
 type TicketRatchet struct {
-	file   string // "" for none
-	secret string // the file that the secret is from, for messages
-	random bool   // the secret is this process's own
-	source ratchetSource
-	ahead  time.Time // what the file said at the start, where the clock was far behind it
+	file    string // "" for none
+	secret  string // the file that the secret is from, for messages
+	random  bool   // the secret is this process's own
+	removed bool   // the file of the secret is, and its setting is not
+	source  ratchetSource
+	ahead   time.Time // what the file said at the start, where the clock was far behind it
 
 	mu      sync.Mutex
 	kept    ratchet // what the file has, or is to have
@@ -32,6 +33,7 @@ type TicketRatchet struct {
 
 	saving sync.Mutex // held while the file is read and written
 	seen   [sha256.Size]byte
+	clean  bool         // no former process has left anything behind
 	rewind bool         // the file is ahead and is to be written all the same
 	saved  atomic.Int64 // the minute of what the file has; 0 for no file
 }
@@ -179,6 +181,12 @@ func (t *TicketRatchet) save() error {
 	kept := t.kept
 	t.mu.Unlock()
 	defer kept.clear()
+	if !t.clean {
+		if err := removeUnfinished(t.file); err != nil {
+			return err
+		}
+		t.clean = true
+	}
 	there, digest, err := readRatchet(t.file)
 	defer there.clear()
 	switch {
@@ -210,11 +218,11 @@ func (t *TicketRatchet) Saved() time.Time {
 	return time.Unix(minute*60, 0).UTC()
 }
 
-// String says where the ratchet is from; "" for a random one.
+// String says where the ratchet is from.
 func (t *TicketRatchet) String() string {
 	switch {
 	case t.random:
-		return ""
+		return "a random secret of this process: other key servers, and the next start, have other keys"
 	case t.source == fromFile || t.source == fromBoth:
 		return fmt.Sprintf("%s, which has no key of tickets that expired before %s", t.file, t.Saved().Format(time.RFC3339))
 	case t.file == "":
@@ -236,6 +244,9 @@ func (t *TicketRatchet) Warnings() (warnings []string) {
 	default:
 		warnings = append(warnings, secret+" yields all ticket keys of the past: the start makes "+t.file+
 			", with which the key server goes on; then remove the setting, the file and its copies")
+	}
+	if t.removed {
+		warnings = append(warnings, secret+" is not there, and "+t.file+" does without it: remove the setting")
 	}
 	if t.source == fromNewSecret {
 		warnings = append(warnings, secret+" is not the secret that the ticket keys in "+t.file+" come from: all are other ones from the start on")

@@ -112,7 +112,10 @@ func TestTicketKeysOfThePastCannotBeDerived(t *testing.T) {
 	}
 	require.NoError(t, os.Remove(secret))
 
-	// A day, over a restart without the secret.
+	// A day, over a kill in the middle of a write and a restart without the secret.
+	left := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+"123456")
+	_, err := writeRatchet(left, &r.kept)
+	require.NoError(t, err)
 	turnTo(t, r, noon, noon.Add(12*time.Hour))
 	r = openRatchet(t, file, nil, noon.Add(12*time.Hour))
 	turnTo(t, r, noon.Add(12*time.Hour), noon.Add(24*time.Hour))
@@ -121,7 +124,7 @@ func TestTicketKeysOfThePastCannotBeDerived(t *testing.T) {
 	require.Equal(t, keys[3].Secret, alive[0].Secret, "it goes on")
 	entries, err := os.ReadDir(filepath.Dir(file))
 	require.NoError(t, err)
-	require.Len(t, entries, 1)
+	require.Len(t, entries, 1, "it is all that there is")
 	for i, k := range keys {
 		assert.Equal(t, k.Until.After(now), yields(t, file, wwwSite, k), i)
 	}
@@ -351,7 +354,7 @@ func TestWatchKeepsTheFileOfTicketKeys(t *testing.T) {
 func TestWhatTheOperatorIsToldOfTicketKeys(t *testing.T) {
 	file := ratchetFile(t)
 	require.Empty(t, openRatchet(t, file, nil, noon).Warnings())
-	require.Empty(t, openRatchet(t, file, nil, noon).String())
+	require.Contains(t, openRatchet(t, file, nil, noon).String(), "a random secret of this process")
 	require.NoFileExists(t, file)
 	warning := func(file string, secret []byte) string {
 		r := openRatchet(t, file, secret, noon)
@@ -367,6 +370,25 @@ func TestWhatTheOperatorIsToldOfTicketKeys(t *testing.T) {
 		" without it, so remove the setting, the file and its copies")
 	assert.Empty(t, warning(file, nil))
 	assert.Equal(t, file+", which has no key of tickets that expired before 2026-03-04T12:00:00Z", openRatchet(t, file, nil, noon).String())
+}
+
+// The operator has removed the secret, and not its setting: the next start is
+// long after.
+func TestAKeyServerStartsWhenItsTicketSecretWasRemoved(t *testing.T) {
+	c, dir, err := loadConfig(t, leastConfig+"state: state.json\nticket_secret_file: ticket.secret\n")
+	require.NoError(t, err)
+	_, err = c.TicketRatchet(noon)
+	require.ErrorIs(t, err, os.ErrNotExist, "it has never been there")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "ticket.secret"), ticketSecret, 0o600))
+	r, err := c.TicketRatchet(noon)
+	require.NoError(t, err)
+	require.NoError(t, r.save())
+	require.NoError(t, os.Remove(filepath.Join(dir, "ticket.secret")))
+	later, err := c.TicketRatchet(noon)
+	require.NoError(t, err)
+	assert.Equal(t, wwwKeys(r, noon), wwwKeys(later, noon))
+	require.Len(t, later.Warnings(), 1)
+	assert.Contains(t, later.Warnings()[0], "ticket.secret is not there, and "+dir+"/state.json.tickets does without it: remove the setting")
 }
 
 func TestAFileOfTicketKeysThatIsNotWhole(t *testing.T) {

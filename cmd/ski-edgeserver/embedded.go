@@ -218,8 +218,8 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	row("embedded", e.file)
 	e.keys.Describe(row)
 	row("audit", e.cfg.Audit.File)
-	if from := e.tickets.String(); from != "" {
-		row("tickets", from)
+	if len(e.policy.TicketRights()) > 0 {
+		row("tickets", e.tickets.String())
 	}
 	row("limit", fmt.Sprintf("all requests: %d in flight", e.cfg.MaxInFlight))
 	for _, limit := range e.policy.Limits() {

@@ -60,8 +60,8 @@ func (p *parts) summary(out io.Writer, file string) error {
 	}
 	p.keys.Describe(row)
 	row("audit", p.cfg.Audit.File)
-	if from := p.tickets.String(); from != "" {
-		row("tickets", from)
+	if len(p.policy.TicketRights()) > 0 {
+		row("tickets", p.tickets.String())
 	}
 	row("limit", fmt.Sprintf("all requests: %d in flight", p.cfg.MaxInFlight))
 	for _, limit := range p.policy.Limits() {

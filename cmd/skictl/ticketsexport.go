@@ -24,8 +24,9 @@ user that the key server runs as.
   3. new key server:  skictl tickets import --state FILE --code CODE SEALED
      then start it, without ticket_secret_file
 
-Take the code along yourself, not by the way that SEALED takes: nobody but the new
-key server can open SEALED, but whoever sees REQUEST could make another.`
+Be sure that REQUEST is the new key server's: whoever made it can open SEALED. And take
+the code along yourself, not by the way that SEALED takes: whoever sees REQUEST could
+make another SEALED.`
 
 func newTicketsRequestCommand() *cobra.Command {
 	var state string
