@@ -11,6 +11,11 @@ import (
 )
 
 // Certificate is a certificate chain whose private key a key server holds.
+//
+// The CurvePreferences of the tls.Config should be the groups that the key
+// server's policy grants, with their hybrids: crypto/tls has P-521 by default,
+// which ski-keyserver denies by default, so that a client that offers nothing
+// else causes a request that is denied.
 type Certificate struct {
 	// Key is the private key, not bound to a connection.
 	Key *Key

@@ -111,9 +111,9 @@ A policy. What no rule grants is denied.
                                          # secrecy
       # protocols: [TLS 1.2, TLS 1.3, DTLS 1.2, DTLS 1.3]
       # algorithms: [SHA-256, ecdsa_secp256r1_sha256]    # default: any not legacy
-      # groups: [secp256r1, secp384r1, x25519]   # of ephemeral keys; secp521r1 and,
-                                         # for DHE, ffdhe2048 (to 8192) and
-                                         # modp_2048 (to 8192) where named alone
+      # groups: [secp256r1, secp384r1, x25519]   # of ephemeral keys; only where named:
+                                         # secp521r1, and for DHE ffdhe2048 and
+                                         # modp_2048, 3072, 4096, 6144, 8192
       # server_names: [www.example.com, "*.example.com"]           # default: any;
                                          # the edge's own word, nothing proves it
       # networks: [192.0.2.0/24, "2001:db8::/32"]       # default: from anywhere
