@@ -93,6 +93,11 @@ func (a *acceptance) find(o *AuditOptions) error {
 		if tip != nil {
 			a.Lines = tip.Unaccepted
 		}
+		if w, err := readWitnessed(o); err == nil && w != nil && tip != nil && len(a.Lines) == 0 {
+			if differs, _ := compareWitness(o, tip.link, w); differs != "" {
+				return fmt.Errorf("the log is not what its witness has (%s): stop the key server, and accept it then", differs)
+			}
+		}
 	default:
 		s, err := lookBack(o, f)
 		if err != nil {

@@ -143,14 +143,19 @@ func (s *auditStart) predecessor(file string) (fileEnd, error) {
 	return predecessor(file)
 }
 
+// siblings returns the files beside a log that can be older ones of it.
+func siblings(file string) []string {
+	names, _ := filepath.Glob(globQuote(file) + `[\-._]*`)
+	return slices.DeleteFunc(names, func(name string) bool {
+		info, err := os.Lstat(name)
+		return err != nil || !info.Mode().IsRegular()
+	})
+}
+
 // findSibling returns the end of the longest of the files that stand beside the
 // log and have a name that begins with its name, whose end matches.
 func findSibling(file string, match func(link) bool) (longest fileEnd) {
-	names, _ := filepath.Glob(globQuote(file) + `[\-._]*`)
-	for _, name := range names {
-		if info, err := os.Lstat(name); err != nil || !info.Mode().IsRegular() {
-			continue
-		}
+	for _, name := range siblings(file) {
 		end, err := readEndOf(name)
 		if err == nil && match(end.tip) && end.tip.seq > longest.tip.seq {
 			longest = end

@@ -317,9 +317,11 @@ func TestTheWitnessComesAfterTheStart(t *testing.T) {
 			require.ErrorAs(t, log.Audit(t.Context(), &Record{Time: time.Now()}), new(*DiscontinuityError))
 			require.ErrorAs(t, log.Fault(), new(*DiscontinuityError))
 		}
+		_, err := AcceptAudit(a.options, "an operator", "a test")
+		require.ErrorContains(t, err, "stop the key server, and accept it then")
 		_ = log.Close()
 		require.ErrorAs(t, a.run("after", 1), new(*DiscontinuityError), "a restart is no way out")
-		_, err := AcceptAudit(a.options, "an operator", "a test")
+		_, err = AcceptAudit(a.options, "an operator", "a test")
 		require.NoError(t, err)
 		log = openAudit(t, a.options)
 		next, err := log.Witness(last)
@@ -379,6 +381,45 @@ func TestAForgedRecordOfADiscontinuity(t *testing.T) {
 	require.NoError(t, f.Close())
 	a.options.Required = true
 	require.ErrorContains(t, a.run("friday", 1), "its witness has")
+}
+
+// A line is found in a file of any length, and in files that were rotated, whatever
+// could only be written in part.
+func TestFindLine(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.log")
+	log := openAudit(t, AuditOptions{File: file, Key: auditKey, MaxSize: 5 << 20})
+	long := strings.Repeat("x", 2000)
+	for i := range 6000 {
+		require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Edge: "e", Reason: long[:i%2000]}))
+		if i%1000 == 500 {
+			log.mu.Lock()
+			torn := []byte(`{"seq":1,"ti`)
+			_, err := log.file.Write(torn)
+			require.NoError(t, err)
+			log.chain.wrote(torn)
+			log.mu.Unlock()
+		}
+	}
+	end := log.chain.tip
+	require.NoError(t, log.Close())
+	files := append(rotated(t, file), file)
+	require.Greater(t, len(files), 1)
+	want := make(map[uint64]link)
+	for _, name := range files {
+		for _, line := range auditLines(t, name) {
+			if _, at, ok := splitLine([]byte(line)); ok {
+				want[at.seq] = at
+			}
+		}
+	}
+	for seq := uint64(1); seq <= end.seq; seq += 1 + seq%37 {
+		got, err := findLine(file, seq)
+		require.NoError(t, err)
+		require.Equal(t, want[seq], got, seq)
+	}
+	require.NoError(t, os.Remove(files[0]))
+	_, err := findLine(file, 1)
+	require.ErrorContains(t, err, "in none of the files")
 }
 
 // The witness is on a disk that is full, and then is not.

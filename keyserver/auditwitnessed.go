@@ -1,13 +1,10 @@
 package keyserver
 
 import (
-	"bytes"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -84,6 +81,9 @@ func (s *auditStart) compareWitnesses(o *AuditOptions) {
 // readWitnessed reads the last entry that a witness is known to have; nil if
 // there is none.
 func readWitnessed(o *AuditOptions) (*WitnessEntry, error) {
+	if !o.canBeWitnessed() {
+		return nil, nil
+	}
 	file := o.Tip + auditWitnessSuffix
 	data, err := guarded.Read(file, guarded.Secret, MaxWitnessEntry)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -110,97 +110,20 @@ func compareWitness(o *AuditOptions, end link, e *WitnessEntry) (differs, warnin
 	case e.Seq > end.seq:
 		return fmt.Sprintf("it ends with line %d, and its witness has %v", end.seq, e), ""
 	}
-	found, err := findLine(o.File, e.Seq, o.public())
-	switch {
-	case err != nil:
-		return "", fmt.Sprintf("the log could not be compared with %v, which its witness has: %v", e, err)
-	case found.recorded, found.at == e.link:
+	at, err := findLine(o.File, e.Seq)
+	if err == nil && at == e.link {
 		return "", ""
-	case found.at.seq == 0:
+	}
+	recorded, errScan := brokenAfter(o.File, e.Seq, o.public())
+	switch {
+	case recorded:
+		return "", ""
+	case err != nil || errScan != nil:
+		return "", fmt.Sprintf("the log could not be compared with %v, which its witness has: %v", e, errors.Join(err, errScan))
+	case at.seq == 0:
 		return fmt.Sprintf("line %d is missing, and its witness has it, of %s", e.Seq, e.Time), ""
 	}
 	return fmt.Sprintf("line %d, or one before it, is another than its witness has, of %s", e.Seq, e.Time), ""
-}
-
-// foundLine is what findLine has found.
-type foundLine struct {
-	at       link // zero where the log goes from a lower number to a higher one
-	recorded bool // a discontinuity is recorded after it
-}
-
-// findLine looks for the line with a number, from the end of a log back, in the
-// file and in those that were rotated and stand beside it.
-func findLine(file string, seq uint64, key ed25519.PublicKey) (foundLine, error) {
-	scan := lineScan{key: key, seq: seq, before: ^uint64(0)}
-	for name, files := file, 0; files < maxScanFiles; files++ {
-		if err := scan.run(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return foundLine{}, err
-		}
-		if scan.done {
-			return scan.found, nil
-		}
-		found := findSibling(file, func(end link) bool { return end.seq < scan.before })
-		if found.name == "" {
-			break
-		}
-		name = found.name
-		scan.before = found.tip.seq + 1
-	}
-	return foundLine{}, fmt.Errorf("line %d is in none of the files beside it", seq)
-}
-
-type lineScan struct {
-	key    ed25519.PublicKey
-	seq    uint64
-	before uint64 // the lowest number that was seen
-	found  foundLine
-	done   bool
-}
-
-func (c *lineScan) run(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	return backward(f, info.Size(), func(line []byte, _ int64) bool {
-		c.visit(line)
-		return !c.done
-	})
-}
-
-func (c *lineScan) visit(line []byte) {
-	number, ok := lineNumber(line)
-	if !ok || number >= c.before {
-		return
-	}
-	c.before = number
-	switch {
-	case number > c.seq:
-		c.found.recorded = c.found.recorded || isBroken(line, c.key)
-		c.done = c.found.recorded
-	case number == c.seq:
-		if _, stated, ok := splitLine(line); ok {
-			c.found.at = stated
-		}
-		c.done = true
-	default:
-		c.done = true
-	}
-}
-
-// isBroken reports whether a line is the record of a discontinuity, by the key.
-func isBroken(line []byte, key ed25519.PublicKey) bool {
-	if !bytes.Contains(line, []byte(`"cause":"`+causeBroken+`"`)) {
-		return false
-	}
-	content, stated, ok := splitLine(line)
-	var l signedLine
-	return ok && json.Unmarshal(line, &l) == nil && l.Event == eventOpen && l.Cause == causeBroken && l.provenBy(key, content, stated)
 }
 
 // Witness takes the last line that a witness has, empty for none, and returns
