@@ -55,7 +55,8 @@ the default.
   policy: policy.yaml
   # state:                   # file that keeps which edges are suspended; beside it, as
                              # FILE.addresses, from where edges have been authenticated,
-                             # and as FILE.tickets, what ticket keys come from
+                             # as FILE.tickets, what ticket keys come from, and as
+                             # FILE.audit, how far the audit log goes
   # psk:                     # pre-shared keys, for edges without a certificate:
                              # lines IDENTITY:HEX, chmod 600; read again when changed
   # psk_without_forward_secrecy: false   # for clients that have no better suite
@@ -65,7 +66,9 @@ the default.
   # admin:                   # unix socket for skictl edge, e.g. /run/ski/admin.sock
   # audit:                   # JSON lines; keep them from edge servers (chmod 600)
   #   file: "-"              # "-" is standard output
-  #   required: false        # whether nothing is answered that is not recorded
+  #   required: false        # whether nothing is answered that is not recorded, and
+                             # the start fails if the log is not as it was left
+                             # (with state): skictl audit accept
   #   key:                   # Ed25519, signs checkpoints: skictl audit keygen
   #   witness:               # file on another mount: proves, even where log and
                              # state are replaced, how far the log went; needs key
@@ -146,9 +149,10 @@ The exit status is 0 if all is well, 1 if not, 2 for wrong usage, and 3 if a
 token does not take its PIN: correct it first, since each start is an attempt
 and tokens lock themselves.
 
-On SIGHUP it opens the audit log anew if the file was moved away, and reads the
-policy and the pre-shared keys again. It also does the latter when a file changes. A policy with a
-fault in it is refused with a line in the log, and the one before stays.
+On SIGHUP it opens the audit log anew if the file was moved away, removed or
+truncated, and reads the policy and the pre-shared keys again. It also does the
+latter when a file changes. A policy with a fault in it is refused with a line in
+the log, and the one before stays.
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.
 `
