@@ -169,6 +169,17 @@ func (t *TicketRatchet) advance(minute int64) {
 // Why save leaves the file alone.
 var errOtherRatchet = errors.New("another process has put other ticket keys there, or older ones: restart the key server to use them")
 
+// held returns what the ratchet stays at while the clock is not believed; the
+// zero time while it is.
+func (t *TicketRatchet) held() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.jump == 0 {
+		return time.Time{}
+	}
+	return t.kept.time()
+}
+
 // save writes the ratchet to its file, if it has one that is older. It is
 // written by several processes, if they have one secret.
 func (t *TicketRatchet) save() error {

@@ -328,7 +328,11 @@ func TestTicketKeysGoOnWhereTheirFileCannotBeWritten(t *testing.T) {
 // A Server that watches keeps the file, without being asked for a key.
 func TestWatchKeepsTheFileOfTicketKeys(t *testing.T) {
 	file := ratchetFile(t)
-	s := newTicketServer(t, func(o *Options) { o.TicketRatchet = openRatchet(t, file, ticketSecret, noon) })
+	var log bytes.Buffer
+	s := newTicketServer(t, func(o *Options) {
+		o.TicketRatchet = openRatchet(t, file, ticketSecret, noon)
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
 	clock := make(chan time.Time)
 	s.tickets.now = func() time.Time { return <-clock }
 	ended := make(chan struct{})
@@ -346,9 +350,14 @@ func TestWatchKeepsTheFileOfTicketKeys(t *testing.T) {
 	info, err := os.Stat(file)
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o600), info.Mode())
-	clock <- noon.Add(2 * time.Hour)
+	for _, at := range []time.Time{noon.AddDate(1, 0, 0), noon.AddDate(1, 0, 0).Add(time.Minute)} {
+		clock <- at
+		ticks <- at
+	}
+	clock <- noon.AddDate(1, 0, 0)
 	cancel()
 	<-ended
+	assert.Equal(t, 1, strings.Count(log.String(), "the clock is more than a day ahead of the ticket keys"), log.String())
 }
 
 func TestWhatTheOperatorIsToldOfTicketKeys(t *testing.T) {

@@ -101,6 +101,7 @@ func ticketKeyInfo(site *ticketSite, epoch int64, members []byte) []byte {
 // keepTickets turns the ratchet with the clock, and keeps it in its file, until
 // ctx ends. It looks at the clock with each tick.
 func (s *Server) keepTickets(ctx context.Context, tick <-chan time.Time) {
+	var wasHeld time.Time
 	for tried := int64(0); ; {
 		now := s.tickets.now()
 		r := s.tickets.at(now)
@@ -108,6 +109,12 @@ func (s *Server) keepTickets(ctx context.Context, tick <-chan time.Time) {
 		if minute := ratchetMinute(now); minute != tried { // A full disk is tried once a minute.
 			tried = minute
 			s.noteTicketFile(s.tickets.save())
+			held := s.tickets.held()
+			if wasHeld.IsZero() && !held.IsZero() {
+				s.log.Warn("the clock is more than a day ahead of the ticket keys: none is forgotten until it has gone on for an hour from there",
+					"ticket_keys", held, "clock", now.UTC())
+			}
+			wasHeld = held
 		}
 		select {
 		case <-ctx.Done():
