@@ -117,6 +117,9 @@ type Stats struct {
 	// that nobody waits for any more. Waiting is how many requests wait for a
 	// session.
 	Sessions, Open, Busy, Stuck, Waiting int
+	// WrongSignatures is how many signatures did not fit the public half of their
+	// key, and were kept back.
+	WrongSignatures uint64
 	// Err is why the token cannot be used at present, or nil.
 	Err error
 }
@@ -125,6 +128,9 @@ type Stats struct {
 // attempt, by another start too, brings a token closer to locking itself. A
 // Store makes no second one with the same PIN.
 var ErrPIN = errors.New("does not take the PIN")
+
+// errSilent is for a token that has not returned from a call in any session.
+var errSilent = errors.New("no call to it returns")
 
 // errNoKey is for a caller that has not asked Lookup.
 var errNoKey = errors.New("the key store has no such key")

@@ -375,37 +375,6 @@ func TestALateDecryptionIsAnError(t *testing.T) {
 	assert.ErrorIs(t, err, context.Canceled)
 }
 
-// A wrong RSA signature would give the key away; it does not leave the store.
-func TestAWrongSignatureIsKeptBack(t *testing.T) {
-	token := newSoftHSM(t, "site-keys")[0]
-	key := token.generate(t, "rsa", "rsa-2048", Template{Sign: true})
-	f := new(faults)
-	wrong := false
-	store := openStoreWith(t, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 1}, func(file string) (module, error) {
-		m, err := f.load(file)
-		return &bitFlipper{m, &wrong}, err
-	})
-	require.NoError(t, signs(t, store, key.ID))
-	wrong = true
-	_, err := store.Sign(t.Context(), key.ID, random(32), crypto.SHA256)
-	assert.ErrorIs(t, err, errWrongSignature)
-	wrong = false
-	require.NoError(t, signs(t, store, key.ID))
-}
-
-type bitFlipper struct {
-	module
-	on *bool
-}
-
-func (m *bitFlipper) Sign(h pkcs11.SessionHandle, data []byte) ([]byte, error) {
-	sig, err := m.module.Sign(h, data)
-	if *m.on && err == nil {
-		sig[len(sig)/2] ^= 4
-	}
-	return sig, err
-}
-
 // Another key has taken the place of ours while the token was away.
 func TestAKeyThatWasReplacedIsNotUsed(t *testing.T) {
 	token := newSoftHSM(t, "site-keys")[0]

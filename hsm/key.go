@@ -114,6 +114,8 @@ type signature struct {
 	digest []byte // for verifying; its own copy
 	hash   crypto.Hash
 	opts   crypto.SignerOpts
+
+	verified bool // what make has returned
 }
 
 // newSignature checks what crypto.Signer is asked for, before the token is.
@@ -214,7 +216,7 @@ func (sig *signature) make(s *session) ([]byte, error) {
 			delete(s.found, sig.key)
 			return nil, errWrongSignature
 		}
-		f.proved = true
+		f.proved, sig.verified = true, true
 	}
 	return out, nil
 }

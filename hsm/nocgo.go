@@ -52,6 +52,9 @@ func (*Store) Certificates(ski.KeyID) []*x509.Certificate { return nil }
 // Device finds nothing.
 func (*Store) Device(ski.KeyID) (string, int) { return "", 0 }
 
+// Health returns ErrNoCgo.
+func (*Store) Health(ski.KeyID) error { return ErrNoCgo }
+
 // Signs returns false.
 func (*Store) Signs(ski.KeyID, crypto.SignerOpts) bool { return false }
 

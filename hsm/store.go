@@ -164,6 +164,7 @@ func (s *Store) addKeys(ctx context.Context, cfg *Config, t *target, lenient boo
 			continue
 		}
 		s.keys[k.info.ID] = k
+		t.token.addKey(k)
 		if k.noRaw {
 			s.warn("the key %q: the token has no raw RSA decryption (CKM_RSA_X_509): the method RSA is off for it", k.info.Name)
 		}
@@ -264,6 +265,17 @@ func (s *Store) Device(id ski.KeyID) (device string, n int) {
 	return k.info.Module + " " + k.token.serial + " " + k.token.label, k.token.limit
 }
 
+// Health returns why no operation with the key can succeed at present: its token
+// fails, does not take the PIN, or does not return from any call. The log has a
+// line when that begins and one when it ends.
+func (s *Store) Health(id ski.KeyID) error {
+	k, ok := s.keys[id]
+	if !ok {
+		return errNoKey
+	}
+	return k.token.health()
+}
+
 // Signs reports whether Sign works for a key with such opts: the token may lack
 // the mechanism, or not let the key sign.
 func (s *Store) Signs(id ski.KeyID, opts crypto.SignerOpts) bool {
@@ -291,12 +303,12 @@ func (s *Store) Decrypts(id ski.KeyID) bool {
 // for the RSA signatures before TLS 1.2). With Ed25519, opts is crypto.Hash(0)
 // and digest the message itself.
 //
-// Every RSA signature is verified before it is returned: one that came out
-// wrong, by a fault in a token that computes with the Chinese remainder theorem,
-// gives away the private key (Boneh, DeMillo and Lipton, 1997), and verifying
-// costs a few hundredths of signing. A wrong ECDSA or Ed25519 signature does not
-// give the key away as easily and verifying it takes longer than many tokens
-// take to sign, so only the first of each key in each session is.
+// Every signature is verified before it is returned, since a wrong one can give
+// the private key away. One of RSA does, by a fault in a token that computes with
+// the Chinese remainder theorem (Boneh, DeMillo and Lipton, 1997); one of Ed25519
+// does, or of ECDSA on a token that derives its nonces from the message (RFC
+// 6979), beside the right one over the same message, which an edge can ask for.
+// Verifying happens outside of the session.
 func (s *Store) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	k, ok := s.keys[id]
 	if !ok {
@@ -307,12 +319,15 @@ func (s *Store) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts cryp
 		return nil, err
 	}
 	var out []byte
-	if err := k.token.do(ctx, func(s *session) (err error) { out, err = sig.make(s); return err }); err != nil {
-		return nil, err
+	err = k.token.do(ctx, func(s *session) (err error) { out, err = sig.make(s); return err })
+	if err == nil && !sig.verified && !sig.verify(out) {
+		err = errWrongSignature
 	}
-	if _, ok := k.public.(*rsa.PublicKey); ok && !sig.verify(out) {
-		k.token.log.Error("an HSM made a wrong signature, which is kept back", "key", k.info.Name, "token", k.token.label, "serial", k.token.serial)
-		return nil, errWrongSignature
+	if errors.Is(err, errWrongSignature) {
+		k.token.wrongSignature(k)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }

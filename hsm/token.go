@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,22 +14,11 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A token that fails is tried again after the first pause, then after twice as
-// long, up to the last.
-const (
-	firstPause = 100 * time.Millisecond
-	lastPause  = 10 * time.Second
-)
-
 // queue is how many jobs of a token can wait without being noticed. A caller
 // that has put its job into the queue wakes up once, for the answer: waking up
 // for the start of the job too costs a tenth of what a fast token does. Those
 // who find the queue full wait before it, in order too.
 const queue = 4096
-
-// restartAfter is how many attempts in a row fail before the module itself is
-// ended and started again, which some need to find a token again that was away.
-const restartAfter = 4
 
 // token is one token in use: a queue of jobs, and workers that serve it in
 // order, each with a session of its own. A job that hangs in the token keeps
@@ -60,15 +48,15 @@ type token struct {
 	opening sync.Mutex // one session after the other, and so one login
 	slot    atomic.Uint64
 
-	failing atomic.Bool // err is not nil
+	failing atomic.Bool   // out.err is not nil
+	probing atomic.Bool   // a worker finds out whether that is so still
+	wrong   atomic.Uint64 // signatures
 
-	mu       sync.Mutex
-	size     int           // how many workers there are
-	pause    time.Duration // 0 while the token works
-	next     time.Time     // when it may be tried again
-	err      error         // why it does not work
-	failures int           // in a row
-	inUse    bool          // a job failed, and not an attempt to open a session
+	mu     sync.Mutex
+	size   int // how many workers there are
+	out    outage
+	keys   []*privateKey
+	probes int
 }
 
 // job is one use of a session.
@@ -158,7 +146,10 @@ func (t *token) giveUp(j *job) error {
 		t.wait.Add(-1)
 		what = "no session free"
 	case j.state.CompareAndSwap(jobRuns, jobIsGivenUp):
-		t.stuck.Add(1)
+		// A caller that has gone says nothing of the token.
+		if t.stuck.Add(1) >= t.up.Load() && errors.Is(j.ctx.Err(), context.DeadlineExceeded) {
+			t.failed(errSilent, true)
+		}
 	}
 	if err := j.ctx.Err(); err != nil {
 		return fmt.Errorf("%s: %s: %w", t, what, err)
@@ -191,6 +182,8 @@ func (w *worker) serve() {
 				jobs = nil
 			}
 			retry = time.After(time.Until(w.nextTry()))
+		} else if next, ok := w.t.nextProbe(); ok {
+			retry = time.After(time.Until(next))
 		}
 		select {
 		case <-w.t.stop:
@@ -201,7 +194,11 @@ func (w *worker) serve() {
 				w.do(j)
 			}
 		case <-retry:
-			_ = w.ready()
+			if w.s == nil {
+				_ = w.ready()
+			} else {
+				w.probe()
+			}
 		}
 	}
 }
@@ -210,8 +207,8 @@ func (w *worker) serve() {
 func (w *worker) nextTry() time.Time {
 	w.t.mu.Lock()
 	defer w.t.mu.Unlock()
-	if w.t.next.After(w.next) {
-		return w.t.next
+	if w.t.out.next.After(w.next) {
+		return w.t.out.next
 	}
 	return w.next
 }
@@ -318,19 +315,6 @@ func (s *session) loggedIn() (bool, error) {
 		return false, err
 	}
 	return info.State == pkcs11.CKS_RO_USER_FUNCTIONS || info.State == pkcs11.CKS_RW_USER_FUNCTIONS, nil
-}
-
-// mayTry returns why the token must not be used now.
-func (t *token) mayTry() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case t.err == nil, !time.Now().Before(t.next):
-		return nil
-	case errors.Is(t.err, ErrPIN):
-		return t.err
-	}
-	return fmt.Errorf("%s does not work: %w", t, t.err)
 }
 
 // open opens a session, and logs in if the token has forgotten that we were.
@@ -458,75 +442,6 @@ func (t *token) logIn(s *session, slot uint) error {
 	return nil
 }
 
-// failed notes that the token does not work and sets the pause. Those who fail
-// during the pause have begun before it and do not make it longer.
-func (t *token) failed(err error, inUse bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.err == nil {
-		t.log.Error("an HSM does not work", "token", t.label, "serial", t.serial, "module", t.mod.file, "error", err)
-	}
-	t.err = err
-	t.failing.Store(true)
-	t.inUse = t.inUse || inUse
-	if now := time.Now(); !now.Before(t.next) {
-		t.pause = min(max(2*t.pause, firstPause), lastPause)
-		t.next = now.Add(t.pause)
-		t.failures++
-	}
-}
-
-// works notes that a session was opened or that a job succeeded. If jobs have
-// failed, only a job can show that the token works again.
-func (t *token) works(inUse bool) {
-	if !t.failing.Load() {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.err == nil || t.inUse && !inUse {
-		return
-	}
-	t.log.Info("an HSM works again", "token", t.label, "serial", t.serial, "module", t.mod.file)
-	t.err, t.pause, t.next, t.failures, t.inUse = nil, 0, time.Time{}, 0, false
-	t.failing.Store(false)
-}
-
-// refuse notes that the token does not take the PIN.
-func (t *token) refuse(err error) error {
-	t.log.Error("an HSM does not take the PIN, which is not tried again before pin-source has another", "token", t.label, "serial", t.serial, "error", err)
-	err = fmt.Errorf("%s %w (%w): it is not tried again, since tokens lock themselves: correct the PIN", t, ErrPIN, err)
-	t.pin.refuse(err)
-	t.mu.Lock()
-	t.err = err                      // logged already
-	t.pause, t.next = 0, time.Time{} // for the next PIN
-	t.mu.Unlock()
-	t.failed(err, false)
-	return err
-}
-
-// stillRefused returns why the token did not take the PIN, as long as there is
-// no other to try. The token is not asked.
-func (t *token) stillRefused() error {
-	t.mu.Lock()
-	refused := errors.Is(t.err, ErrPIN)
-	t.mu.Unlock()
-	if !refused {
-		return nil
-	}
-	_, err := t.pin.current()
-	return err
-}
-
-// shouldRestart reports whether to start the module again before the next
-// attempt: after several that failed, and before another PIN is tried, since
-// SoftHSM knows only of changes that this process has made.
-func (t *token) shouldRestart() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.failures >= restartAfter || errors.Is(t.err, ErrPIN)
-}
-
 // close ends the workers and waits for them until ctx ends.
 func (t *token) close(ctx context.Context) error {
 	close(t.stop)
@@ -537,15 +452,6 @@ func (t *token) close(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%s: calls to it do not return", t)
-	}
-}
-
-func (t *token) stats() Stats {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return Stats{
-		Module: t.mod.file, Token: t.label, Serial: strings.TrimSpace(t.serial), Sessions: t.size,
-		Open: int(t.up.Load()), Busy: int(t.busy.Load()), Stuck: max(0, int(t.stuck.Load())), Waiting: int(t.wait.Load()), Err: t.err,
 	}
 }
 
