@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -233,6 +234,36 @@ func TestAnEdgeServerWithItsOwnKeyServerServesFromAToken(t *testing.T) {
 		"rsa.test TLS 1.3 ECDHE", "rsa.test TLS 1.2 RSA"}, outputs("audit.log.1"))
 	assert.Equal(t, []string{"ec.test TLS 1.3 ECDHE"}, outputs("audit.log"))
 	assert.Contains(t, e.must(filepath.Join(bin, "skictl"), "audit", "verify", e.at("audit.log.1"), e.at("audit.log")), "nothing is missing or changed")
+}
+
+// A load balancer asks elsewhere while the token is away.
+func TestAnEdgeServerIsNotReadyWhileItsTokenIsAway(t *testing.T) {
+	e := newEmbedded(t)
+	p := e.start()
+	url := "http://" + p.until(`msg=metrics addr=(\S+)`)[1] + "/readyz"
+	ready := func() string {
+		resp, err := http.Get(url)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		return fmt.Sprint(resp.StatusCode, " ", string(body))
+	}
+	require.Equal(t, "200 ok\n", ready())
+	require.NoError(t, os.Rename(e.at("tokens"), e.at("away")))
+	require.Eventually(t, func() bool {
+		_, status := p.curl("ec.test", "1.3")
+		return status != 0
+	}, 30*time.Second, 10*time.Millisecond)
+	require.Contains(t, ready(), "503 the embedded key server: no private key can be used: token ")
+	require.NoError(t, os.Rename(e.at("away"), e.at("tokens")))
+	require.Eventually(t, func() bool { return ready() == "200 ok\n" }, 60*time.Second, 20*time.Millisecond)
+	all, status := p.curl("ec.test", "1.3")
+	require.Zero(t, status, all)
+	require.Zero(t, p.stop())
+	require.Equal(t, 1, strings.Count(p.seen.String(), "an HSM does not work"), p.seen.String())
+	require.Equal(t, 1, strings.Count(p.seen.String(), "an HSM works again"))
+	require.NotContains(t, p.seen.String(), "operation failed")
 }
 
 func TestTheEmbeddedKeyServerObeysItsPolicy(t *testing.T) {

@@ -137,3 +137,33 @@ func median(v []float64) float64 {
 	v = slices.Sorted(slices.Values(v))
 	return v[len(v)/2]
 }
+
+// BenchmarkVerify is the processor time that verifying a token's signature takes
+// here.
+//
+//	go test ./hsm -run '^$' -bench Verify
+func BenchmarkVerify(b *testing.B) {
+	token := newSoftHSM(b, "bench")[0]
+	for _, kind := range []string{"ec-p256", "ec-p384", "ec-p521", "ed25519", "rsa-2048"} {
+		token.generate(b, kind, kind, Template{Sign: true})
+	}
+	store := openStore(b, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 1})
+	for _, k := range store.all {
+		b.Run(k.info.Type, func(b *testing.B) {
+			opts := crypto.SignerOpts(crypto.SHA256)
+			if k.info.Type == "ed25519" {
+				opts = crypto.Hash(0)
+			}
+			digest := random(32)
+			sig, err := k.newSignature(digest, opts)
+			require.NoError(b, err)
+			out, err := store.Sign(b.Context(), k.info.ID, digest, opts)
+			require.NoError(b, err)
+			before := processorTime(b)
+			for b.Loop() {
+				require.True(b, sig.verify(out))
+			}
+			b.ReportMetric(float64((processorTime(b)-before).Microseconds())/float64(b.N), "cpu-us/op")
+		})
+	}
+}

@@ -137,6 +137,23 @@ func (t *token) shouldRestart() bool {
 	return t.out.failures >= restartAfter || errors.Is(t.out.err, ErrPIN)
 }
 
+// loseSessions has the workers that wait for jobs drop their sessions, which
+// otherwise keep the module from being started again as long as nobody asks.
+func (t *token) loseSessions() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // so that it is done once
+	for range t.up.Load() {
+		t.wait.Add(1)
+		select {
+		case t.jobs <- &job{ctx: ctx, run: func(*session) error { return errDistrusted }, done: make(chan error, 1)}:
+		default: // There are jobs enough.
+			t.wait.Add(-1)
+		}
+	}
+}
+
+var errDistrusted = &lostError{errors.New("the token's other sessions fail")}
+
 // addKey makes a key one of those that a probe uses.
 func (t *token) addKey(k *privateKey) {
 	t.mu.Lock()

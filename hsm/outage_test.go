@@ -7,6 +7,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,25 @@ func TestATokenHealsWithoutARequest(t *testing.T) {
 			assert.Equal(t, 1, strings.Count(log.String(), `msg="an HSM works again"`), log)
 		})
 	}
+}
+
+// SoftHSM forgets its keys when its folder is away for a moment, until it is
+// started again: for which the sessions that nobody uses have to go.
+func TestAModuleIsStartedAgainWithoutARequest(t *testing.T) {
+	token := newSoftHSM(t, "site-keys")[0]
+	key := token.generate(t, "ec", "ec-p256", Template{Sign: true})
+	store, _, log := openLogged(t, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 8})
+	eventually(t, "sessions", func() bool { return store.Stats()[0].Open == 8 })
+	require.NoError(t, os.Rename(token.dir, token.dir+".away"))
+	eventually(t, "failure", func() bool { return signs(t, store, key.ID) != nil })
+	require.Error(t, store.Health(key.ID))
+	require.NoError(t, os.Rename(token.dir+".away", token.dir))
+	eventually(t, "healed", func() bool { return store.Health(key.ID) == nil })
+	require.NoError(t, signs(t, store, key.ID))
+	eventually(t, "sessions", func() bool { return store.Stats()[0].Open == 8 })
+	assert.Zero(t, store.Stats()[0].Waiting)
+	assert.Equal(t, 1, strings.Count(log.String(), `msg="an HSM does not work"`), log)
+	assert.Equal(t, 1, strings.Count(log.String(), `msg="an HSM works again"`), log)
 }
 
 // One key of a token fails, the other works: the log has one outage and not one

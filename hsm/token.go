@@ -332,6 +332,7 @@ func (t *token) open() (*session, error) {
 		return nil, err
 	}
 	if t.shouldRestart() {
+		t.loseSessions() // for the next time, if there are any
 		if err := t.mod.restart(); err != nil {
 			t.log.Debug("the PKCS #11 module cannot be started again", "module", t.mod.file, "error", err)
 		}

@@ -40,6 +40,7 @@ type joinedStores map[ski.KeyID]KeyStore
 var (
 	_ FailureKeyStore = joinedStores(nil)
 	_ DeviceKeyStore  = joinedStores(nil)
+	_ HealthKeyStore  = joinedStores(nil)
 
 	_ CertificateKeyStore = joinedStores(nil)
 )
@@ -111,4 +112,12 @@ func (s joinedStores) Signs(id ski.KeyID, opts crypto.SignerOpts) bool {
 func (s joinedStores) Decrypts(id ski.KeyID) bool {
 	store, ok := s[id].(DeviceKeyStore)
 	return !ok || store.Decrypts(id)
+}
+
+// Health implements HealthKeyStore.
+func (s joinedStores) Health(id ski.KeyID) error {
+	if store, ok := s[id].(HealthKeyStore); ok {
+		return store.Health(id)
+	}
+	return nil
 }

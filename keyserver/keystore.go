@@ -81,6 +81,17 @@ type DeviceKeyStore interface {
 	Decrypts(id ski.KeyID) bool
 }
 
+// HealthKeyStore is a KeyStore with keys that cannot be used at times, as those
+// of a device that is away.
+type HealthKeyStore interface {
+	KeyStore
+
+	// Health returns why no operation with the key can succeed at present, or
+	// nil. It does not wait for the device. The store logs when that begins and
+	// when it ends: the Server does not log what fails meanwhile.
+	Health(id ski.KeyID) error
+}
+
 // key is what the Server knows of the key that a request names.
 type key struct {
 	id     ski.KeyID

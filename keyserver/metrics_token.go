@@ -15,6 +15,9 @@ type TokenState struct {
 	// of them are in a call, and Stuck how many of the busy ones are in one that
 	// nobody waits for any more. Waiting is how many operations wait for one.
 	Sessions, Open, Busy, Stuck, Waiting int
+	// WrongSignatures is how many signatures did not fit the public half of their
+	// key, and were kept back.
+	WrongSignatures uint64
 	// Err is why the token cannot be used now, or nil.
 	Err error
 }
@@ -31,17 +34,18 @@ func TokenMetrics(states func() []TokenState) prometheus.Collector {
 		limit:    desc("sessions_limit", "Sessions that there can be with the token."),
 		sessions: desc("sessions", "Sessions with the token: idle, busy in a call that somebody waits for, or stuck in one that nobody does.", "state"),
 		waiting:  desc("waiting", "Operations that wait for a session with the token."),
+		wrong:    desc("wrong_signatures_total", "Signatures of the token that did not fit the public half of their key, and were kept back."),
 	}
 }
 
 type tokenMetrics struct {
-	states                       func() []TokenState
-	up, limit, sessions, waiting *prometheus.Desc
+	states                              func() []TokenState
+	up, limit, sessions, waiting, wrong *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
 func (m *tokenMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.up, m.limit, m.sessions, m.waiting} {
+	for _, d := range []*prometheus.Desc{m.up, m.limit, m.sessions, m.waiting, m.wrong} {
 		ch <- d
 	}
 }
@@ -67,5 +71,6 @@ func (m *tokenMetrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(m.sessions, max(0, s.Busy-s.Stuck), "busy")
 		gauge(m.sessions, s.Stuck, "stuck")
 		gauge(m.waiting, s.Waiting)
+		ch <- prometheus.MustNewConstMetric(m.wrong, prometheus.CounterValue, float64(s.WrongSignatures), s.Module, s.Token, s.Serial)
 	}
 }

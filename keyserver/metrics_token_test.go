@@ -13,7 +13,7 @@ func TestMetricsOfTokens(t *testing.T) {
 	m := TokenMetrics(func() []TokenState {
 		return []TokenState{
 			{Module: "/lib/hsm.so", Token: "sites", Serial: "1", Sessions: 16, Open: 5, Busy: 2, Stuck: 1, Waiting: 3},
-			{Module: "/lib/hsm.so", Token: "old", Serial: "2", Sessions: 4, Err: errors.New("pulled out")},
+			{Module: "/lib/hsm.so", Token: "old", Serial: "2", Sessions: 4, WrongSignatures: 3, Err: errors.New("pulled out")},
 		}
 	})
 	require.NoError(t, testutil.CollectAndCompare(m, strings.NewReader(`
@@ -37,6 +37,10 @@ ski_keyserver_token_up{module="/lib/hsm.so",serial="2",token="old"} 0
 # TYPE ski_keyserver_token_waiting gauge
 ski_keyserver_token_waiting{module="/lib/hsm.so",serial="1",token="sites"} 3
 ski_keyserver_token_waiting{module="/lib/hsm.so",serial="2",token="old"} 0
+# HELP ski_keyserver_token_wrong_signatures_total Signatures of the token that did not fit the public half of their key, and were kept back.
+# TYPE ski_keyserver_token_wrong_signatures_total counter
+ski_keyserver_token_wrong_signatures_total{module="/lib/hsm.so",serial="1",token="sites"} 0
+ski_keyserver_token_wrong_signatures_total{module="/lib/hsm.so",serial="2",token="old"} 3
 `)))
 }
 

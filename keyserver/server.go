@@ -87,6 +87,7 @@ type Server struct {
 	sessions         []Sessions   // of each binding
 	states           edgeStates
 	keyBuckets       sync.Map // of *bucket, by ski.KeyID
+	keyFailures      sync.Map // of *keyFailures, by ski.KeyID
 	metrics          *Metrics // nil for none
 	memory           *memory
 	found            [detectors]atomic.Uint64
@@ -286,7 +287,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 	case err != nil && errors.Is(err, ctx.Err()):
 		return refused(ski.UnspecifiedError, "the caller has gone")
 	case err != nil:
-		s.log.Error("operation failed", "key", k.name, "method", req.KeyExchange(), "error", err)
+		s.operationFailed(k, req, err)
 		return refused(ski.UnspecifiedError, "operation failed, see the log")
 	}
 	return out
@@ -372,7 +373,7 @@ func (s *Server) auditHealth() error {
 	if s.auditFailing.Load() {
 		return errors.New("the audit log cannot be written")
 	}
-	return nil
+	return s.keysHealth()
 }
 
 // noteAudit logs when the audit log begins to fail and when it works again,

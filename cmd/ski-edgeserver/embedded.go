@@ -213,6 +213,9 @@ func (e *embedded) metrics() []prometheus.Collector {
 	return []prometheus.Collector{e.counts, keyserver.TokenMetrics(e.keys.Tokens)}
 }
 
+// Health implements ownKeyServer.
+func (e *embedded) Health() error { return e.server.Health() }
+
 func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	row := func(cells ...string) { fmt.Fprintf(w, "%-9s  %s\n", cells[0], cells[1]) }
 	row("embedded", e.file)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -31,7 +32,16 @@ func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServe
 		srv.Alive()
 		return nil
 	}
-	server, err := monitor.Serve(cfg.Metrics, map[string]monitor.Check{"/healthz": live, "/readyz": srv.Ready}, log, metrics...)
+	ready := func(ctx context.Context) error {
+		if err := srv.Ready(ctx); err != nil || own == nil {
+			return err
+		}
+		if err := own.Health(); err != nil { // which a question whether a key is there does not show
+			return fmt.Errorf("the embedded key server: %w", err)
+		}
+		return nil
+	}
+	server, err := monitor.Serve(cfg.Metrics, map[string]monitor.Check{"/healthz": live, "/readyz": ready}, log, metrics...)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,8 @@ type ownKeyServer interface {
 	summary(w io.Writer, sites []edgeserver.SiteInfo)
 	// metrics are its own.
 	metrics() []prometheus.Collector
+	// Health returns why it can answer no request at the moment, or nil.
+	Health() error
 	// close ends it, when the handshakes have ended.
 	close()
 }

@@ -35,7 +35,12 @@ type daemon struct {
 func startDaemon(t *testing.T, dir, audit string, stdout *os.File) *daemon {
 	t.Helper()
 	require.NoError(t, writeFiles(dir))
-	config := strings.Replace(configYAML, "audit: {file: audit.log}", audit, 1)
+	return startConfigured(t, dir, strings.Replace(configYAML, "audit: {file: audit.log}", audit, 1), stdout)
+}
+
+// startConfigured starts a key server in a directory that has its files.
+func startConfigured(t *testing.T, dir, config string, stdout *os.File) *daemon {
+	t.Helper()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(config), 0o600))
 	command, err := exec.LookPath("ski-keyserver")
 	require.NoError(t, err)
