@@ -359,9 +359,11 @@ func (s *Server) Health() error {
 		}
 	}
 	if s.revocations != nil && (s.psks == nil || s.psks.Len() == 0) {
-		return s.revocations.Health()
+		if err := s.revocations.Health(); err != nil {
+			return err
+		}
 	}
-	return nil
+	return s.keysHealth()
 }
 
 func (s *Server) auditHealth() error {
@@ -373,7 +375,7 @@ func (s *Server) auditHealth() error {
 	if s.auditFailing.Load() {
 		return errors.New("the audit log cannot be written")
 	}
-	return s.keysHealth()
+	return nil
 }
 
 // noteAudit logs when the audit log begins to fail and when it works again,
