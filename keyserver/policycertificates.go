@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/tlsski/tlsski/internal/certuse"
-	"github.com/tlsski/tlsski/ski"
 )
 
 // certificateWarnings returns a line for each key whose certificate lets its
@@ -14,10 +13,6 @@ import (
 // edge chooses most of what is signed, so that the way out besides another
 // certificate is TLS 1.3, where it chooses a hash.
 func (p *Policy) certificateWarnings() []string {
-	early := make(map[ski.KeyID]bool) // signs before TLS 1.3
-	for _, r := range p.Rights() {
-		early[r.Key] = early[r.Key] || len(r.Groups) > 0
-	}
 	var warnings []string
 	for id, certs := range p.certs {
 		for _, cert := range certs {
@@ -27,7 +22,7 @@ func (p *Policy) certificateWarnings() []string {
 			}
 			warning := fmt.Sprintf("key %s: its certificate %s: what is signed with it could be taken for something else than a TLS handshake. "+
 				"Give the site a key whose only certificates are for serverAuth", p.keys[id].name, more)
-			if early[id] {
+			if slices.ContainsFunc(p.rules, func(r *rule) bool { return r.signsBeforeTLS13(p.keys[id]) }) {
 				warning += "; where its clients can do with TLS 1.3, grant it for that alone (protocols: [TLS 1.3])"
 			}
 			warnings = append(warnings, warning)
@@ -35,4 +30,14 @@ func (p *Policy) certificateWarnings() []string {
 	}
 	slices.SortFunc(warnings, strings.Compare)
 	return slices.Compact(warnings)
+}
+
+// signsBeforeTLS13 reports whether the rule grants a signature on parameters
+// that an edge chooses: those have a group.
+func (r *rule) signsBeforeTLS13(k key) bool {
+	if !r.keys[k.id] {
+		return false
+	}
+	right, _ := r.right(k)
+	return len(right.Groups) > 0
 }
