@@ -6,6 +6,7 @@
 # make bench   loads the built system for two minutes and writes the table in docs/performance.md
 # make cross   ski-edgeserver for ARM, MIPS and RISC-V, without C, and each tried in an emulator
 # make footprint   measures its binary and memory, for docs/performance.md
+# make fairness    measures an edge beside another that is over its limit, for docs/performance.md
 # make latency     measures handshakes over simulated distances, for docs/performance.md; as root
 # make flood       measures floods of ClientHellos and half-open handshakes, for docs/performance.md; as root
 # make fuzz    each fuzz target, FUZZTIME inputs or seconds (20000x, 30s)
@@ -13,7 +14,7 @@
 GO       ?= go
 FUZZTIME ?= 20000x
 
-.PHONY: all build demo test test-tools check race bench cross footprint latency flood fuzz clean
+.PHONY: all build demo test test-tools check race bench cross footprint fairness latency flood fuzz clean
 
 all: build
 
@@ -35,6 +36,9 @@ cross: build test-tools
 
 footprint: build
 	$(GO) run ./testdata/footprint
+
+fairness: build test-tools
+	$(GO) run ./testdata/fairness
 
 latency: build test-tools
 	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/latency

@@ -23,6 +23,9 @@ const defaultEdgeInFlight = 1024
 // too many: they are answered within that.
 const retryInFlight = time.Second
 
+// slowInFlight is when one of them will have been answered, more or less.
+const slowInFlight = 5 * time.Millisecond
+
 // limit is how much there may be of the requests of an edge or for a key.
 type limit struct {
 	rate     rate.Limit // requests a second; 0 for any number
@@ -118,11 +121,15 @@ func (b *bucket) take(now time.Time, l limit) (wait time.Duration, ok bool) {
 func (e *edgeState) take(now time.Time, l limit) (refusal outcome, ok bool) {
 	if n := e.inFlight.Add(1); l.inFlight > 0 && n > int64(l.inFlight) {
 		e.inFlight.Add(-1)
-		return limited(limitEdgeInFlight, "the edge has too many requests in flight", retryInFlight), false
+		refusal = limited(limitEdgeInFlight, "the edge has too many requests in flight", retryInFlight)
+		refusal.slow = slowInFlight
+		return refusal, false
 	}
 	if wait, ok := e.bucket.take(now, l); !ok {
 		e.inFlight.Add(-1)
-		return limited(limitEdgeRate, "the edge asks too often", wait), false
+		refusal = limited(limitEdgeRate, "the edge asks too often", wait)
+		refusal.slow = wait
+		return refusal, false
 	}
 	return outcome{}, true
 }

@@ -95,6 +95,26 @@ limits:
 	require.NoError(t, resp.Err())
 }
 
+// What another edge may have used up slows nobody down.
+func TestOnlyAnEdgesOwnLimitSlowsIt(t *testing.T) {
+	keys := testKeys()
+	s := newTestServer(t, keys, withPolicy(t, keys, `
+limits:
+  edges:
+    legacy: {rate: 0.01, burst: 1}
+  keys:
+    test-only-ecdsa-p256: {rate: 0.01, burst: 2}
+`))
+	for _, peer := range []ski.Peer{edgePeer, legacyPeer} {
+		resp, _ := s.ask(peer, grantedRequest(keys))
+		require.NoError(t, resp.Err())
+		require.Zero(t, resp.Slow)
+	}
+	require.Zero(t, s.exceeds(limitKeyRate, edgePeer, grantedRequest(keys)).Slow)
+	resp := s.exceeds(limitEdgeRate, legacyPeer, grantedRequest(keys))
+	require.Equal(t, resp.RetryAfter, resp.Slow)
+}
+
 func TestInFlightOfAnEdge(t *testing.T) {
 	keys := testKeys()
 	store := &slowStore{testStore: keys, begun: make(chan struct{}), release: make(chan struct{})}
@@ -106,6 +126,7 @@ func TestInFlightOfAnEdge(t *testing.T) {
 	}
 	resp := s.exceeds(limitEdgeInFlight, edgePeer, grantedRequest(keys))
 	require.Equal(t, time.Second, resp.RetryAfter)
+	require.Equal(t, slowInFlight, resp.Slow)
 	asking.Go(func() { s.ServeSKI(t.Context(), legacyPeer, grantedRequest(keys)) })
 	<-store.begun // of the other edge
 	close(store.release)

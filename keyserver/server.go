@@ -187,6 +187,7 @@ type outcome struct {
 	longest         answerLen     // what the answer is padded to; 0 for one that needs none
 	limit           string        // the name of the limit that refused; "" for none
 	retryAfter      time.Duration // where a limit refused; 0 for no such advice
+	slow            time.Duration // where it was the peer's own: when it may ask again
 }
 
 func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire, reason: reason} }
@@ -328,7 +329,7 @@ func (s *Server) finish(ctx context.Context, policy *Policy, edges []*edge, rec 
 		s.metrics.Limited(out.limit)
 	}
 	return &ski.Response{
-		Output: out.output, Error: out.wire, Params: out.params, State: out.state, RetryAfter: out.retryAfter,
+		Output: out.output, Error: out.wire, Params: out.params, State: out.state, RetryAfter: out.retryAfter, Slow: out.slow,
 		OutputLen: out.longest.output, ParamsLen: out.longest.params, StateLen: out.longest.state,
 	}
 }

@@ -311,6 +311,12 @@ type Response struct {
 	// binding's own terms: Max-Age (RFC 8516) or Retry-After (RFC 9110). It is
 	// carried in whole seconds. 0 means no such advice.
 	RetryAfter time.Duration
+	// Slow is the time after which the peer may ask again, where the limit that
+	// refused is the peer's own. It is not in the message: the servers of the
+	// bindings read such a peer no faster than it may ask, so that one that asks
+	// all the same takes no time from others. 0 means that it is read as others
+	// are.
+	Slow time.Duration
 
 	origin *member // who gave State, where a Client asked
 }

@@ -14,11 +14,17 @@ import (
 
 	"github.com/pion/dtls/v3"
 	"github.com/pion/transport/v5/packetio"
+
+	"github.com/tlsski/tlsski/ski/internal/pace"
 )
 
 // maxQueued bounds the datagrams of one flow that wait to be read, in bytes;
 // more are lost, as on the way.
 const maxQueued = 1 << 20
+
+// maxQueuedSlow is the same of a flow whose peer is over a limit: what it sends
+// beyond what it may is not even decrypted.
+const maxQueuedSlow = 2 << 10
 
 // maxFlights bounds how often a handshake's first flight is sent (the one with
 // the certificate): pion sends it anew until the handshake's time is over, and
@@ -226,6 +232,7 @@ type flow struct {
 	began  time.Time
 	cid    cid
 	buffer *packetio.Buffer
+	pace   pace.Gate
 	silent atomic.Bool // it has ended: nothing is sent any more
 
 	// Of pion's handshake, and before it begins:
@@ -339,6 +346,9 @@ func (f *flow) deliver(from netip.AddrPort, datagram []byte) {
 }
 
 func (f *flow) pass(datagram []byte, from *net.UDPAddr) {
+	if f.buffer.Size() > maxQueuedSlow && f.pace.Slow(time.Now()) {
+		return // lost, as it would be in a network that is slow
+	}
 	// A full queue loses it.
 	_, _ = f.buffer.Write(datagram, packetio.Attributes{{Value: from}})
 }
@@ -404,6 +414,7 @@ func (f *flow) end(cause error) {
 		}
 	}
 	_ = f.buffer.Close()
+	f.pace.Close()
 }
 
 func (f *flow) leaveQueue() {
@@ -426,6 +437,7 @@ func (f *flow) ReadFrom(b []byte) (int, net.Addr, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	f.pace.Wait()
 	return n, attributes[0].Value.(*net.UDPAddr), nil
 }
 

@@ -244,6 +244,7 @@ func (s *Server) serve(f *flow) {
 		s.refused(f, err)
 		return
 	}
+	f.pace.Follow(&sess.share.pace)
 	log := s.begins(peer)
 	defer expires(peer, sess.link.close)()
 	settled := false

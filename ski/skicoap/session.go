@@ -12,6 +12,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/pace"
 )
 
 // session is the server's side of one DTLS or TLS session: what they have in
@@ -35,7 +36,10 @@ type session struct {
 }
 
 // share is what one peer has of what all peers have together.
-type share struct{ working, transfers, observations atomic.Int64 }
+type share struct {
+	working, transfers, observations atomic.Int64
+	pace                             pace.Pace
+}
 
 func newSession(s *Server, peer ski.Peer, close func(error)) *session {
 	sess := &session{server: s, peer: peer, close: close, expire: func(time.Time) {}, share: new(share)}
@@ -54,9 +58,18 @@ func (s *session) start() bool {
 	if mine > int64(max(1, most/8)) || peers > int64(max(1, most/4)) || !s.server.start() {
 		s.working.Add(-1)
 		s.share.working.Add(-1)
+		s.slow(pace.PerRefusal)
 		return false
 	}
 	return true
+}
+
+// slow holds up the peer after a request that was refused. after is when it may
+// ask again.
+func (s *session) slow(after time.Duration) {
+	if after > 0 {
+		s.share.pace.Refused(time.Now(), after)
+	}
 }
 
 func (s *session) finish() {
@@ -79,6 +92,7 @@ type result struct {
 // work answers a request.
 func (s *session) work(in ski.Format, body []byte, out ski.Format) *result {
 	data, resp := s.serve(in, body, out)
+	s.slow(resp.Slow)
 	code, more := responseCode(resp)
 	r := &result{code: code, options: append(contentFormat(out.ContentFormat()), more...), payload: data, format: out}
 	if resp.OutputLen > 0 {
@@ -111,6 +125,9 @@ func (r *result) padBody() {
 // is set up wrongly, or somebody who tries what happens. Of more than a few,
 // tidy logs the number.
 func (s *session) logRefused(r *refusal) {
+	if r.code >= codes.BadRequest {
+		s.slow(pace.PerRefusal)
+	}
 	switch {
 	case r.code < codes.BadRequest:
 	case s.server.badRequests.Allow():

@@ -17,6 +17,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/pace"
 )
 
 // ListenTCP opens the TCP address (host:port) for CoAP over TLS (RFC 8323),
@@ -124,7 +125,8 @@ func (s *Server) runTCP() error {
 }
 
 // serveTCP runs one session from its handshake to its end.
-func (s *Server) serveTCP(conn net.Conn) {
+func (s *Server) serveTCP(raw net.Conn) {
+	conn := &pace.Conn{Conn: raw}
 	defer conn.Close()
 	addr := addrPort(conn.RemoteAddr())
 	opened, ok := s.tcp.begin(conn, time.Now())
@@ -152,6 +154,7 @@ func (s *Server) serveTCP(conn net.Conn) {
 		return
 	}
 	defer s.remove(sess.session)
+	conn.Gate.Follow(&sess.share.pace)
 	log := s.begins(peer)
 	defer expires(peer, link.close)()
 	log.Info("session ends", "reason", link.run(sess.receive, sess.released))

@@ -113,6 +113,7 @@ func (s *session) serveTickets(q *ticketRequest) (r *ticketResult) {
 	}()
 	a := s.server.cfg.Handler.(ski.TicketHandler).ServeTickets(s.ctx, s.peer, q.site, q.have)
 	if a.Error != "" {
+		s.slow(a.RetryAfter)
 		return ticketFailure(a)
 	}
 	have := q.have

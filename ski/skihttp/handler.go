@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/pace"
 )
 
 // refusal is an answer that is not SKI's but HTTP's.
@@ -66,12 +67,16 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		refused = tooBusy
 	}
 	if refused != nil {
+		sess.share.pace.Refused(time.Now(), pace.PerRefusal)
 		s.refuse(w, r, sess, refused)
 		return
 	}
 	defer sess.finish()
 	data, resp := s.serve(r.Context(), sess.peer, in, body, out)
 	clear(body)
+	if resp.Slow > 0 {
+		sess.share.pace.Refused(time.Now(), resp.Slow)
+	}
 	answer(w, r, out, data, resp)
 }
 

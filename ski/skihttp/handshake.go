@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -91,7 +90,7 @@ func (s *Server) open(c *conn) {
 	delete(s.handshakes, c)
 	s.mu.Unlock()
 	if err == nil {
-		c.session = &session{server: s, conn: c, peer: peer, share: new(atomic.Int64)}
+		c.session = &session{server: s, conn: c, peer: peer, share: new(share)}
 		if err = s.add(c.session); err != nil {
 			s.refused(c, err)
 		}

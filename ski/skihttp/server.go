@@ -264,6 +264,7 @@ func (s *Server) add(sess *session) error {
 		delete(s.sessions, quietest)
 		s.running.Go(func() { quietest.close(errCrowded) })
 	}
+	sess.conn.gate.Follow(&sess.share.pace)
 	s.sessions[sess] = struct{}{}
 	s.running.Add(1) // until remove
 	return nil

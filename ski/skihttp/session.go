@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/pace"
 )
 
 // session is the server's side of one authenticated connection.
@@ -21,10 +22,16 @@ type session struct {
 	server  *Server
 	conn    *conn
 	peer    ski.Peer
-	state   atomic.Int32  // the last http.ConnState before its end
-	working atomic.Int64  // requests that are being worked on
-	share   *atomic.Int64 // of the peer, likewise, in all its sessions
+	state   atomic.Int32 // the last http.ConnState before its end
+	working atomic.Int64 // requests that are being worked on
+	share   *share       // of the peer, in all its sessions
 	expiry  *time.Timer
+}
+
+// share is what one peer has in all its sessions.
+type share struct {
+	working atomic.Int64 // requests that are being worked on
+	pace    pace.Pace
 }
 
 // sessionKey is where a request's context has its session.
@@ -50,10 +57,10 @@ func (s *session) close(cause error) {
 // session, and no peer, gets more than its share: the others would have to wait.
 func (s *session) begin() bool {
 	most := s.server.cfg.MaxInFlight
-	mine, peers := s.working.Add(1), s.share.Add(1)
+	mine, peers := s.working.Add(1), s.share.working.Add(1)
 	if mine > int64(max(1, most/8)) || peers > int64(max(1, most/4)) || !s.server.start() {
 		s.working.Add(-1)
-		s.share.Add(-1)
+		s.share.working.Add(-1)
 		return false
 	}
 	return true
@@ -61,7 +68,7 @@ func (s *session) begin() bool {
 
 func (s *session) finish() {
 	s.working.Add(-1)
-	s.share.Add(-1)
+	s.share.working.Add(-1)
 	s.server.finish()
 }
 
@@ -77,6 +84,7 @@ type conn struct {
 	heard       atomic.Int64 // time of the last byte, Unix nanoseconds
 	unasked     atomic.Int64 // bytes since the last request that came to its end
 	asked       atomic.Bool  // whether there was one
+	gate        pace.Gate
 
 	mu     sync.Mutex
 	cause  error // why we end it
@@ -85,7 +93,7 @@ type conn struct {
 }
 
 func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
+	n, err := c.Conn.Read(c.gate.Cut(b))
 	if n > 0 {
 		c.heard.Store(time.Now().UnixNano())
 		c.unasked.Add(int64(n))
@@ -93,6 +101,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	c.mu.Lock()
 	c.last = err
 	c.mu.Unlock()
+	if n > 0 {
+		c.gate.Wait()
+	}
 	return n, err
 }
 
@@ -130,6 +141,7 @@ func (c *conn) failure(err error) error {
 
 // Close is how net/http, too, ends a session.
 func (c *conn) Close() error {
+	c.gate.Close()
 	err := c.Conn.Close()
 	if c.established.Load() {
 		c.closed.Do(func() {
