@@ -413,10 +413,10 @@ func TestEngineConfiguration(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		"engine":           {func(c *Config) { c.Sites[0].Engine = "boring" }, "sites[0].engine: 'boring' is not standard or split"},
-		"version":          {func(c *Config) { c.Sites[0].Versions = []string{"TLS 1.1"} }, "sites[0].versions[0]: 'TLS 1.1' is not 'TLS 1.2' or 'TLS 1.3'"},
-		"group":            {func(c *Config) { c.Sites[0].Groups = []string{"x25519", "P-521"} }, `sites[0].groups[1]: "P-521" is not one of x25519, secp256r1, secp384r1, secp521r1`},
-		"group twice":      {func(c *Config) { c.Sites[0].Groups = []string{"x25519", "x25519"} }, `sites[0].groups[1]: "x25519" is there already`},
+		"engine":      {func(c *Config) { c.Sites[0].Engine = "boring" }, "sites[0].engine: 'boring' is not standard or split"},
+		"version":     {func(c *Config) { c.Sites[0].Versions = []string{"TLS 1.1"} }, "sites[0].versions[0]: 'TLS 1.1' is not 'TLS 1.2' or 'TLS 1.3'"},
+		"group":       {func(c *Config) { c.Sites[0].Groups = []string{"x25519", "P-521"} }, `sites[0].groups[1]: "P-521" is not one of x25519, secp256r1, secp384r1, secp521r1`},
+		"group twice": {func(c *Config) { c.Sites[0].Groups = []string{"x25519", "x25519"} }, `sites[0].groups[1]: "x25519" is there already`},
 		"group, Java": {func(c *Config) {
 			c.KeyServer.JavaNames, c.Sites[0].Groups = "sha256", []string{"secp256r1", "x25519"}
 		}, "sites[0].groups[1]: the key server in Java has secp256r1 alone"},
