@@ -17,8 +17,8 @@
 //
 // The messages are go-coap's, the channels pion's and crypto/tls's. Matching
 // requests and responses is this package's, and so is telling the peers of a
-// socket apart: docs/design/0001, 0003 and 0006 say why; 0005 is on pre-shared
-// keys.
+// socket apart: docs/design/0001, 0003, 0006 and 0014 say why; 0005 is on
+// pre-shared keys.
 //
 // # Transmission parameters
 //

@@ -19,8 +19,6 @@ const (
 	handshakeHeaderLen = 12
 	// maxHello bounds the body of a ClientHello. OpenSSL's has 200 bytes.
 	maxHello = 4096
-	// maxSequence is the largest sequence number of a record.
-	maxSequence = 1<<48 - 1
 )
 
 // helloPiece is a ClientHello, or a fragment of one, that fills a record.
