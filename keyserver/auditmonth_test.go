@@ -42,6 +42,8 @@ type month struct {
 	rotated  int
 	last     map[string][]byte // the files before the change before
 	quiet    bool              // no crash is tried
+	witness  []byte            // what a witness has that comes now and then
+	entries  int               // that it has got
 }
 
 func newMonth(t *testing.T, signed bool) *month {
@@ -95,6 +97,7 @@ func (m *month) act() {
 		require.NoError(m.t, m.log.saveTip(false))
 	case n < 80:
 		m.log.intervalCheckpoint()
+		m.ask()
 	case n < 85:
 		_, err := m.server.Suspend(Suspension{Edge: "edge", By: "a test", Since: m.clock})
 		require.NoError(m.t, err)
@@ -110,6 +113,20 @@ func (m *month) act() {
 		require.NoError(m.t, m.log.Close())
 		m.start()
 	}
+}
+
+// ask is a witness that comes.
+func (m *month) ask() {
+	if m.options.Key == nil {
+		return
+	}
+	next, err := m.log.Witness(m.witness)
+	require.NoError(m.t, err)
+	if next != nil {
+		m.witness = next
+		m.entries++
+	}
+	m.crash()
 }
 
 // crash tries what would be if the key server were killed here, or in the write
@@ -173,8 +190,14 @@ func (m *month) restart(files map[string][]byte, how string) {
 		a.put(filepath.Join(dir, strings.TrimPrefix(name, from)), data)
 	}
 	a.options.Suspensions = openSuspensions(m.t, filepath.Join(dir, "state", "state.json"))
-	err := a.run("after the crash", 1)
+	log, err := OpenAuditLog(a.options)
 	require.NoError(m.t, err, "%s in step %d", how, m.crashes)
+	write(m.t, log, "after the crash")
+	if m.witness != nil {
+		_, err = log.Witness(m.witness)
+		require.NoError(m.t, err, "%s in step %d", how, m.crashes)
+	}
+	require.NoError(m.t, log.Close())
 	v := a.check(3) // Those before are checked at the end of the month.
 	require.Empty(m.t, v.Faults, "%s in step %d", how, m.crashes)
 	require.NoError(m.t, os.RemoveAll(dir))
@@ -244,6 +267,9 @@ func TestAMonthWithACrashAtEveryWriteIsNoDiscontinuity(t *testing.T) {
 			require.Empty(t, v.Faults)
 			require.Greater(t, v.Requests, 300)
 			require.Greater(t, m.crashes, 500)
+			if signed {
+				require.Greater(t, m.entries, 20)
+			}
 			t.Log(m.crashes, "crashes,", v.Requests, "requests,", v.Lines, "lines, notes:", len(v.Notes))
 		})
 	}

@@ -49,6 +49,13 @@ func TestAuditSchema(t *testing.T) {
 	s.ServeSKI(t.Context(), edgePeer, grantedRequest(keys))
 	s.ServeSKI(t.Context(), edgePeer, grantedRequest(keys))
 	s.Close()
+	refused := map[string]uint64{
+		string(ski.RequestDenied): 1, string(ski.SPKINotFound): 1, string(ski.MalformedRequest): 1, string(ski.UnspecifiedError): 1,
+	}
+	for _, limit := range limitNames {
+		refused[limit] = 1
+	}
+	require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Event: EventRefusals, Refused: refused}))
 	w.room = 30
 	require.Error(t, log.Audit(t.Context(), &Record{Time: time.Now()}))
 	w.room = 1 << 20

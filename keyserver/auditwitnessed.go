@@ -166,7 +166,7 @@ func (l *AuditLog) Witness(line []byte) (next []byte, err error) {
 	if last == nil && l.witnessing.last != nil {
 		l.log.Warn("audit log: a witness that has nothing, where there was one before", "had", l.witnessing.last)
 	}
-	e, err := newWitnessEntry(at, time.Now(), l.o.Key)
+	e, err := newWitnessEntry(at, l.chain.now(), l.o.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -279,7 +279,7 @@ func (l *AuditLog) appendWitness(at link) error {
 	if last := w.file.last; last != nil && last.link == at {
 		return w.file.Check()
 	}
-	e, err := newWitnessEntry(at, time.Now(), l.o.Key)
+	e, err := newWitnessEntry(at, l.chain.now(), l.o.Key)
 	if err != nil {
 		return err
 	}

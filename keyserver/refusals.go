@@ -15,8 +15,8 @@ import (
 // of a disk that is there for the requests that are answered. So a refusal has
 // a Record of its own only while its edge keeps within a budget of lines and
 // the disk has more than the log's reserve. The others are counted, and an
-// EventRefusals has the count. docs/audit.md says what holds for whom reads
-// the log.
+// EventRefusals has the count. docs/audit.md says what a reader of the log can
+// rely on.
 
 // refusalPeriod is how long a refusal is counted before the count is recorded.
 const refusalPeriod = time.Second
