@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"fmt"
 	"log/slog"
 	"math/big"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -49,14 +47,13 @@ func TestEdgesAreRefusedWhenTheirCRLExpires(t *testing.T) {
 	var ahead atomic.Int64 // of the clock
 	r.clock = func() time.Time { return start.Add(time.Duration(ahead.Load())) }
 	var log bytes.Buffer
-	m := NewMetrics("v1")
 	psk := filepath.Join(stateFolder(t), "psk")
 	require.NoError(t, os.WriteFile(psk, []byte("other:"+strings.Repeat("31", 32)+"\n"), 0o600))
 	psks, err := OpenPSKs(psk)
 	require.NoError(t, err)
 	s := newTestServer(t, keys, func(o *Options) {
 		o.Policy = parsePolicy(t, strings.Replace(testPolicy, "rules:", "  - name: other\n    psk: [other]\nrules:\n  - {edges: [other], keys: [\"*\"], methods: [ECDHE]}", 1))
-		o.Revocations, o.Metrics, o.PSKs = r, m, psks
+		o.Revocations, o.PSKs = r, psks
 		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	})
 	certified := edgePeer
@@ -85,11 +82,6 @@ func TestEdgesAreRefusedWhenTheirCRLExpires(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, ca.crlUntil(2, start.Add(9*time.Hour)), 0o600))
 	require.Eventually(t, func() bool { return s.Admit(certified) == nil }, time.Minute, time.Millisecond, "a new CRL mends it")
 	require.NoError(t, alone.Health())
-	require.NoError(t, testutil.CollectAndCompare(m, strings.NewReader(fmt.Sprintf(`
-# HELP ski_keyserver_crl_next_update_timestamp_seconds When the CRL of an authority is to be replaced at the latest.
-# TYPE ski_keyserver_crl_next_update_timestamp_seconds gauge
-ski_keyserver_crl_next_update_timestamp_seconds{authority="CN=CA"} %d
-`, start.Add(9*time.Hour).Unix())), "ski_keyserver_crl_next_update_timestamp_seconds"))
 	cancel()
 	<-watching
 	assert.Equal(t, 1, strings.Count(log.String(), "level=ERROR msg=CRL"), log.String())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -195,6 +196,34 @@ ski_keyserver_policy_expiry_timestamp_seconds 2e+09
 ski_keyserver_policy_loads_total{result="failed"} 2
 ski_keyserver_policy_loads_total{result="ok"} 1
 `), "ski_keyserver_certificate_expiry_timestamp_seconds", "ski_keyserver_policy_expiry_timestamp_seconds", "ski_keyserver_policy_loads_total"))
+}
+
+// requireMetrics compares the metrics of some names with their text form.
+func requireMetrics(t *testing.T, m *Metrics, text string, names ...string) {
+	t.Helper()
+	require.NoError(t, testutil.CollectAndCompare(m, strings.NewReader(text), names...))
+}
+
+func TestMetricsOfCRLsAndTicketKeys(t *testing.T) {
+	ca := newAuthority(t, "CA")
+	until := time.Now().Add(9 * time.Hour)
+	r, _ := refusing(t, ca.crlUntil(1, until), ca, newAuthority(t, "without"))
+	m := NewMetrics("v1")
+	ratchet := openRatchet(t, ratchetFile(t), ticketSecret, noon)
+	newTestServer(t, testKeys(), func(o *Options) { o.Revocations, o.Metrics, o.TicketRatchet = r, m, ratchet })
+	crl := fmt.Sprintf(`
+# HELP ski_keyserver_crl_next_update_timestamp_seconds When the CRL of an authority is to be replaced at the latest.
+# TYPE ski_keyserver_crl_next_update_timestamp_seconds gauge
+ski_keyserver_crl_next_update_timestamp_seconds{authority="CN=CA"} %d
+`, until.Unix())
+	names := []string{"ski_keyserver_crl_next_update_timestamp_seconds", "ski_keyserver_ticket_file_timestamp_seconds"}
+	requireMetrics(t, m, crl, names...) // There is no file yet.
+	require.NoError(t, ratchet.save())
+	requireMetrics(t, m, crl+fmt.Sprintf(`
+# HELP ski_keyserver_ticket_file_timestamp_seconds What the file of the ticket keys has got to: it has no key of tickets that expired before.
+# TYPE ski_keyserver_ticket_file_timestamp_seconds gauge
+ski_keyserver_ticket_file_timestamp_seconds %d
+`, noon.Unix()), names...)
 }
 
 // The dashboard and the alerts name no metric that does not exist, and leave

@@ -15,7 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
@@ -249,14 +248,14 @@ ski_keyserver_audit_reserve_in_use %d
 `, inUse)
 		}
 		names := []string{"ski_keyserver_audit_counted_total", "ski_keyserver_audit_reserve_in_use"}
-		require.NoError(t, testutil.CollectAndCompare(metrics, strings.NewReader(expect(1)), names...))
+		requireMetrics(t, metrics, expect(1), names...)
 
 		trail.in.Store(false)
 		time.Sleep(refusalPeriod)
 		synctest.Wait()
 		require.Len(t, trail.all(), 51)
 		require.Equal(t, map[string]uint64{string(ski.SPKINotFound): 50}, trail.last().Refused)
-		require.NoError(t, testutil.CollectAndCompare(metrics, strings.NewReader(expect(0)), names...))
+		requireMetrics(t, metrics, expect(0), names...)
 		require.Equal(t, 1, strings.Count(log.String(), "has no more than its reserve"), "the log says it once")
 		require.Equal(t, 1, strings.Count(log.String(), "has more than its reserve again"))
 

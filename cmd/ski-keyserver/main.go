@@ -61,8 +61,9 @@ the default.
                              # lines IDENTITY:HEX, chmod 600; read again when changed
   # psk_without_forward_secrecy: false   # for clients that have no better suite
   # crl:                     # CRLs of client_ca, PEM or DER; read again when changed
-  # crl_expired: warn        # refuse, which is recommended: who has no CRL, or one past
-                             # its nextUpdate, is not let in until there is a new one
+  # crl_expired: warn        # or refuse, which is recommended: while the CRL of an edge's
+                             # authority is past its nextUpdate, or missing, the edge
+                             # gets no session
   # admin:                   # unix socket for skictl edge, e.g. /run/ski/admin.sock
   # audit:                   # JSON lines; keep them from edge servers (chmod 600)
   #   file: "-"              # "-" is standard output
