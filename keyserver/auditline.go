@@ -69,6 +69,7 @@ type auditLine struct {
 	// Of 'open' and 'checkpoint', where a tip is kept: the number of the line that
 	// the last tip names, and the edges that are suspended.
 	Tip           *uint64  `json:"tip,omitempty"`
+	NewFile       bool     `json:"new_file,omitempty"`       // 'open' of a discontinuity: it is the first line of its file
 	Unsigned      uint64   `json:"unsigned_lines,omitempty"` // 'open': lines above that neither a signature nor a tip covers
 	Suspended     []string `json:"suspended,omitempty"`
 	MoreSuspended int      `json:"more_suspended,omitempty"` // beyond maxSuspendedNames

@@ -145,7 +145,7 @@ func newAuditLog(o AuditOptions, w io.Writer) *AuditLog {
 	}
 	if o.Suspensions != nil {
 		for _, one := range o.Suspensions.All() {
-			l.suspended[one.Edge] = true
+			l.suspended[one.inLog()] = true
 		}
 	}
 	if l.o.now == nil {
@@ -163,8 +163,10 @@ func newAuditLog(o AuditOptions, w io.Writer) *AuditLog {
 func OpenAuditLog(o AuditOptions) (*AuditLog, error) {
 	l := newAuditLog(o, os.Stdout)
 	var f *os.File
+	made := false
 	if o.File != "-" {
-		var err error
+		_, err := os.Lstat(o.File)
+		made = errors.Is(err, fs.ErrNotExist)
 		if f, err = openAuditFile(o.File); err != nil {
 			return nil, fmt.Errorf("audit log: %w", err)
 		}
@@ -174,6 +176,9 @@ func OpenAuditLog(o AuditOptions) (*AuditLog, error) {
 			_ = f.Close()
 		}
 		if broken := (*DiscontinuityError)(nil); errors.As(err, &broken) {
+			if made { // It leaves what it has found.
+				_ = os.Remove(o.File)
+			}
 			return nil, err
 		}
 		return nil, fmt.Errorf("audit log: %w", err)
@@ -263,6 +268,7 @@ func (l *AuditLog) reopenTip() error {
 // the gap.
 func (l *AuditLog) discontinue(s *auditStart, first *auditLine) {
 	first.Cause, first.Reason = causeBroken, strings.Join(s.differs, "; ")
+	first.NewFile = s.cause != causeRestart
 	var known link
 	if s.tip != nil {
 		known = s.tip.link

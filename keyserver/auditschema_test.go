@@ -115,5 +115,9 @@ func acceptedLog(t *testing.T) string {
 	require.NoError(t, log.Close())
 	data, err := os.ReadFile(a.options.File)
 	require.NoError(t, err)
-	return string(data)
+	require.NoError(t, os.Remove(a.options.File))
+	require.NoError(t, a.run("in a new file", 1))
+	more, err := os.ReadFile(a.options.File)
+	require.NoError(t, err)
+	return string(append(data, more...))
 }

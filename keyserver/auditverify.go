@@ -275,7 +275,7 @@ func (v *AuditVerifier) spoiled() {
 // it goes on from what the line says, so that one fault is found once.
 func (v *AuditVerifier) checkChain(l *signedLine, content []byte, stated link, first bool) bool {
 	switch {
-	case !v.started && first && l.Event == eventOpen && l.Cause != causeRestart:
+	case !v.started && first && l.beginsFile():
 		v.begin(l, stated)
 	case !v.started:
 		v.fault("a log does not begin with this line: lines before it are missing")
@@ -301,6 +301,11 @@ func (v *AuditVerifier) checkChain(l *signedLine, content []byte, stated link, f
 	}
 	v.tip, v.started = stated, true
 	return true
+}
+
+// beginsFile reports whether the line is the first of a file.
+func (l *signedLine) beginsFile() bool {
+	return l.Event == eventOpen && l.Cause != causeRestart && (l.Cause != causeBroken || l.NewFile)
 }
 
 // begin takes up the chain from the first line of a file.

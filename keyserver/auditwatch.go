@@ -114,9 +114,9 @@ func (l *AuditLog) mend() error {
 	var err error
 	switch {
 	case isOpenFile(l.o.File, l.file):
-		err = l.takeAsFound()
+		first.NewFile, err = l.takeAsFound()
 	case l.brokenFile:
-		err = l.reopenFile()
+		first.NewFile, err = true, l.reopenFile()
 	default:
 		l.checkpoint(causeRotation)
 		err = l.reopenFile()
@@ -133,14 +133,15 @@ func (l *AuditLog) mend() error {
 	return nil
 }
 
-// takeAsFound goes on behind what is in the file now.
-func (l *AuditLog) takeAsFound() error {
+// takeAsFound goes on behind what is in the file now, and reports whether that is
+// not one line.
+func (l *AuditLog) takeAsFound() (empty bool, err error) {
 	here, err := readEnd(l.file)
 	if err == nil {
 		l.chain.size, l.chain.torn, l.chain.open = here.size, here.torn, here.open
 		l.setRotation()
 	}
-	return err
+	return here.tip.seq == 0, err
 }
 
 // Fault returns why the log's file is not one that keeps what is written to it, or

@@ -157,9 +157,9 @@ func (s *Server) Suspend(one Suspension) (closed int, err error) {
 	s.suspending.Lock()
 	err = s.suspensions.Suspend(one)
 	s.tickets.change()
+	closed = s.Enforce()
 	_ = s.event(EventSuspend, one.Edge, one.String()) // It has been logged if it fails.
 	s.suspending.Unlock()
-	closed = s.Enforce()
 	s.log.Warn("edge suspended", "edge", one.Edge, "by", one.By, "reason", one.Reason, "sessions", closed)
 	if err != nil {
 		s.log.Error("the suspension will not outlast a restart", "edge", one.Edge, "error", err)
@@ -173,7 +173,7 @@ func (s *Server) Suspend(one Suspension) (closed int, err error) {
 func (s *Server) Resume(name, by string) error {
 	s.suspending.Lock()
 	defer s.suspending.Unlock()
-	if !s.suspensions.has(name) {
+	if !s.suspensions.named(name) {
 		return fmt.Errorf("%w: %q", ErrNotSuspended, name)
 	}
 	// The log first: were it the state file, a crash in between would look at the

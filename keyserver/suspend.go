@@ -50,6 +50,15 @@ type suspended struct {
 	byPeer map[ski.PeerID]Suspension
 }
 
+// inLog returns what the audit log calls the edge, which knows a peer by one name
+// alone.
+func (s Suspension) inLog() string {
+	if id, err := ski.ParsePeerID(s.Edge); err == nil {
+		return id.String()
+	}
+	return s.Edge
+}
+
 func newSuspended(all map[string]Suspension) *suspended {
 	s := &suspended{byName: all, byPeer: make(map[ski.PeerID]Suspension)}
 	for name, one := range all {
@@ -116,6 +125,12 @@ func (s *Suspensions) Resume(edge string) (bool, error) {
 	return true, nil
 }
 
+// named reports whether there is a suspension of exactly this name.
+func (s *Suspensions) named(edge string) bool {
+	_, ok := s.now.Load().byName[edge]
+	return ok
+}
+
 // has reports whether there is a suspension of this edge.
 func (s *Suspensions) has(edge string) bool {
 	set := s.now.Load()
@@ -123,8 +138,7 @@ func (s *Suspensions) has(edge string) bool {
 		_, ok := set.byPeer[id]
 		return ok
 	}
-	_, ok := set.byName[edge]
-	return ok
+	return s.named(edge)
 }
 
 // Lasting reports whether the suspensions outlast the process.
