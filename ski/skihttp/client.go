@@ -63,6 +63,10 @@ const (
 	lastRedial  = 500 * time.Millisecond
 )
 
+// maxPage is how much more is read of an answer that is too long, in bytes: an
+// HTML page with what went wrong.
+const maxPage = 64 << 10
+
 // idleTimeout is how long a connection without a request is kept: less than the
 // key server would.
 const idleTimeout = 4 * time.Minute
@@ -265,6 +269,9 @@ func read(resp *http.Response) (*answered, error) {
 	}
 	if len(data) > ski.MaxMessageSize {
 		clear(data)
+		// In HTTP/1.1 a connection whose answer is not read to its end is lost: the
+		// next request would take longer, which a TLS client could measure.
+		_, _ = io.CopyN(io.Discard, resp.Body, maxPage)
 		return nil, fmt.Errorf("the answer has more than %d bytes", ski.MaxMessageSize)
 	}
 	return &answered{status: resp.StatusCode, header: resp.Header, body: data}, nil

@@ -702,3 +702,24 @@ func TestWrongConfigurationsAreRefused(t *testing.T) {
 	_, err = Listen("256.0.0.1:0", ServerConfig{Handler: h, Certificate: ca.keyServer(), ClientCAs: ca.pool})
 	assert.Error(t, err)
 }
+
+// A page about an exception, which may be one of a padding, leaves the connection as
+// any other answer does. It is an answer (ski.Answered), if not of SKI.
+func TestAPageInThePlaceOfAnAnswerKeepsTheConnection(t *testing.T) {
+	ca := newTestCA(t)
+	from := map[string]bool{}
+	url := foreignServer(t, ca, func(w http.ResponseWriter, r *http.Request) {
+		from[r.RemoteAddr] = true
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = io.WriteString(w, strings.Repeat("java.lang.Exception ", 1000))
+	})
+	c, err := NewClient(url, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	defer c.Close()
+	for range 5 {
+		_, err := c.RoundTrip(t.Context(), request(1))
+		require.Error(t, err)
+		assert.True(t, ski.Answered(err), err)
+	}
+	assert.Len(t, from, 1)
+}
