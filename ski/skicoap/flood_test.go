@@ -195,8 +195,11 @@ func TestAReturnedCookieBeginsAHandshake(t *testing.T) {
 	}
 	assert.Empty(t, sent[address(2)])
 	m.route(address(1), returning(t, helloOf(5), cookie, 9), time.Now())
+	assert.Same(t, f, m.byAddr[address(1)].current, "it has its time")
+	m.route(address(1), returning(t, helloOf(5), cookie, 9), time.Now().Add(handshakeGrace))
 	assert.NotSame(t, f, m.byAddr[address(1)].current, "the peer has begun again")
 	assert.Equal(t, 1, m.occupied())
+	assert.Equal(t, 1, m.halfOpen())
 }
 
 // begins has address i begin a handshake and go no further.

@@ -155,17 +155,21 @@ func (m *mux) routeHello(addr netip.AddrPort, p helloPiece, datagram []byte, now
 		f.hello(addr, datagram)
 		return
 	}
-	switch {
-	case at != nil && at.current.random == body.random():
-		at.current.hello(addr, datagram)
-		return
-	case at != nil && at.next != nil && at.next.random == body.random():
-		at.next.hello(addr, datagram)
-		return
-	case at != nil && at.current.state == handshaking:
-		at.current.end(errReplaced) // its peer has begun again
-	case at != nil && at.next != nil:
-		at.next.end(errReplaced)
+	if at != nil {
+		for _, f := range []*flow{at.current, at.next} {
+			switch {
+			case f == nil:
+			case f.random == body.random():
+				f.hello(addr, datagram)
+				return
+			case f.state != handshaking:
+			case now.Sub(f.began) < handshakeGrace:
+				m.givenUp.Add(1) // handshakes are not to be had faster by beginning anew
+				return
+			default:
+				f.end(errReplaced) // its peer has begun again
+			}
+		}
 	}
 	m.returned.Add(1)
 	f := m.newFlow(addr, body, now)
