@@ -15,7 +15,9 @@
 //	pin-source=env:NAME            an environment variable
 //	pin-value=1234                 the URI itself, with a warning
 //
-// A line feed at the end of a file or credential is not part of the PIN.
+// A line feed at the end of a file or credential is not part of the PIN. It is
+// read again for each login, and a PIN that a token has refused is not tried
+// again before the source has another.
 //
 // Open logs in to every token, once, finds the keys, and has each of them prove
 // that it belongs to its public half. From then on a [Store] does what the
@@ -23,8 +25,12 @@
 // sessions and a queue that is served in order. A call that hangs in a token
 // costs that token a session until it returns, and the caller no longer than
 // its context allows. Sessions that are lost, and tokens that fail or are
-// pulled out and put back, are taken up again with a growing pause in between.
+// pulled out and put back, are taken up again with a growing pause in between,
+// whether or not anybody asks. [Store.Health] says which keys cannot be used
+// meanwhile. A signature is verified before it is returned.
 //
-// PKCS #11 modules are C libraries: the package needs cgo, and says so at run
-// time where a program was built without it.
+// PKCS #11 modules are code in this process. One that another user than root or
+// the process's own could change, or put another in the place of, is not loaded.
+// They are C libraries: the package needs cgo, and says so at run time where a
+// program was built without it.
 package hsm

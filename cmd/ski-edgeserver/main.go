@@ -120,7 +120,10 @@ With 'keyserver: embedded' the private keys are used by this process itself, bes
 on a PKCS #11 token. That needs a program built with -tags embedded, as
 ski-edgeserver-embedded is. keyserver.yaml is then what ski-keyserver -h shows of
 
-  hsm: {keys: [{uri: "pkcs11:token=T?module-path=/usr/lib/m.so&pin-source=file:pin"}]}
+  hsm:
+    keys: [{uri: "pkcs11:token=T?module-path=/usr/lib/m.so&pin-source=file:pin"}]
+    require_non_extractable: true      # no key that can or could be copied off its
+    require_generated: true            # token, or was put there; both recommended
   policy: policy.yaml
   # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, ticket_secret_file,
   # state (what stands beside it alone), rsa_workers, max_in_flight

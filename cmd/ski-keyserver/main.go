@@ -148,7 +148,8 @@ A policy. What no rule grants is denied.
 
 The exit status is 0 if all is well, 1 if not, 2 for wrong usage, and 3 if a
 token does not take its PIN: correct it first, since each start is an attempt
-and tokens lock themselves.
+and tokens lock themselves. While it runs, another PIN in pin-source is tried
+once, and takes no restart.
 
 On SIGHUP it opens the audit log anew if the file was moved away, removed or
 truncated, and reads the policy and the pre-shared keys again. It also does the
