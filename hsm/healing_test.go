@@ -220,6 +220,9 @@ func TestATokenWithFewerSessions(t *testing.T) {
 		Keys: []Key{{URI: token.uri("")}}, MaxSessions: 3, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	}, func(file string) (m module, err error) { few.module, err = loadModule(file); return few, err })
 	eventually(t, "warning", func() bool { return strings.Contains(log.String(), "fewer sessions than asked for") })
+	asked := few.asked.Load()
+	eventually(t, "attempts", func() bool { return few.asked.Load() > asked+1 })
+	assert.Equal(t, 1, strings.Count(log.String(), "fewer sessions than asked for"), log)
 	for range 50 {
 		require.NoError(t, signs(t, store, key.ID))
 	}
@@ -232,10 +235,11 @@ func TestATokenWithFewerSessions(t *testing.T) {
 // fewSessions is a module whose token has a limited number of sessions left.
 type fewSessions struct {
 	module
-	most, open atomic.Int32
+	most, open, asked atomic.Int32
 }
 
 func (m *fewSessions) OpenSession(slot, flags uint) (pkcs11.SessionHandle, error) {
+	m.asked.Add(1)
 	if m.open.Add(1) > m.most.Load() {
 		m.open.Add(-1)
 		return 0, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)

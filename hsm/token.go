@@ -50,6 +50,7 @@ type token struct {
 
 	failing atomic.Bool   // out.err is not nil
 	probing atomic.Bool   // a worker finds out whether that is so still
+	fewer   atomic.Bool   // the log has that there are fewer sessions than asked for
 	wrong   atomic.Uint64 // signatures
 
 	mu     sync.Mutex
@@ -349,7 +350,9 @@ func (t *token) open() (*session, error) {
 	}
 	if up := t.up.Load(); up > 0 && errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)) {
 		// Other processes have some of the token's sessions.
-		t.log.Warn("an HSM gives fewer sessions than asked for", "token", t.label, "serial", t.serial, "sessions", up)
+		if t.fewer.CompareAndSwap(false, true) {
+			t.log.Warn("an HSM gives fewer sessions than asked for", "token", t.label, "serial", t.serial, "sessions", up)
+		}
 	} else {
 		t.failed(err, false)
 	}
@@ -383,7 +386,9 @@ func (t *token) tryOpen() (*session, error) {
 	}
 	t.slot.Store(uint64(slot))
 	t.mod.up.Add(1)
-	t.up.Add(1)
+	if int(t.up.Add(1)) == t.limit {
+		t.fewer.Store(false)
+	}
 	return s, nil
 }
 
