@@ -26,8 +26,8 @@ type auditReserve struct {
 var _ ReserveAuditor = (*AuditLog)(nil)
 
 // InReserve implements ReserveAuditor: it reports whether the file system of the
-// log has less free space than AuditOptions.Reserve. Where there is no telling,
-// it has not.
+// log has less free space than AuditOptions.Reserve, and has not had an eighth more
+// since. Where there is no telling, it is false.
 func (l *AuditLog) InReserve() bool {
 	if l.o.Reserve <= 0 || l.o.File == "-" {
 		return false
@@ -37,7 +37,11 @@ func (l *AuditLog) InReserve() bool {
 	defer r.mu.Unlock()
 	if now := time.Now(); now.Sub(r.asked) >= reserveAge {
 		free, err := freeSpace(l.o.File)
-		r.in, r.asked = err == nil && free < l.o.Reserve, now
+		enough := l.o.Reserve
+		if r.in {
+			enough += enough / 8 // Or it would be in and out again with each file that comes and goes.
+		}
+		r.in, r.asked = err == nil && free < enough, now
 	}
 	return r.in
 }

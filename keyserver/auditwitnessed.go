@@ -237,6 +237,9 @@ func (l *AuditLog) beginWitness(known *WitnessEntry) {
 	}
 	w.file, _ = OpenWitness(l.o.Witness, l.o.witnessKeys()) // What is wrong has been found before.
 	w.file.create = known == nil
+	if known == nil {
+		w.seen.Store(time.Now().UnixNano()) // From now on it has to be seen.
+	}
 	w.ended.Go(func() {
 		t := time.NewTicker(l.o.CheckpointInterval)
 		defer t.Stop()

@@ -54,7 +54,7 @@ client_ca: ca.pem
 keys: keys
 policy: policy.yaml
 state: state.json
-audit: {file: audit.log, required: true, key: audit.key, max_size_mib: 100, sync: true, reserve_mib: 9, checkpoint_records: 10, checkpoint_interval: 5s}
+audit: {file: audit.log, required: true, key: audit.key, max_size_mib: 100, sync: true, reserve_mib: 9, witness: /w/w, checkpoint_records: 10, checkpoint_interval: 5s}
 rsa_failure: error
 rsa_failure_secret_file: secret
 state_key_file: state.key
@@ -70,7 +70,7 @@ log: {level: warn, format: json}
 	require.Equal(t, filepath.Join(filepath.Dir(dir), "c.key"), c.Key)
 	require.Equal(t, AuditConfig{
 		File: dir + "/audit.log", Required: true, Key: dir + "/audit.key",
-		MaxSizeMiB: 100, Sync: true, ReserveMiB: 9, CheckpointRecords: 10, CheckpointInterval: Duration(5 * time.Second),
+		MaxSizeMiB: 100, Sync: true, ReserveMiB: 9, Witness: "/w/w", CheckpointRecords: 10, CheckpointInterval: Duration(5 * time.Second),
 	}, c.Audit)
 	require.Equal(t, RSAFailureError, c.RSAFailure)
 	require.EqualValues(t, 3, c.RSAWorkers)
@@ -130,42 +130,45 @@ func TestConfigOfAnHSM(t *testing.T) {
 
 func TestConfigErrors(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"no keys":         {strings.Replace(leastConfig, "keys: keys\n", "", 1), `ks.yaml:1:1: both "keys" and "hsm" are missing`},
-		"hsm without":     {leastConfig + "hsm:\n  max_sessions: 3\n", "ks.yaml:7:3: 'hsm' needs 'keys'"},
-		"hsm key":         {leastConfig + "hsm:\n  keys:\n    - name: www\n", "ks.yaml:8:7: a key needs a 'uri'"},
-		"hsm sessions":    {leastConfig + "hsm: {keys: [{uri: 'pkcs11:'}], max_sessions: 1.5}\n", "it is not a whole number"},
-		"hsm and files":   {leastConfig + "hsm:\n  keys: [{uri: 'pkcs11:'}]\n  require_non_extractable: true\n", "ks.yaml:8:28: the keys of the folder"},
-		"hsm or files":    {leastConfig + "hsm:\n  keys: [{uri: 'pkcs11:'}]\n  require_generated: true\n", "were not made on a token"},
-		"empty":           {"", "ks.yaml:1:1: the file is empty"},
-		"missing":         {strings.Replace(leastConfig, "policy: policy.yaml\n", "", 1), `ks.yaml:1:1: "policy" is missing`},
-		"null":            {strings.Replace(leastConfig, "policy.yaml", "", 1), `ks.yaml:5:1: "policy" has no value`},
-		"unknown":         {leastConfig + "polcy: x\n", `ks.yaml:6:1: unknown field "polcy"`},
-		"unknown deeper":  {leastConfig + "audit:\n  path: x\n", `ks.yaml:7:3: unknown field "path"`},
-		"duplicate":       {leastConfig + "key: x\n", "ks.yaml:6:1: "},
-		"not YAML":        {leastConfig + "log: {\n", "ks.yaml:6:"},
-		"listen":          {leastConfig + "listen: localhost\n", `ks.yaml:6:9: "localhost" is not HOST:PORT`},
-		"port":            {leastConfig + "listen: localhost:coaps\n", "ks.yaml:6:9: "},
-		"https":           {leastConfig + "https: ks.example\n", `ks.yaml:6:8: "ks.example" is not HOST:PORT`},
-		"path":            {leastConfig + "path: ski\n", `ks.yaml:6:7: "ski" does not begin with a slash`},
-		"audit":           {leastConfig + "audit:\n  file: ''\n", "ks.yaml:7:9: the file is empty"},
-		"metrics":         {leastConfig + "metrics: 9684\n", `ks.yaml:6:10: "9684" is not HOST:PORT`},
-		"metrics public":  {leastConfig + "metrics: 0.0.0.0:9684\n", `ks.yaml:6:10: "0.0.0.0:9684" is not a loopback address`},
-		"metrics by name": {leastConfig + "metrics: localhost:9684\n", "is not a loopback address"},
-		"no checkpoints":  {leastConfig + "audit:\n  checkpoint_records: 0\n", "ks.yaml:7:23: 0 records never come"},
-		"size of stdout":  {leastConfig + "audit:\n  max_size_mib: 1\n", "ks.yaml:7:17: standard output has no size"},
-		"sandbox":         {leastConfig + "sandbox: on\n", `ks.yaml:6:10: "on" is neither auto nor off`},
-		"rsa_failure":     {leastConfig + "rsa_failure: maybe\n", `ks.yaml:6:14: "maybe" is neither random nor error`},
-		"rsa_workers":     {leastConfig + "rsa_workers: -1\n", "ks.yaml:6:14: "},
-		"rsa_workers 2":   {leastConfig + "rsa_workers: many\n", "ks.yaml:6:14: found a text where a whole number belongs"},
-		"rsa_workers 3":   {leastConfig + "rsa_workers: 1.5\n", "ks.yaml:6:14: it is not a whole number"},
-		"fraction":        {leastConfig + "max_in_flight: 1.0\n", "ks.yaml:6:16: it is not a whole number"},
-		"audit without":   {leastConfig + "audit:\n  # file: audit.log\n", `ks.yaml:6:1: "audit" has no value`},
-		"text for a map":  {leastConfig + "audit: audit.log\n", "ks.yaml:6:8: string was used where mapping is expected"},
-		"max_in_flight":   {leastConfig + "max_in_flight: 0\n", "ks.yaml:6:16: "},
-		"duration":        {leastConfig + "shutdown_timeout: 10\n", "ks.yaml:6:19: it is not a duration"},
-		"duration 0":      {leastConfig + "shutdown_timeout: 0s\n", "ks.yaml:6:19: it is not a duration"},
-		"level":           {leastConfig + "log: {level: loud}\n", `ks.yaml:6:14: "loud" is not one of`},
-		"format":          {leastConfig + "log: {format: xml}\n", `ks.yaml:6:15: "xml" is neither text nor json`},
+		"no keys":           {strings.Replace(leastConfig, "keys: keys\n", "", 1), `ks.yaml:1:1: both "keys" and "hsm" are missing`},
+		"hsm without":       {leastConfig + "hsm:\n  max_sessions: 3\n", "ks.yaml:7:3: 'hsm' needs 'keys'"},
+		"hsm key":           {leastConfig + "hsm:\n  keys:\n    - name: www\n", "ks.yaml:8:7: a key needs a 'uri'"},
+		"hsm sessions":      {leastConfig + "hsm: {keys: [{uri: 'pkcs11:'}], max_sessions: 1.5}\n", "it is not a whole number"},
+		"hsm and files":     {leastConfig + "hsm:\n  keys: [{uri: 'pkcs11:'}]\n  require_non_extractable: true\n", "ks.yaml:8:28: the keys of the folder"},
+		"hsm or files":      {leastConfig + "hsm:\n  keys: [{uri: 'pkcs11:'}]\n  require_generated: true\n", "were not made on a token"},
+		"empty":             {"", "ks.yaml:1:1: the file is empty"},
+		"missing":           {strings.Replace(leastConfig, "policy: policy.yaml\n", "", 1), `ks.yaml:1:1: "policy" is missing`},
+		"null":              {strings.Replace(leastConfig, "policy.yaml", "", 1), `ks.yaml:5:1: "policy" has no value`},
+		"unknown":           {leastConfig + "polcy: x\n", `ks.yaml:6:1: unknown field "polcy"`},
+		"unknown deeper":    {leastConfig + "audit:\n  path: x\n", `ks.yaml:7:3: unknown field "path"`},
+		"duplicate":         {leastConfig + "key: x\n", "ks.yaml:6:1: "},
+		"not YAML":          {leastConfig + "log: {\n", "ks.yaml:6:"},
+		"listen":            {leastConfig + "listen: localhost\n", `ks.yaml:6:9: "localhost" is not HOST:PORT`},
+		"port":              {leastConfig + "listen: localhost:coaps\n", "ks.yaml:6:9: "},
+		"https":             {leastConfig + "https: ks.example\n", `ks.yaml:6:8: "ks.example" is not HOST:PORT`},
+		"path":              {leastConfig + "path: ski\n", `ks.yaml:6:7: "ski" does not begin with a slash`},
+		"audit":             {leastConfig + "audit:\n  file: ''\n", "ks.yaml:7:9: the file is empty"},
+		"metrics":           {leastConfig + "metrics: 9684\n", `ks.yaml:6:10: "9684" is not HOST:PORT`},
+		"metrics public":    {leastConfig + "metrics: 0.0.0.0:9684\n", `ks.yaml:6:10: "0.0.0.0:9684" is not a loopback address`},
+		"metrics by name":   {leastConfig + "metrics: localhost:9684\n", "is not a loopback address"},
+		"no checkpoints":    {leastConfig + "audit:\n  checkpoint_records: 0\n", "ks.yaml:7:23: 0 records never come"},
+		"witness, no key":   {leastConfig + "state: s\naudit: {file: log, witness: w}\n", `a witness needs "audit.key"`},
+		"witness, no state": {leastConfig + "audit: {file: log, key: k, witness: w}\n", `a witness needs "audit.key"`},
+		"witness of stdout": {leastConfig + "state: s\naudit: {key: k, witness: w}\n", `a witness needs "audit.key"`},
+		"size of stdout":    {leastConfig + "audit:\n  max_size_mib: 1\n", "ks.yaml:7:17: standard output has no size"},
+		"sandbox":           {leastConfig + "sandbox: on\n", `ks.yaml:6:10: "on" is neither auto nor off`},
+		"rsa_failure":       {leastConfig + "rsa_failure: maybe\n", `ks.yaml:6:14: "maybe" is neither random nor error`},
+		"rsa_workers":       {leastConfig + "rsa_workers: -1\n", "ks.yaml:6:14: "},
+		"rsa_workers 2":     {leastConfig + "rsa_workers: many\n", "ks.yaml:6:14: found a text where a whole number belongs"},
+		"rsa_workers 3":     {leastConfig + "rsa_workers: 1.5\n", "ks.yaml:6:14: it is not a whole number"},
+		"fraction":          {leastConfig + "max_in_flight: 1.0\n", "ks.yaml:6:16: it is not a whole number"},
+		"audit without":     {leastConfig + "audit:\n  # file: audit.log\n", `ks.yaml:6:1: "audit" has no value`},
+		"text for a map":    {leastConfig + "audit: audit.log\n", "ks.yaml:6:8: string was used where mapping is expected"},
+		"max_in_flight":     {leastConfig + "max_in_flight: 0\n", "ks.yaml:6:16: "},
+		"duration":          {leastConfig + "shutdown_timeout: 10\n", "ks.yaml:6:19: it is not a duration"},
+		"duration 0":        {leastConfig + "shutdown_timeout: 0s\n", "ks.yaml:6:19: it is not a duration"},
+		"level":             {leastConfig + "log: {level: loud}\n", `ks.yaml:6:14: "loud" is not one of`},
+		"format":            {leastConfig + "log: {format: xml}\n", `ks.yaml:6:15: "xml" is neither text nor json`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := loadConfig(t, c.text)

@@ -190,7 +190,12 @@ func (s *Server) closeRefusals() {
 	s.refusals.writing.Lock()
 	defer s.refusals.writing.Unlock()
 	s.writeRefusals(func() bool { return false })
-	for _, c := range s.refusals.take() {
+	const most = 100 // lines of the log
+	for i, c := range s.refusals.take() {
+		if i == most {
+			s.log.Error("refusals of more edges that the audit log does not have")
+			break
+		}
 		s.log.Error("refusals that the audit log does not have", "edge", c.edge, "refused", c.by, "first", c.first, "last", c.last)
 	}
 }

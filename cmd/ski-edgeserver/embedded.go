@@ -221,6 +221,9 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	row("embedded", e.file)
 	e.keys.Describe(row)
 	row("audit", e.cfg.Audit.File)
+	if e.cfg.Audit.Witness != "" {
+		row("witness", e.cfg.Audit.Witness)
+	}
 	if len(e.policy.TicketRights()) > 0 {
 		row("tickets", e.tickets.String())
 	}

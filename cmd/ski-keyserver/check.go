@@ -60,6 +60,9 @@ func (p *parts) summary(out io.Writer, file string) error {
 	}
 	p.keys.Describe(row)
 	row("audit", p.cfg.Audit.File)
+	if p.cfg.Audit.Witness != "" {
+		row("witness", p.cfg.Audit.Witness)
+	}
 	if len(p.policy.TicketRights()) > 0 {
 		row("tickets", p.tickets.String())
 	}
