@@ -51,8 +51,8 @@ race: test-tools
 	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -v '/cmd$$')
 
 # The programs that the tests run against: nothing here stands in for them.
-TOOLS    := openssl curl script chrt gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare haproxy mosquitto mosquitto_pub ip qemu-arm
-PACKAGES := openssl curl bsdutils ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux haproxy mosquitto mosquitto-clients python3-websockets iproute2 qemu-user
+TOOLS    := openssl gpgv curl script chrt gnutls-cli coap-client-openssl coap-client-gnutls systemd-analyze gcc softhsm2-util pkcs11-tool pkcsslotd unshare haproxy mosquitto mosquitto_pub ip qemu-arm
+PACKAGES := openssl gpgv curl bsdutils ca-certificates gnutls-bin libmbedtls-dev libwolfssl-dev libcoap3-bin systemd python3-cbor2 python3-cryptography gcc libc6-dev softhsm2 opensc opencryptoki util-linux haproxy mosquitto mosquitto-clients python3-websockets iproute2 qemu-user
 FILES    := /usr/include/mbedtls/ssl.h /usr/include/wolfssl/ssl.h /usr/lib/python3/dist-packages/cbor2 /usr/lib/python3/dist-packages/cryptography /usr/lib/python3/dist-packages/websockets
 
 test-tools:

@@ -355,6 +355,7 @@ func FuzzInput(f *testing.F) {
 		case *signing:
 			content := op.tbs.content
 			require.Equal(t, input, content)
+			require.NoError(t, ski.CheckForm(content)) // FuzzCheckForm looks at more
 			require.Equal(t, hasGroup(req.KeyExchange(), req.Protocol), groupAsked(req) != "", "a policy judges the group of all that is signed")
 			if req.Method == ski.MethodDHE {
 				require.NoError(t, checkServerDHParams(content)) // FuzzServerDHParams looks at more

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -89,12 +91,48 @@ func TestNoOpenPGPSignatureIsMade(t *testing.T) {
 	trailer := []byte{4, 0xff, 0, 0, 0, byte(len(hashed))}
 	in := onX25519(filled([]byte("a document of the edge's own\n")), slices.Concat(hashed, trailer))
 	req := &ski.Request{Protocol: ski.TLS12, Method: ski.MethodECDHE, Hash: ski.SHA256, Input: in}
-	refusesAttack(t, site, req, "content with an OpenPGP trailer", nil)
+	refusesAttack(t, site, req, "content with an OpenPGP trailer", func(signature []byte) {
+		dir := t.TempDir()
+		packet := func(tag byte, body ...[]byte) []byte {
+			b := bytes.Join(body, nil)
+			return slices.Concat([]byte{0x80 | tag<<2 | 1, byte(len(b) >> 8), byte(len(b))}, b)
+		}
+		mpi := func(b []byte) []byte {
+			n := new(big.Int).SetBytes(b)
+			return append(binary.BigEndian.AppendUint16(nil, uint16(n.BitLen())), n.Bytes()...)
+		}
+		key := slices.Concat([]byte{4, 0x60, 0, 0, 0, 1}, mpi(site.N.Bytes()), mpi([]byte{1, 0, 1}))
+		signed := func(hashed, content, signature []byte) []byte {
+			digest := sha256.Sum256(content)
+			return packet(2, hashed, []byte{0, 10, 9, 16}, openPGPKeyID(key), digest[:2], mpi(signature))
+		}
+		// The owner has made an OpenPGP key of it.
+		certified := slices.Concat([]byte{4, 0x13}, hashed[2:])
+		certification := slices.Concat([]byte{0x99, byte(len(key) >> 8), byte(len(key))}, key, []byte("\xb4\x00\x00\x00\x04site"), certified, trailer)
+		own := signedByHand(t, site, &ski.Request{Protocol: ski.TLS12, Hash: ski.SHA256, Input: certification})
+		for name, data := range map[string][]byte{
+			"keyring": slices.Concat(packet(6, key), packet(13, []byte("site")), signed(certified, certification, own)),
+			"sig":     signed(hashed, in, signature),
+			"doc":     in[:len(in)-len(hashed)-len(trailer)],
+		} {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+		}
+		cmd := exec.Command("gpgv", "--homedir", dir, "--keyring", filepath.Join(dir, "keyring"), filepath.Join(dir, "sig"), filepath.Join(dir, "doc"))
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		require.Contains(t, string(out), `Good signature from "site"`)
+	})
 	// The transcript hash of TLS 1.3 has room for one too.
 	in = slices.Concat(certificateVerifyPrefix, make([]byte, 14), hashed, trailer)
 	keys := testKeys()
 	newTestServer(t, keys).refuses(&ski.Request{Protocol: ski.TLS13, SPKI: keys.id(p256), Scheme: tls.ECDSAWithP256AndSHA256, Input: in},
 		ski.MalformedRequest, "OpenPGP")
+}
+
+// openPGPKeyID returns the key ID of version 4 (RFC 9580, Section 5.5.4.2).
+func openPGPKeyID(key []byte) []byte {
+	fingerprint := sha1.Sum(slices.Concat([]byte{0x99, byte(len(key) >> 8), byte(len(key))}, key))
+	return fingerprint[12:]
 }
 
 // A certificate of SSH (PROTOCOL.certkeys of OpenSSH), in whose nonce dh_p is.

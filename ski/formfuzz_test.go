@@ -84,7 +84,7 @@ func readAsBER(in []byte) string {
 				return "indefinite"
 			}
 		case !length.IsInt64() || length.Int64() != int64(len(contents)):
-		case in[len(in)-len(contents)-1] >= 0x80 || len(in)-len(contents) > 3:
+		case longLength(in):
 			return "long"
 		default:
 			if _, ok := lenientMembers(contents, false); ok {
@@ -109,6 +109,18 @@ func readAsBER(in []byte) string {
 		return "Go's CRL"
 	}
 	return ""
+}
+
+// longLength reports whether the length of an element has more than one octet.
+func longLength(b []byte) bool {
+	i := 1
+	if b[0]&31 == 31 {
+		for b[i] >= 0x80 {
+			i++
+		}
+		i++
+	}
+	return b[i] >= 0x80
 }
 
 // lenientHeader reads identifier and length octets in any encoding. The tag is
