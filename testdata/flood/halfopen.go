@@ -27,7 +27,7 @@ func source(i int) net.IP { return net.IPv4(127, 100+byte(i>>14), byte(i>>7)&0x7
 // stoppers are peers that begin handshakes and do not go on with them.
 type stoppers struct {
 	socks          []net.Conn
-	begun, refused atomic.Int64
+	begun          atomic.Int64
 	sent, received atomic.Int64 // bytes
 }
 
