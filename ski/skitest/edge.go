@@ -48,8 +48,8 @@ type EdgeReport struct {
 	Request *EdgeSaid `json:"request,omitempty"`
 	// Violations are the rules that the request breaks.
 	Violations []Violation `json:"violations"`
-	// Probe says that the input is a single byte, which can only be refused: by
-	// the error the edge server learns whether its key is there.
+	// Probe says that the input is a single byte, or ends behind the group, which can
+	// only be refused: by that an edge server learns whether its key is there.
 	Probe bool `json:"probe,omitempty"`
 	// Fault is what was done to the answer: its name, or "".
 	Fault string `json:"fault,omitempty"`
@@ -92,7 +92,7 @@ func (e *Edge) Serve(ctx context.Context, peer string, q *Question) *EdgeAnswer 
 	report := EdgeReport{Time: time.Now(), Peer: peer, Violations: violations, Format: format.String()}
 	resp := ski.Failed(ski.MalformedRequest)
 	if req != nil {
-		report.Request, report.Probe = said(req), len(req.Input) == 1
+		report.Request, report.Probe = said(req), isProbe(req)
 		resp = e.KeyServer.ServeSKI(ctx, ski.Peer{}, req)
 	}
 	report.Answer = "output"

@@ -43,15 +43,23 @@ func (e *Edge) check(q *Question) (ski.Format, *ski.Request, []Violation) {
 		v.extensions(req)
 	}
 	v.algorithm(req)
-	if len(req.Input) != 1 { // a probe
+	if !isProbe(req) {
 		v.input(req)
 	}
 	v.key(e, req)
-	if hasRandoms(req) {
+	if hasRandoms(req) && !isProbe(req) {
 		v.unless(!e.repeated(req.Input[ski.RandomLen:2*ski.RandomLen], req.Input), "a ServerRandom is new in each handshake",
 			"RFC 5246, Section 7.4.1.3", "an earlier request, with other parameters, has the same")
 	}
 	return format, req, v.list
+}
+
+// isProbe reports whether the input is one byte or, to ask about a group, no more
+// than randoms of zeros, curve_type and group: edge servers ask so whether their
+// keys are there.
+func isProbe(r *ski.Request) bool {
+	const randoms = 2 * ski.RandomLen
+	return len(r.Input) == 1 || len(r.Input) == randoms+3 && bytes.Equal(r.Input[:randoms], make([]byte, randoms))
 }
 
 // hasRandoms reports whether the input begins with ClientRandom and

@@ -214,6 +214,7 @@ func TestEdgeViolations(t *testing.T) {
 		{"a good one", changed(request(), func(*ski.Request) {}), true, ""},
 		{"a good one of TLS 1.3", changed(tls13, func(*ski.Request) {}), false, ""},
 		{"a probe", changed(request(), func(r *ski.Request) { r.Input = []byte{0} }), false, ""},
+		{"a probe for a group", changed(request(), func(r *ski.Request) { r.Input = append(make([]byte, 64), 3, 0, 23) }), false, ""},
 		{"TLS 1.3 in the draft", changed(tls13, func(*ski.Request) {}), true, "no extension"},
 		{"an extension in the draft", changed(request(), func(r *ski.Request) { r.ServerName = "a.test" }), true, "no extension"},
 		{"not CBOR", []byte("?"), false, "can be parsed"},
