@@ -306,6 +306,27 @@ func TestTheEmbeddedKeyServerAnswersNothingThatItCannotRecord(t *testing.T) {
 	assert.Zero(t, p.stop())
 }
 
+// The log is deleted while the process is stopped: it does not start before an
+// operator has accepted that.
+func TestTheEmbeddedKeyServerRefusesALogThatIsNotAsItWasLeft(t *testing.T) {
+	e := newEmbedded(t)
+	e.must(filepath.Join(bin, "skictl"), "audit", "keygen", e.at("audit"))
+	config, err := os.ReadFile(e.at("keyserver.yaml"))
+	require.NoError(t, err)
+	e.write("keyserver.yaml", strings.Replace(string(config), "file: audit.log", "file: audit.log, key: audit.key", 1)+"\nstate: state.json\n")
+	require.Zero(t, e.start().stop())
+	require.NoError(t, os.Remove(e.at("audit.log")))
+	for _, args := range [][]string{{"-check"}, nil} {
+		_, all, status := run(t, "", filepath.Join(bin, "ski-edgeserver-embedded"), append([]string{"-config", e.at("edge.yaml")}, args...)...)
+		assert.Equal(t, 1, status)
+		assert.Contains(t, all, "it is missing or empty, but")
+		assert.Contains(t, all, "skictl audit accept")
+	}
+	e.must(filepath.Join(bin, "skictl"), "audit", "accept", "--config", e.at("keyserver.yaml"), "--reason", "a test", "--by", "alice")
+	require.Zero(t, e.start().stop())
+	assert.Contains(t, e.must(filepath.Join(bin, "skictl"), "audit", "verify", "--key", e.at("audit.pub"), e.at("audit.log")), "by alice: a test")
+}
+
 func TestCheckShowsWhatTheEmbeddedKeyServerGrants(t *testing.T) {
 	e := newEmbedded(t)
 	all, status := e.check("ski-edgeserver-embedded")
