@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -78,5 +79,44 @@ func FuzzAuditStart(f *testing.F) {
 		// What is taken for continuous ends with the tip, or with lines that chain.
 		require.NotNil(t, s.tip)
 		require.GreaterOrEqual(t, s.end.tip.seq, s.tip.Seq)
+	})
+}
+
+// Where a check finds no fault, all lines up to the last that is signed are the
+// key server's.
+func FuzzAuditVerify(f *testing.F) {
+	dir := f.TempDir()
+	// The same in each process of the fuzzing.
+	now := func() time.Time { return time.Unix(1_800_000_000, 0) }
+	o := AuditOptions{File: filepath.Join(dir, "audit.log"), Key: auditKey, CheckpointRecords: 3, now: now}
+	for range 2 {
+		log, err := OpenAuditLog(o)
+		require.NoError(f, err)
+		for range 4 {
+			require.NoError(f, log.Audit(f.Context(), &Record{Time: now(), Edge: "edge", Outcome: outcomeOutput}))
+		}
+		require.NoError(f, log.Close())
+	}
+	original, err := os.ReadFile(o.File)
+	require.NoError(f, err)
+	f.Add(original)
+	written := make(map[string]bool)
+	for line := range bytes.Lines(original) {
+		written[string(line)] = true
+		f.Add(bytes.Replace(original, line, nil, 1))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		v := &AuditVerifier{Keys: auditPublic}
+		require.NoError(t, v.File("log", bytes.NewReader(data)))
+		v.End(true)
+		if len(v.Faults) > 0 || !v.anySigned {
+			return
+		}
+		lines := bytes.SplitAfter(data, []byte{'\n'})
+		for _, line := range lines[:max(0, len(lines)-1-v.unsigned-bytes.Count(data, []byte(cutOff)))] {
+			if _, _, whole := splitLine(bytes.TrimSuffix(line, []byte{'\n'})); whole {
+				require.True(t, written[string(line)], "%s", line)
+			}
+		}
 	})
 }
