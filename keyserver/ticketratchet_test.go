@@ -212,18 +212,19 @@ func TestAChangedPolicyHasItsTicketKeysAtOnce(t *testing.T) {
 // What docs/protocol.md, section 7, says, computed in Python.
 func TestDerivationOfTicketKeys(t *testing.T) {
 	// h = lambda key, data: hmac.new(key, data, 'sha256').digest()
+	// s = lambda label, value: hashlib.sha256(label + value).digest()
 	// v = h(b'tlsski ticket keys 2', b'1' * 32)
-	// for _ in range((until - 1767225600) // 3600): v = h(v, b'hour')
-	// v = h(v, b'minute')
-	// for _ in range(until % 3600 // 60): v = h(v, b'minute')
+	// for _ in range((until - 1767225600) // 3600): v = s(b'hour', v)
+	// v = s(b'minute', v)
+	// for _ in range(until % 3600 // 60): v = s(b'minute', v)
 	// info = b'ticket key' + bytes([3]) + b'www' + struct.pack('>QQQ', 1260, 5400, epoch) + bytes(32)
 	// key = h(v, info + b'\1'); id = h(v, key + info + b'\2')[:8]
 	site := &ticketSite{name: "www", rotate: 21 * time.Minute, lifetime: 90 * time.Minute}
 	keys, _ := newTicketMaker(openRatchet(t, "", ticketSecret, noon)).keys(site, make([]byte, 32), noon)
 	k := keys.Keys[len(keys.Keys)-1]
 	assert.Equal(t, "2026-03-04 13:57:00", k.Until.UTC().Format(time.DateTime))
-	assert.Equal(t, "4424a4aa50961983779569769dca41e96698ac526c0e3df6bd17f5973816276c", hex.EncodeToString(k.Secret[:]))
-	assert.Equal(t, "892baa25003ec1d9", k.ID.String())
+	assert.Equal(t, "0d6df39b4fd24bd32194c6801ba78c7edd1d021cc49d79cb1179a7a2bde571fc", hex.EncodeToString(k.Secret[:]))
+	assert.Equal(t, "b71da8febb764262", k.ID.String())
 }
 
 func TestAnotherTicketSecretBeginsAnew(t *testing.T) {
