@@ -127,10 +127,19 @@ func (r *Revocations) Len() int {
 	return n
 }
 
-// revoked returns why a certificate is not to be trusted: it, or that of an
-// authority it comes from, is revoked, or nobody can tell. "" is none. What a CRL
-// out of date revokes stays revoked.
+// revoked returns why a certificate is not to be trusted: for the reasons of
+// distrusted, or because no CRL can tell (RefuseExpired). "" is none.
 func (r *Revocations) revoked(cert *x509.Certificate) string {
+	if reason := r.distrusted(cert); reason != "" {
+		return reason
+	}
+	return r.unknownOf(cert, r.clock())
+}
+
+// distrusted returns why a certificate is not to be trusted whatever the CRLs'
+// age: it, or that of an authority it comes from, is revoked, or its authority is
+// not known. "" is none. What a CRL out of date revokes stays revoked.
+func (r *Revocations) distrusted(cert *x509.Certificate) string {
 	if since, ok := r.listed(cert); ok {
 		return "the certificate was revoked at " + since.UTC().Format(time.RFC3339)
 	}
@@ -148,7 +157,7 @@ func (r *Revocations) revoked(cert *x509.Certificate) string {
 	if !known { // It came with one in between, which may have been revoked, and whose CRL would be refused.
 		return "the certificate's authority is not in client_ca: no CRL says whether it is revoked"
 	}
-	return r.unknownOf(cert, r.clock())
+	return ""
 }
 
 // authorityRevoked is for an authority between the certificates of edges and a

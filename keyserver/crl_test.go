@@ -32,6 +32,12 @@ func authorityUnder(t *testing.T, above *authority, name string, serial int64) *
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
+	return authorityWith(t, key, above, name, serial)
+}
+
+// authorityWith is authorityUnder for a key that there is.
+func authorityWith(t *testing.T, key *ecdsa.PrivateKey, above *authority, name string, serial int64) *authority {
+	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),

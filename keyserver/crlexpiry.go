@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -64,44 +65,78 @@ func (l *revocationList) expired(now time.Time) bool {
 }
 
 // unknown returns why nobody can tell at a time whether a certificate is revoked
-// that an authority has issued; "" if a CRL does. The depth bounds the way up.
-func (r *Revocations) unknown(a *crlAuthority, now time.Time, depth int) string {
+// that an authority has issued; "" if a CRL does. Of several certificates above
+// it, as of a root that was renewed, one is enough. The depth bounds the way up.
+func (r *Revocations) unknown(a *crlAuthority, now time.Time, depth int) (reason string) {
 	switch l := r.newest(a); {
 	case l == nil:
 		return fmt.Sprintf("there is no CRL of %q, and crl_expired is refuse", a.Subject)
 	case l.expired(now):
 		return fmt.Sprintf("the CRL of %q should have been replaced by %s, and crl_expired is refuse", a.Subject, l.nextUpdate.UTC().Format(time.RFC3339))
 	}
+	if depth == 0 {
+		return ""
+	}
 	for _, above := range a.above {
-		if depth > 0 {
-			if reason := r.unknown(above, now, depth-1); reason != "" {
-				return reason
-			}
+		if reason = r.unknown(above, now, depth-1); reason == "" {
+			return ""
 		}
 	}
-	return ""
+	return reason
 }
 
-// unknownOf is unknown for the authority of a certificate.
-func (r *Revocations) unknownOf(cert *x509.Certificate, now time.Time) string {
+// unknownOf is unknown for the authority of a certificate. Of several
+// certificates of one authority, as where two others vouch for it, one is enough.
+func (r *Revocations) unknownOf(cert *x509.Certificate, now time.Time) (reason string) {
 	if !r.refuse {
 		return ""
 	}
 	var named []*crlAuthority
+	all := true // of them are fine, so that it does not matter which has issued the certificate
 	for _, a := range r.authorities {
 		if bytes.Equal(a.RawSubject, cert.RawIssuer) {
 			named = append(named, a)
+			if why := r.unknown(a, now, len(r.authorities)); why != "" {
+				reason, all = why, false
+			}
 		}
 	}
+	if all || len(named) == 1 {
+		return reason
+	}
+	reason = ""
 	for _, a := range named {
-		reason := r.unknown(a, now, len(r.authorities))
-		// Another of the same name may have issued it.
-		if reason != "" && (len(named) == 1 || cert.CheckSignatureFrom(a.Certificate) == nil) {
-			return reason
+		if cert.CheckSignatureFrom(a.Certificate) != nil { // Another of the same name has issued it.
+			continue
+		}
+		if reason = r.unknown(a, now, len(r.authorities)); reason == "" {
+			return ""
 		}
 	}
-	return ""
+	return reason
 }
+
+// unsure reports whether all that speaks against a peer is that no CRL says
+// whether its certificate is revoked.
+func (s *Server) unsure(peer ski.Peer) bool {
+	if s.revocations == nil || peer.Certificate == nil || s.revocations.unknownOf(peer.Certificate, s.revocations.clock()) == "" {
+		return false
+	}
+	edges := s.policy.Load().match(peer)
+	_, suspended := s.suspensions.find(peer, edges)
+	return len(edges) > 0 && !suspended && s.revocations.distrusted(peer.Certificate) == ""
+}
+
+// errUnsure is why the sessions of such peers end. They keep the ticket keys
+// that they have: they have lost no right to them, and the other edges of the
+// site go on with the same.
+var errUnsure error = unsureError{}
+
+type unsureError struct{}
+
+func (unsureError) Error() string { return "no CRL says whether the edge's certificate is revoked" }
+
+func (unsureError) Unwrap() error { return net.ErrClosed } // See Sessions.
 
 // Health returns why no certificate at all is let in at the moment, or nil.
 func (r *Revocations) Health() error {

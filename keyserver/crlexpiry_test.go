@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -139,6 +140,30 @@ func TestWhichCRLSpeaksForAnEdge(t *testing.T) {
 		r, _ = refusing(t, below.crlUntil(1, future), below)
 		assert.Empty(t, r.revoked(below.edge(1)), "a root that client_ca does not have needs none")
 	})
+	t.Run("of one of two authorities that vouch for it", func(t *testing.T) {
+		old, root := newAuthority(t, "old"), newAuthority(t, "root")
+		one := authorityUnder(t, old, "edges", 2)
+		two := authorityWith(t, one.key, root, "edges", 2)
+		below := authorityUnder(t, one, "below", 3) // and so of two as well
+		crls := inPEM(old.crlUntil(1, past), root.crlUntil(1, future), one.crlUntil(1, future), below.crlUntil(1, future))
+		for _, order := range [][]*authority{{old, root, one, two, below}, {below, two, one, root, old}} {
+			r, _ := refusing(t, crls, order...)
+			assert.Empty(t, r.revoked(two.edge(1)), "the other authority is no longer asked")
+			assert.Empty(t, r.revoked(below.edge(1)))
+			assert.NoError(t, r.Health())
+		}
+		r, _ := refusing(t, inPEM(old.crlUntil(1, past), one.crlUntil(1, future), below.crlUntil(1, future)), old, one, below)
+		assert.Contains(t, r.revoked(two.edge(1)), `the CRL of "CN=old" should have been replaced`)
+		assert.Contains(t, r.revoked(below.edge(1)), `the CRL of "CN=old" should have been replaced`)
+	})
+	t.Run("of one of two certificates of a root", func(t *testing.T) {
+		root := newAuthority(t, "root")
+		renewed := authorityWith(t, root.key, nil, "root", 2)
+		r, _ := refusing(t, root.crlUntil(1, future), root, renewed)
+		assert.Empty(t, r.revoked(root.edge(1)))
+		r, _ = refusing(t, root.crlUntil(1, past), root, renewed)
+		assert.NotEmpty(t, r.revoked(root.edge(1)))
+	})
 	t.Run("one that does not say when it is out of date", func(t *testing.T) {
 		ca := newAuthority(t, "CA")
 		r, _ := refusing(t, ca.crl(1), ca)
@@ -147,6 +172,63 @@ func TestWhichCRLSpeaksForAnEdge(t *testing.T) {
 		assert.Empty(t, r.NextUpdates())
 		assert.Contains(t, r.Warnings(time.Now())[0], "has no nextUpdate")
 	})
+}
+
+// An expired CRL is an outage of whatever fetches it. Ticket keys are taken from
+// edges that have lost their right to them, and the others then get new ones;
+// here all have lost no more than their sessions.
+func TestAnExpiredCRLTakesNoTicketKeysBack(t *testing.T) {
+	ca := newAuthority(t, "CA")
+	r, file := refusing(t, ca.crl(1), ca)
+	s := newTicketServer(t, func(o *Options) { o.Revocations = r }).at(noon)
+	certified, suspended, revoked := edgePeer, otherPeer, edgePeer
+	certified.Certificate, suspended.Certificate, revoked.Certificate = ca.issued(1), ca.issued(2), ca.issued(3)
+	sessions := &closedSessions{peers: []ski.Peer{certified, suspended, revoked}}
+	ask := func(peer ski.Peer) ski.Error {
+		return s.ServeTickets(t.Context(), peer, "www.example.com", ski.TicketTag{}).Error
+	}
+	_, err := s.Suspend(Suspension{Edge: "other", By: "a test"})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, ca.crlUntil(2, time.Now().Add(time.Hour), 3), 0o600))
+	s.reloadRevocations()
+	before := s.keysFor(certified, "www.example.com")
+
+	r.clock = func() time.Time { return time.Now().Add(2 * time.Hour) }
+	assert.Equal(t, ski.UnspecifiedError, ask(certified))
+	assert.Contains(t, s.trail.last().Reason, "should have been replaced")
+	assert.Equal(t, ski.RequestDenied, ask(suspended))
+	assert.Equal(t, ski.RequestDenied, ask(revoked))
+	s.SetSessions(sessions)
+	require.Equal(t, 3, s.Enforce())
+	require.Len(t, sessions.reasons, 3)
+	assert.ErrorIs(t, sessions.reasons[certified.Certificate], net.ErrClosed)
+	assert.NotErrorIs(t, sessions.reasons[suspended.Certificate], net.ErrClosed)
+	assert.NotErrorIs(t, sessions.reasons[revoked.Certificate], net.ErrClosed)
+
+	require.NoError(t, os.WriteFile(file, ca.crlUntil(4, time.Now().Add(9*time.Hour), 3), 0o600))
+	s.reloadRevocations()
+	assert.Equal(t, before.Tag(), s.keysFor(certified, "www.example.com").Tag())
+}
+
+// closedSessions keeps why sessions were closed.
+type closedSessions struct {
+	peers   []ski.Peer
+	reasons map[*x509.Certificate]error
+}
+
+func (c *closedSessions) Peers() []ski.Peer { return c.peers }
+
+func (c *closedSessions) CloseSessions(reason error, match func(ski.Peer) bool) (n int) {
+	if c.reasons == nil {
+		c.reasons = make(map[*x509.Certificate]error)
+	}
+	for _, p := range c.peers {
+		if _, closed := c.reasons[p.Certificate]; !closed && match(p) {
+			c.reasons[p.Certificate] = reason
+			n++
+		}
+	}
+	return n
 }
 
 func TestConfigOfExpiredCRLs(t *testing.T) {

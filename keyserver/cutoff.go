@@ -19,7 +19,8 @@ type Sessions interface {
 	// Peers returns the peer of each live session.
 	Peers() []ski.Peer
 	// CloseSessions closes the sessions of the peers that match, and returns
-	// how many there were.
+	// how many there were. Their ticket keys are taken from them, unless the
+	// reason is net.ErrClosed.
 	CloseSessions(reason error, match func(ski.Peer) bool) int
 }
 
@@ -108,7 +109,8 @@ func (s *Server) reloadRevocations() {
 // Enforce closes the sessions of all peers that Admit refuses now, and returns
 // how many there were.
 func (s *Server) Enforce() int {
-	return s.closeSessions(errCutOff, func(p ski.Peer) bool { return s.Admit(p) != nil })
+	n := s.closeSessions(errUnsure, s.unsure)
+	return n + s.closeSessions(errCutOff, func(p ski.Peer) bool { return s.Admit(p) != nil })
 }
 
 func (s *Server) closeSessions(reason error, match func(ski.Peer) bool) (n int) {

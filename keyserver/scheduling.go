@@ -39,7 +39,7 @@ const patience = 2 * time.Second
 type scheduler struct {
 	maxInFlight int64
 	inFlight    atomic.Int64
-	rsa         *turns   // and of the slow curves
+	rsa         *turns   // and of the slow curves, and of ticket keys
 	devices     sync.Map // of *turns, by place
 	patience    time.Duration
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"hash"
 	"maps"
 	"slices"
@@ -223,7 +224,7 @@ func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, h
 	var keys *ski.TicketKeys
 	var next time.Time
 	if ok {
-		keys, next, out = s.ticketKeys(granted, edges)
+		keys, next, out = s.ticketKeys(ctx, granted, edges)
 		s.leave(edges)
 		// Who has been cut off meanwhile is not to have what the others have now
 		// because of it.
@@ -231,6 +232,9 @@ func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, h
 			keys.Clear()
 			keys, out = nil, refused(ski.RequestDenied, reason)
 		}
+	}
+	if out.wire == ski.RequestDenied && s.unsure(peer) { // It keeps the keys that it has.
+		out.wire = ski.UnspecifiedError
 	}
 	if keys != nil && keys.Tag() == have {
 		keys.Clear()
@@ -260,16 +264,25 @@ func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, h
 	return &ski.TicketAnswer{Keys: keys, Changed: changed, Next: next}
 }
 
-func (s *Server) ticketKeys(site *ticketSite, edges []*edge) (*ski.TicketKeys, time.Time, outcome) {
+// ticketKeys takes its turn with the operations that are slow: with a site of a
+// thousand edges, or one that rotates once a week, it needs as long as some.
+func (s *Server) ticketKeys(ctx context.Context, site *ticketSite, edges []*edge) (keys *ski.TicketKeys, next time.Time, out outcome) {
 	switch {
 	case len(edges) == 0:
 		return nil, time.Time{}, refused(ski.RequestDenied, denialUnknownPeer)
 	case site == nil || !slices.ContainsFunc(edges, func(e *edge) bool { return slices.Contains(site.edges, e) }):
 		return nil, time.Time{}, refused(ski.RequestDenied, "the policy does not grant the ticket keys of this site")
 	}
-	now := s.tickets.now()
-	keys, next := s.tickets.keys(site, s.ticketMembers(site), now)
-	if len(keys.Keys) == 0 {
+	err := inTurn(withEdge(ctx, edges[0].name), s.schedule.rsa, func() error {
+		keys, next = s.tickets.keys(site, s.ticketMembers(site), s.tickets.now())
+		return nil
+	})
+	switch {
+	case errors.Is(err, errOverloaded):
+		return nil, time.Time{}, overloaded()
+	case err != nil:
+		return nil, time.Time{}, refused(ski.UnspecifiedError, "the caller has gone")
+	case len(keys.Keys) == 0:
 		return nil, time.Time{}, refused(ski.UnspecifiedError, "there are no ticket keys for what the clock says")
 	}
 	return keys, next, outcome{}

@@ -2,6 +2,7 @@ package keyserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"errors"
 	"log/slog"
@@ -182,6 +183,33 @@ func TestTicketKeysCountForTheEdgesLimit(t *testing.T) {
 // TestWhoIsCutOffLosesTheTicketKeys has each way of losing them: the edge gets
 // none, whoever waits hears of it at once, and the others get keys of which the
 // edge knows none, old or new.
+// They are as much work as slow operations are, and beside these leave a processor for the
+// others.
+func TestTicketKeysTakeTurns(t *testing.T) {
+	s := newTicketServer(t).at(noon)
+	s.schedule.rsa = newTurns(1)
+	require.NoError(t, s.schedule.rsa.begin(t.Context(), "another"))
+	ctx, leave := context.WithCancel(t.Context())
+	answered := make(chan *ski.TicketAnswer)
+	ask := func() { answered <- s.ServeTickets(ctx, edgePeer, "www.example.com", ski.TicketTag{}) }
+	go ask()
+	require.Eventually(t, func() bool { return s.schedule.rsa.waits() == 1 }, time.Minute, time.Millisecond)
+	leave()
+	require.Equal(t, ski.UnspecifiedError, (<-answered).Error)
+	require.Contains(t, s.trail.last().Reason, "the caller has gone")
+
+	ctx = t.Context()
+	s.schedule.rsa.patience = time.Millisecond
+	require.Equal(t, ski.UnspecifiedError, s.ServeTickets(ctx, edgePeer, "www.example.com", ski.TicketTag{}).Error)
+	require.Zero(t, s.schedule.rsa.waits(), "it waited, and not for long")
+
+	s.schedule.rsa.patience = time.Minute
+	go ask()
+	require.Eventually(t, func() bool { return s.schedule.rsa.waits() == 1 }, time.Minute, time.Millisecond)
+	s.schedule.rsa.end()
+	require.Len(t, (<-answered).Keys.Keys, 5)
+}
+
 func TestWhoIsCutOffLosesTheTicketKeys(t *testing.T) {
 	psk := filepath.Join(stateFolder(t), "psk")
 	writePSK := func(t *testing.T, text string) {
