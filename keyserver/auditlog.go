@@ -385,16 +385,20 @@ func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 	if l.lost != nil && l.o.Required {
 		return l.lost
 	}
-	err := l.write(line, r.Event == EventResume)
-	if r.Event == EventResume && (err == nil || !l.o.Required) {
-		delete(l.suspended, r.name())
+	var resumed string
+	if r.Event == EventResume {
+		resumed = r.name()
+	}
+	err := l.write(line, resumed)
+	if err != nil && !l.o.Required { // The edge is resumed all the same.
+		delete(l.suspended, resumed)
 	}
 	return err
 }
 
-// write appends the line of a record. A resumption has to be on the disk before
-// the state file loses the suspension.
-func (l *AuditLog) write(line []byte, sync bool) error {
+// write appends the line of a record, which may resume an edge. A resumption has
+// to be on the disk before the state file loses the suspension.
+func (l *AuditLog) write(line []byte, resumed string) error {
 	if l.broken != nil {
 		return l.broken
 	}
@@ -407,11 +411,12 @@ func (l *AuditLog) write(line []byte, sync bool) error {
 	if err := l.chain.append(line); err != nil {
 		return err
 	}
-	if (l.o.Sync || sync) && l.file != nil {
+	if (l.o.Sync || resumed != "") && l.file != nil {
 		if err := l.file.Sync(); err != nil {
 			return err
 		}
 	}
+	delete(l.suspended, resumed) // before a checkpoint names it
 	if l.unsigned++; l.o.Key != nil && l.unsigned >= l.o.CheckpointRecords {
 		l.checkpoint(causeInterval)
 	}

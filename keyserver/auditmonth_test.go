@@ -41,7 +41,6 @@ type month struct {
 	crashes  int
 	rotated  int
 	last     map[string][]byte // the files before the change before
-	quiet    bool              // no crash is tried
 	witness  []byte            // what a witness has that comes now and then
 	entries  int               // that it has got
 }
@@ -89,7 +88,7 @@ func (c crashing) Audit(ctx context.Context, r *Record) error {
 
 // act does what a key server does, and time goes by.
 func (m *month) act() {
-	m.clock = m.clock.Add(time.Duration(m.random.IntN(6000)) * time.Second)
+	m.clock = m.clock.Add(time.Duration(m.random.IntN(15000)) * time.Second)
 	switch n := m.random.IntN(100); {
 	case n < 55:
 		require.NoError(m.t, m.log.Audit(m.t.Context(), &Record{Time: m.clock, Edge: "edge", Outcome: outcomeOutput}))
@@ -132,10 +131,6 @@ func (m *month) ask() {
 // crash tries what would be if the key server were killed here, or in the write
 // before, or the machine lost what was not synced.
 func (m *month) crash() {
-	if m.quiet {
-		m.last = nil
-		return
-	}
 	now := m.files()
 	m.restart(now, "killed")
 	for name, data := range now {
@@ -258,17 +253,16 @@ func TestAMonthWithACrashAtEveryWriteIsNoDiscontinuity(t *testing.T) {
 			m := newMonth(t, signed)
 			m.start()
 			end := m.clock.AddDate(0, 1, 0)
-			for n := 0; m.clock.Before(end); n++ {
-				m.quiet = n%3 > 0 // Each start of a copy costs a few milliseconds.
+			for m.clock.Before(end) {
 				m.act()
 			}
 			require.NoError(t, m.log.Close())
 			v := m.check(1000)
 			require.Empty(t, v.Faults)
-			require.Greater(t, v.Requests, 300)
-			require.Greater(t, m.crashes, 500)
+			require.Greater(t, v.Requests, 120)
+			require.Greater(t, m.crashes, 1000)
 			if signed {
-				require.Greater(t, m.entries, 20)
+				require.Greater(t, m.entries, 5)
 			}
 			t.Log(m.crashes, "crashes,", v.Requests, "requests,", v.Lines, "lines, notes:", len(v.Notes))
 		})

@@ -493,6 +493,20 @@ func TestALogDoesNotBeginWithADiscontinuityUnlessItsFileDid(t *testing.T) {
 	require.Contains(t, v.Faults[0].What, "a log does not begin with this line")
 }
 
+// A checkpoint that comes with the record of a resumption does not name the edge.
+func TestACheckpointAfterAResumptionNamesNobody(t *testing.T) {
+	a, _ := newAttacked(t)
+	a.options.CheckpointRecords = 1
+	log := openAudit(t, a.options)
+	for event, named := range map[Event]bool{EventSuspend: true, EventResume: false} {
+		require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Event: EventSuspend, Edge: "edge"}))
+		require.NoError(t, log.Audit(t.Context(), &Record{Time: time.Now(), Event: event, Edge: "edge"}))
+		lines := auditLines(t, a.options.File)
+		require.Equal(t, named, strings.Contains(lines[len(lines)-1], `"suspended":["edge"]`), lines[len(lines)-1])
+	}
+	require.NoError(t, log.Close())
+}
+
 // A fingerprint in capitals is the same edge.
 func TestASuspensionByAFingerprintInCapitals(t *testing.T) {
 	a, _ := newAttacked(t)
