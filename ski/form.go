@@ -166,28 +166,72 @@ func isOpenPGPKey(input []byte) bool {
 }
 
 // isJWS reports whether input begins like the header of a JWS in base64url (RFC
-// 7515, Section 5.1), a JSON object, behind which the payload can be anything
-// (RFC 7797, Section 5.2).
+// 7515, Section 5.1), a JSON object with a member, behind which the payload can be
+// anything (RFC 7797, Section 5.2). Readers of base64 that skip other characters,
+// and readers of JSON that take a byte order mark, white space, UTF-16 or UTF-32,
+// do so here too.
 func isJWS(input []byte) bool {
-	const enough = 16
-	return len(input) > enough && input[0] == 'e' && input[1] >= 'w' && input[1] <= 'z' && allOf(input[:enough], isBase64URL)
+	text, isObject := bytes.CutPrefix(jsonIn(input), []byte(`{"`))
+	return isObject && bytes.Contains(text, []byte(`":`))
+}
+
+// jsonIn decodes what there is of the alphabets of base64 in input (RFC 4648,
+// Sections 4 and 5), without white space, byte order mark and zeros. Of what cannot
+// be a JSON object it returns the first bytes only.
+func jsonIn(input []byte) []byte {
+	const longestMark = 3
+	var text []byte
+	var bits uint32 // of which the lowest n are not in text yet
+	n := 0
+	for _, c := range input {
+		v, ok := base64Value(c)
+		if !ok {
+			continue
+		}
+		if bits, n = bits<<6|v, n+6; n < 8 {
+			continue
+		}
+		n -= 8
+		if c := byte(bits >> n); c != 0 && !bytes.ContainsRune([]byte(" \t\r\n"), rune(c)) {
+			text = append(text, c)
+		}
+		if len(text) == longestMark+1 && !bytes.Contains(text, []byte("{")) {
+			return text
+		}
+	}
+	for _, mark := range []string{"\xef\xbb\xbf", "\xfe\xff", "\xff\xfe"} { // the last two without UTF-32's zeros
+		text = bytes.TrimPrefix(text, []byte(mark))
+	}
+	return text
+}
+
+func base64Value(c byte) (v uint32, ok bool) {
+	switch {
+	case c >= 'A' && c <= 'Z':
+		return uint32(c - 'A'), true
+	case c >= 'a' && c <= 'z':
+		return uint32(c-'a') + 26, true
+	case c >= '0' && c <= '9':
+		return uint32(c-'0') + 52, true
+	case c == '-' || c == '+':
+		return 62, true
+	case c == '_' || c == '/':
+		return 63, true
+	}
+	return 0, false
 }
 
 // isIKE reports whether input begins like the IKE_SA_INIT message that the AUTH
 // payload covers (RFC 7296, Sections 2.15 and 3.1): after the SPIs and the next
-// payload version 2.0, exchange type 34, the flags of an initiator or a responder,
-// and message ID 0.
+// payload the major version 2, exchange type 34, the flag of an initiator or of a
+// response, and message ID 0. Receivers take any minor version and any other flag.
 func isIKE(input []byte) bool {
-	const version, saInit, initiator, response = 0x20, 34, 0x08, 0x20
-	return len(input) >= 28 && input[17] == version && input[18] == saInit &&
-		(input[19] == initiator || input[19] == response) && binary.BigEndian.Uint32(input[20:]) == 0
+	const major, saInit, initiator, response = 2, 34, 0x08, 0x20
+	return len(input) >= 28 && input[17]>>4 == major && input[18] == saInit &&
+		input[19]&(initiator|response) != 0 && binary.BigEndian.Uint32(input[20:]) == 0
 }
 
 func isPrintable(c byte) bool { return c >= 0x21 && c <= 0x7e }
-
-func isBase64URL(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
-}
 
 func allOf(b []byte, is func(byte) bool) bool {
 	for _, c := range b {

@@ -3,6 +3,7 @@ package ski
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/base64"
 	"flag"
 	"math/rand/v2"
 	"slices"
@@ -23,6 +24,9 @@ func inputOf(group tls.CurveID, randoms, end string) []byte {
 }
 
 func TestFormsThatAreSignedElsewhereAreFound(t *testing.T) {
+	jws := func(header string) []byte {
+		return inputOf(tls.X25519, base64.RawURLEncoding.EncodeToString([]byte(header))+".", "")
+	}
 	p256, curve25519 := tls.CurveP256, tls.X25519
 	octets := func(n byte) string { return "\x04" + string([]byte{n}) }
 	for name, c := range map[string]struct {
@@ -44,6 +48,8 @@ func TestFormsThatAreSignedElsewhereAreFound(t *testing.T) {
 		"a member of indefinite length":    {"BER", inputOf(curve25519, "\x30\x62\x20\x80\x0c\x5c", "\x00\x00")},
 		"a member without its end":         {"BER", inputOf(curve25519, "\x30\x62\x20\x80\x0c\x5e", "")},
 		"known members and something else": {"BER", inputOf(curve25519, "\x30\x62\x02\x01\x00\x30\x00\xff\xff\xff", "")},
+		"a time as the second member":      {"BER", inputOf(curve25519, "\x30\x62\xc2\x02\x04\x00\x18\x0f20261129000000Z\xff\xff\xff", "")},
+		"a time as the third member":       {"BER", inputOf(curve25519, "\x30\x62\xa0\x03\x02\x01\x00\x42\x02\x04\x00\x18\x0f20261129000000Z\xff\xff\xff", "")},
 		"a tag in the form for high ones":  {"BER", inputOf(p256, "\x3f\x10\x81\x81", "")},
 		"the same, padded":                 {"BER", inputOf(p256, "\x3f\x80\x80\x11\x81\x7f", "")},
 		"two of them":                      {"BER", inputOf(curve25519, "\x30\x02\x05\x00\x30\x5e\x02\x01\x00"+octets(0x59), "")},
@@ -67,7 +73,15 @@ func TestFormsThatAreSignedElsewhereAreFound(t *testing.T) {
 		"DTLS, after the cookie":           {"TLS client", inputOf(curve25519, "\x01\x00\x00\x58\x00\x01\x00\x00\x00\x00\x00\x58\xfe\xfd", "")},
 		"ClientHello of version 2.0":       {"TLS client", inputOf(curve25519, "\x01\x03\x03\x00\x03\x00\x00\x00\x10"+strings.Repeat("\xaa", 0x13)+"\x02\x00\x00\x44", "")},
 		"JWS":                              {"JSON Web", inputOf(curve25519, "eyJhbGciOiJFUzI1NiIsImI2NCI6ZmFsc2UsImNyaXQiOlsiYjY0Il19.", "")},
+		"JWS, white space before it":       {"JSON Web", jws("\r\n\t {\"alg\":\"EdDSA\"}")},
+		"JWS, white space within it":       {"JSON Web", jws("{ \"alg\" : \"EdDSA\" }")},
+		"JWS, byte order mark":             {"JSON Web", jws("\xef\xbb\xbf{\"alg\":\"EdDSA\"}")},
+		"JWS, UTF-16":                      {"JSON Web", jws("{\x00\"\x00a\x00l\x00g\x00\"\x00:\x00")},
+		"JWS, UTF-16 and byte order mark":  {"JSON Web", jws("\xfe\xff\x00{\x00\"\x00a\x00l\x00g\x00\"\x00:")},
+		"JWS, other characters":            {"JSON Web", inputOf(curve25519, "!e y\nJhbGciOiJFZERTQSJ9.", "")},
 		"IKE_SA_INIT of a responder":       {"IKEv2", inputOf(curve25519, strings.Repeat("\xaa", 16)+"\x21\x20\x22\x20\x00\x00\x00\x00\x00\x00\x00\x50", "")},
+		"IKE_SA_INIT, minor version 1":     {"IKEv2", inputOf(curve25519, strings.Repeat("\xaa", 16)+"\x21\x21\x22\x08\x00\x00\x00\x00", "")},
+		"IKE_SA_INIT, reserved flags":      {"IKEv2", inputOf(curve25519, strings.Repeat("\xaa", 16)+"\x21\x20\x22\x59\x00\x00\x00\x00", "")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := CheckForm(c.input)

@@ -41,11 +41,10 @@ func endsWithEndOfContents(contents []byte) bool {
 // whatever reader finds an end for them, it has met the same headers.
 func hasMembersToItsEnd(contents []byte) bool {
 	for len(contents) > 0 {
-		h, rest, ok := cutBERHeader(contents)
-		if !ok || uint64(h.length) > uint64(len(rest)) {
+		var ok bool
+		if _, contents, ok = cutBERElement(contents); !ok {
 			return false
 		}
-		contents = rest[h.length:]
 	}
 	return true
 }
@@ -53,16 +52,26 @@ func hasMembersToItsEnd(contents []byte) bool {
 // beginsLikeAStructure reports whether contents begins with two whole elements
 // such as the structures that are signed begin with: first an INTEGER, OBJECT
 // IDENTIFIER, SEQUENCE, SET or one of [0] to [3], then anything of the classes
-// universal and context-specific. There are readers, Go's of certificates and of
-// certification requests among them, that take no notice of what follows the
-// members that they know.
+// universal and context-specific; or with a time as the second or third element,
+// as the data of OCSP responses do, whose first can have any tag. There are
+// readers, Go's of certificates, certification requests and OCSP among them, that
+// take no notice of what follows the members that they know.
 func beginsLikeAStructure(contents []byte) bool {
-	first, rest, ok := cutBERHeader(contents)
-	if !ok || uint64(first.length) > uint64(len(rest)) || !first.beginsAStructure() {
+	first, rest, ok := cutBERElement(contents)
+	if !ok {
 		return false
 	}
-	second, rest, ok := cutBERHeader(rest[first.length:])
-	return ok && uint64(second.length) <= uint64(len(rest)) && (second.class == classUniversal || second.class == classContext)
+	second, rest, ok := cutBERElement(rest)
+	switch {
+	case !ok:
+		return false
+	case second.isTime():
+		return true
+	case first.beginsAStructure() && (second.class == classUniversal || second.class == classContext):
+		return true
+	}
+	third, _, ok := cutBERElement(rest)
+	return ok && third.isTime()
 }
 
 func (h *berHeader) beginsAStructure() bool {
@@ -76,15 +85,21 @@ func (h *berHeader) isSequenceOrSet() bool {
 	return h.constructed && h.class == classUniversal && (h.number == tagSequence || h.number == tagSet)
 }
 
+func (h *berHeader) isTime() bool {
+	return h.class == classUniversal && (h.number == tagUTCTime || h.number == tagGeneralizedTime)
+}
+
 // The classes and the universal tags (X.690, Section 8.1.2; X.680, Section 8).
 const (
 	classUniversal = 0x00
 	classContext   = 0x80
 
-	tagInteger  = 2
-	tagOID      = 6
-	tagSequence = 16
-	tagSet      = 17
+	tagInteger         = 2
+	tagOID             = 6
+	tagSequence        = 16
+	tagSet             = 17
+	tagUTCTime         = 23
+	tagGeneralizedTime = 24
 )
 
 // berHeader is the identifier and length octets of an element.
@@ -95,6 +110,16 @@ type berHeader struct {
 	length      uint32 // of the contents; 0 with an indefinite one
 	long        bool   // the length has more than one octet
 	indefinite  bool
+}
+
+// cutBERElement cuts off an element, or only the header of one that has an
+// indefinite length.
+func cutBERElement(b []byte) (h berHeader, rest []byte, ok bool) {
+	h, rest, ok = cutBERHeader(b)
+	if !ok || uint64(h.length) > uint64(len(rest)) {
+		return h, nil, false
+	}
+	return h, rest[h.length:], true
 }
 
 // cutBERHeader cuts off a header in any encoding: tags below 31 in the form for
