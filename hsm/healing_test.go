@@ -211,10 +211,16 @@ func TestOperationsThatFailAreTriedWithPauses(t *testing.T) {
 
 // Others use the token too: the sessions that it has left do all the work.
 func TestATokenWithFewerSessions(t *testing.T) {
+	for _, why := range []pkcs11.Error{pkcs11.CKR_SESSION_COUNT, pkcs11.CKR_DEVICE_MEMORY} {
+		t.Run(why.Error(), func(t *testing.T) { testFewerSessions(t, why) })
+	}
+}
+
+func testFewerSessions(t *testing.T, why pkcs11.Error) {
 	token := newSoftHSM(t, "site-keys")[0]
 	key := token.generate(t, "ec", "ec-p256", Template{Sign: true})
 	log := new(syncBuffer)
-	few := new(fewSessions)
+	few := &fewSessions{why: why}
 	few.most.Store(2)
 	store := openStoreWith(t, Config{
 		Keys: []Key{{URI: token.uri("")}}, MaxSessions: 3, Logger: slog.New(slog.NewTextHandler(log, nil)),
@@ -222,6 +228,8 @@ func TestATokenWithFewerSessions(t *testing.T) {
 	eventually(t, "warning", func() bool { return strings.Contains(log.String(), "fewer sessions than asked for") })
 	asked := few.asked.Load()
 	eventually(t, "attempts", func() bool { return few.asked.Load() > asked+1 })
+	require.NoError(t, store.Health(key.ID))
+	require.Equal(t, 2, store.Stats()[0].Open)
 	assert.Equal(t, 1, strings.Count(log.String(), "fewer sessions than asked for"), log)
 	for range 50 {
 		require.NoError(t, signs(t, store, key.ID))
@@ -235,6 +243,7 @@ func TestATokenWithFewerSessions(t *testing.T) {
 // fewSessions is a module whose token has a limited number of sessions left.
 type fewSessions struct {
 	module
+	why               pkcs11.Error // there are no more
 	most, open, asked atomic.Int32
 }
 
@@ -242,7 +251,7 @@ func (m *fewSessions) OpenSession(slot, flags uint) (pkcs11.SessionHandle, error
 	m.asked.Add(1)
 	if m.open.Add(1) > m.most.Load() {
 		m.open.Add(-1)
-		return 0, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)
+		return 0, m.why
 	}
 	return m.module.OpenSession(slot, flags)
 }

@@ -114,8 +114,6 @@ type signature struct {
 	digest []byte // for verifying; its own copy
 	hash   crypto.Hash
 	opts   crypto.SignerOpts
-
-	verified bool // what make has returned
 }
 
 // newSignature checks what crypto.Signer is asked for, before the token is.
@@ -192,7 +190,8 @@ func (sig *signature) usePSS(opts *rsa.PSSOptions) error {
 	return nil
 }
 
-// make has the token make the signature, in the form that TLS has it in.
+// make has the token make the signature, in the form that TLS has it in. Only the
+// first of a session is verified here.
 func (sig *signature) make(s *session) ([]byte, error) {
 	f, err := s.find(sig.key)
 	if err != nil {
@@ -216,7 +215,7 @@ func (sig *signature) make(s *session) ([]byte, error) {
 			delete(s.found, sig.key)
 			return nil, errWrongSignature
 		}
-		f.proved, sig.verified = true, true
+		f.proved = true
 	}
 	return out, nil
 }

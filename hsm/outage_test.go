@@ -167,6 +167,44 @@ func TestAWrongSignatureIsKeptBack(t *testing.T) {
 	require.NoError(t, signs(t, store, store.Keys()[0].ID))
 }
 
+// A job is done again where sessions have ended meanwhile. What was verified then
+// is the first signature of a session, and not the one that is returned.
+func TestAWrongSignatureIsKeptBackWhereTheFirstWasRight(t *testing.T) {
+	token := newSoftHSM(t, "site-keys")[0]
+	key := token.generate(t, "ec", "ec-p256", Template{Sign: true})
+	f, wrong := new(faults), false
+	again := &interrupted{on: &wrong}
+	store := openStoreWith(t, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 1}, func(file string) (module, error) {
+		m, err := f.load(file)
+		again.module = &bitFlipper{m, &wrong}
+		return again, err
+	})
+	f.set(&fault{calls: []string{"GetSessionInfo"}, err: pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID), times: 1})
+	store.tokens[0].epoch.Add(1) // so that the next has a session of its own
+	again.of = store.tokens[0]
+	out, err := store.Sign(t.Context(), key.ID, random(32), crypto.SHA256)
+	require.True(t, wrong)
+	require.ErrorIs(t, err, errWrongSignature)
+	require.Nil(t, out)
+}
+
+// interrupted is a module whose sessions may have ended while the next signature
+// is made; those after it are wrong.
+type interrupted struct {
+	module
+	of *token
+	on *bool
+}
+
+func (m *interrupted) Sign(h pkcs11.SessionHandle, data []byte) ([]byte, error) {
+	sig, err := m.module.Sign(h, data)
+	if m.of != nil && !*m.on {
+		m.of.epoch.Add(1)
+		*m.on = true
+	}
+	return sig, err
+}
+
 // bitFlipper is a module that makes wrong signatures while it is on.
 type bitFlipper struct {
 	module

@@ -320,7 +320,7 @@ func (s *Store) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts cryp
 	}
 	var out []byte
 	err = k.token.do(ctx, func(s *session) (err error) { out, err = sig.make(s); return err })
-	if err == nil && !sig.verified && !sig.verify(out) {
+	if err == nil && !sig.verify(out) {
 		err = errWrongSignature
 	}
 	if errors.Is(err, errWrongSignature) {

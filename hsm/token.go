@@ -348,16 +348,19 @@ func (t *token) open() (*session, error) {
 	case isPINError(err):
 		return nil, t.refuse(err)
 	}
-	if up := t.up.Load(); up > 0 && errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)) {
-		// Other processes have some of the token's sessions.
+	if up := t.up.Load(); up > 0 && errors.Is(err, errNoSession) {
+		// Other processes have some of the token's sessions, or its memory. Whether it
+		// works is for the jobs of the sessions that it has given to tell.
 		if t.fewer.CompareAndSwap(false, true) {
-			t.log.Warn("an HSM gives fewer sessions than asked for", "token", t.label, "serial", t.serial, "sessions", up)
+			t.log.Warn("an HSM gives fewer sessions than asked for", "token", t.label, "serial", t.serial, "sessions", up, "error", err)
 		}
 	} else {
 		t.failed(err, false)
 	}
 	return nil, fmt.Errorf("%s: %w", t, err)
 }
+
+var errNoSession = errors.New("C_OpenSession")
 
 func (t *token) tryOpen() (*session, error) {
 	epoch := t.epoch.Load()
@@ -377,7 +380,7 @@ func (t *token) tryOpen() (*session, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("C_OpenSession: %w", err)
+		return nil, fmt.Errorf("%w: %w", errNoSession, err)
 	}
 	s := &session{module: t.mod.module, handle: handle, epoch: epoch, found: make(map[*privateKey]*foundKey)}
 	if err := t.logIn(s, slot); err != nil {
