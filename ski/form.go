@@ -79,9 +79,11 @@ func isCOSE(input []byte) bool {
 // OpenSSH), like a certificate or another proof of a host key, with the name of an
 // algorithm or a purpose as a string (RFC 4251, Section 5), or like the
 // request of user authentication (RFC 4252, Section 7) with the session's ID
-// before it.
+// before it. The names are of 28 bytes and more. A look at fewer than 16 would
+// often mistake for one the ClientRandom of a client that puts its clock there and
+// has just been started in 1970.
 func isSSH(input []byte) bool {
-	const userauthRequest, minName = 50, 7
+	const userauthRequest, minName = 50, 16
 	if bytes.HasPrefix(input, []byte("SSHSIG")) {
 		return true
 	}

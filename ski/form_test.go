@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/binary"
 	"flag"
 	"math/rand/v2"
 	"slices"
@@ -108,6 +109,26 @@ func TestOtherInputsHaveNoForm(t *testing.T) {
 		"randoms of zeros":            inputOf(tls.X25519, strings.Repeat("\x00", 64), ""),
 	} {
 		require.NoError(t, CheckForm(in), name)
+	}
+}
+
+// ClientRandom begins with the time in clients up to TLS 1.2 that do as RFC 5246,
+// Section 7.4.1.2, says. Devices without a clock begin at 0 with each start.
+func TestClientsThatSendTheTimeAreNotMistaken(t *testing.T) {
+	r := rand.NewChaCha8([32]byte{2})
+	for _, first := range []uint32{0, 315532800, 820454400, 946684800, 1796000000} { // 1970, 1980, 1996, 2000, 2026
+		for _, g := range []tls.CurveID{tls.X25519, tls.CurveP256} {
+			in := inputOf(g, "", "")
+			for second := range uint32(300) {
+				for range 200 {
+					r.Read(in[4:64])
+					copy(in[56:], "DOWNGRD\x01")
+					r.Read(in[68:])
+					binary.BigEndian.PutUint32(in, first+second)
+					require.NoError(t, CheckForm(in), "%x", in)
+				}
+			}
+		}
 	}
 }
 
