@@ -27,7 +27,7 @@ import (
 // which the operator takes from the one machine to the other, is against that.
 
 const (
-	ticketRequestSuffix = ".tickets-request" // behind the name of the state file
+	ticketRequestSuffix = ticketRatchetSuffix + "-request" // behind the name of the state file
 	ticketRequestPrefix = "ski-tickets-request:"
 	ticketSealedPrefix  = "ski-tickets-sealed:"
 	ticketSealInfo      = "tlsski ticket keys export 1"
@@ -82,9 +82,9 @@ func ExportTicketKeys(state, request string, now time.Time) (sealed, code string
 		return "", "", asOwner(err)
 	}
 	defer r.clear()
-	if minute := ratchetMinute(now); minute <= r.minute+clockJump { // Or the clock may be wrong.
-		r.forward(minute)
-	}
+	// Of a clock that is wrong nothing is lost: the file stays, and the import
+	// refuses what is ahead of its own clock.
+	r.forward(ratchetMinute(now))
 	encoded := r.encode()
 	defer clear(encoded)
 	plain := make([]byte, 0, 8+len(encoded))

@@ -45,6 +45,21 @@ func TestANewKeyServerGetsTheTicketKeysOfAnother(t *testing.T) {
 	}
 }
 
+// The file of a key server that was off has the keys of then for another hour.
+func TestAnExportHasNoKeysOfThePastWhateverTheFileHas(t *testing.T) {
+	state := filepath.Join(stateFolder(t), "state")
+	now := noon.AddDate(0, 1, 0)
+	sealed, code := handOver(t, state, now) // of a file of noon
+	require.Len(t, openRatchet(t, TicketRatchetFile(state), ticketSecret, now).Warnings(), 2)
+	assert.Contains(t, openRatchet(t, TicketRatchetFile(state), nil, now).Warnings()[0], "state.tickets-request opens ticket keys that were sealed to it")
+	require.NoError(t, ImportTicketKeys(state, sealed, code, false, now))
+	assert.Equal(t, now, openRatchet(t, TicketRatchetFile(state), nil, now).Saved())
+	assert.Empty(t, openRatchet(t, TicketRatchetFile(state), nil, now).Warnings())
+	for _, k := range wwwKeys(openRatchet(t, "", ticketSecret, noon), noon) {
+		assert.False(t, yields(t, TicketRatchetFile(state), wwwSite, k))
+	}
+}
+
 func TestSealedTicketKeysAreForOneRequest(t *testing.T) {
 	state, other := filepath.Join(stateFolder(t), "state"), filepath.Join(stateFolder(t), "state")
 	sealed, code := handOver(t, state, noon)

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +24,7 @@ type TicketRatchet struct {
 	secret  string // the file that the secret is from, for messages
 	random  bool   // the secret is this process's own
 	removed bool   // the file of the secret is, and its setting is not
+	asked   string // the file of a request (RequestTicketKeys); "" for none
 	source  ratchetSource
 	ahead   time.Time // what the file said at the start, where the clock was far behind it
 
@@ -77,6 +80,9 @@ func OpenTicketRatchet(file string, secret []byte, now time.Time) (*TicketRatche
 	t := &TicketRatchet{file: file}
 	found := false
 	if file != "" {
+		if asked := file + strings.TrimPrefix(ticketRequestSuffix, ticketRatchetSuffix); exists(asked) {
+			t.asked = asked
+		}
 		kept, digest, err := readRatchet(file)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
@@ -262,6 +268,9 @@ func (t *TicketRatchet) Warnings() (warnings []string) {
 	if t.source == fromNewSecret {
 		warnings = append(warnings, secret+" is not the secret that the ticket keys in "+t.file+" come from: all are other ones from the start on")
 	}
+	if t.asked != "" {
+		warnings = append(warnings, t.asked+" opens ticket keys that were sealed to it: stop the key server and import them (skictl tickets import), or remove the file")
+	}
 	if !t.ahead.IsZero() {
 		text := fmt.Sprintf("%s: it has no ticket keys for tickets that expire before %s, since a clock was ahead once, or is behind now: ",
 			t.file, t.ahead.Format(time.RFC3339))
@@ -273,6 +282,11 @@ func (t *TicketRatchet) Warnings() (warnings []string) {
 		warnings = append(warnings, text)
 	}
 	return warnings
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
 }
 
 func readRatchet(file string) (r ratchet, digest [sha256.Size]byte, err error) {

@@ -300,8 +300,8 @@ func ticketIDs(t *ski.TicketKeys) string {
 func (s *Server) noteTickets(p *Policy) {
 	if s.tickets.random && len(p.tickets) > 0 {
 		s.tickets.told.Do(func() {
-			s.log.Info("no ticket secret: the ticket keys are this process's own and end with it, " +
-				"set the same on all key servers whose edges share tickets")
+			s.log.Warn("no ticket secret: the ticket keys are this process's own and end with it: " +
+				"import those of another key server (skictl tickets import), or set ticket_secret_file, the same on all key servers of the site, and state")
 		})
 	}
 	s.tickets.change()
