@@ -23,8 +23,10 @@ const defaultEdgeInFlight = 1024
 // too many: they are answered within that.
 const retryInFlight = time.Second
 
-// slowInFlight is when one of them will have been answered, more or less.
-const slowInFlight = 5 * time.Millisecond
+// slowInFlight is how long the edge is not read for such a request. It is short,
+// since they are many at once, and most of those in flight will have been answered
+// by then: what waits longer is too many again.
+const slowInFlight = 500 * time.Microsecond
 
 // limit is how much there may be of the requests of an edge or for a key.
 type limit struct {

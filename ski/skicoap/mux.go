@@ -22,8 +22,8 @@ import (
 // more are lost, as on the way.
 const maxQueued = 1 << 20
 
-// maxQueuedSlow is the same of a flow whose peer is over a limit: what it sends
-// beyond what it may is not even decrypted.
+// maxQueuedSlow is the same of a flow whose peer is held up, since it is over a
+// limit: what it sends meanwhile is not even decrypted.
 const maxQueuedSlow = 2 << 10
 
 // maxFlights bounds how often a handshake's first flight is sent (the one with
@@ -350,7 +350,7 @@ func (f *flow) deliver(from netip.AddrPort, datagram []byte) {
 }
 
 func (f *flow) pass(datagram []byte, from *net.UDPAddr) {
-	if f.buffer.Size() > maxQueuedSlow && f.pace.Slow(time.Now()) {
+	if f.buffer.Size() > maxQueuedSlow && f.pace.Shut(time.Now()) {
 		return // lost, as it would be in a network that is slow
 	}
 	// A full queue loses it.

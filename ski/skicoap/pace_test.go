@@ -4,17 +4,40 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/pion/transport/v5/packetio"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/internal/pace"
 )
+
+// Of what a peer sends, datagrams are lost while it is held up, and not because it
+// was a moment ago.
+func TestDatagramsAreLostOnlyWhileAPeerIsHeldUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var peer pace.Pace
+		f := &flow{buffer: packetio.NewBuffer()}
+		f.pace.Follow(&peer)
+		peer.Refused(time.Now(), pace.PerRefusal)
+		for range 100 {
+			f.pass(make([]byte, 100), &net.UDPAddr{})
+		}
+		assert.Less(t, f.buffer.Count(), 30)
+		time.Sleep(pace.PerRefusal)
+		for range 100 {
+			f.pass(make([]byte, 100), &net.UDPAddr{})
+		}
+		assert.Greater(t, f.buffer.Count(), 100)
+	})
+}
 
 // An edge that is over its limit is read no faster than it may ask, however many
 // sessions it has: others are served meanwhile, the edge keeps its sessions, and a

@@ -24,8 +24,8 @@ const (
 	// turns.
 	memory = time.Second
 	// piece is how many bytes are read at once of a TCP connection whose peer is
-	// held up: a few requests.
-	piece = 2 << 10
+	// slow: a request or two.
+	piece = 512
 )
 
 // Pace is how fast a peer is read, over all its connections together. The zero
@@ -35,7 +35,7 @@ type Pace struct {
 	mu    sync.Mutex
 	until time.Time     // the peer is not read before
 	turn  time.Duration // from one read to the next
-	paid  bool          // for the first request of the last read
+	paid  bool          // for the first request of the last read that is refused
 	last  time.Time     // refusal
 }
 
@@ -58,20 +58,32 @@ func (p *Pace) Refused(now time.Time, after time.Duration) {
 	}
 }
 
-// slow reports whether the peer is held up at the moment.
+// slow reports whether the peer was refused something a short while ago.
 func (p *Pace) slow(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return now.Sub(p.last) < memory
 }
 
+// wait returns how long it is until the peer is read again.
+func (p *Pace) wait(now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.until.Sub(now)
+}
+
 // take returns how long the caller has to wait before it may ask again, or 0 if it
-// may go on: the next then has to wait for its turn.
+// may go on: the next then has to wait for its turn. Turns get shorter with each
+// read that leads to no refusal: a peer that keeps its limit again is not to be
+// read more slowly than it may ask, or what waits would exceed the limit once more.
 func (p *Pace) take(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if wait := p.until.Sub(now); wait > 0 {
 		return wait
+	}
+	if p.paid {
+		p.turn /= 2
 	}
 	if p.paid = now.Sub(p.last) < memory; p.paid {
 		p.until = now.Add(p.turn)
@@ -95,10 +107,10 @@ func (g *Gate) done() chan struct{} {
 // Follow has the gate keep to the pace of a peer from now on.
 func (g *Gate) Follow(p *Pace) { g.pace.Store(p) }
 
-// Slow reports whether the peer is held up at the moment.
-func (g *Gate) Slow(now time.Time) bool {
+// Shut reports whether the peer is held up at the moment.
+func (g *Gate) Shut(now time.Time) bool {
 	p := g.pace.Load()
-	return p != nil && p.slow(now)
+	return p != nil && p.wait(now) > 0
 }
 
 // Wait returns when what has been read may be handed on, or after Close.
@@ -126,7 +138,7 @@ func (g *Gate) Close() { g.close.Do(func() { close(g.done()) }) }
 
 // Cut returns as much of b as is to be read of a TCP connection at once.
 func (g *Gate) Cut(b []byte) []byte {
-	if len(b) > piece && g.Slow(time.Now()) {
+	if p := g.pace.Load(); len(b) > piece && p != nil && p.slow(time.Now()) {
 		return b[:piece]
 	}
 	return b

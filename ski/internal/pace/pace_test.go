@@ -94,15 +94,70 @@ func TestAPeerThatKeepsItsLimitAgainIsReadAsBefore(t *testing.T) {
 		began := time.Now()
 		g.Wait()
 		assert.Equal(t, longest, time.Since(began))
-		assert.True(t, g.Slow(time.Now()))
+		assert.Len(t, g.Cut(make([]byte, 1<<14)), piece)
 		time.Sleep(memory)
 		began = time.Now()
 		for range 1000 {
 			g.Wait()
 		}
 		assert.Zero(t, time.Since(began))
-		assert.False(t, g.Slow(time.Now()))
+		assert.False(t, g.Shut(time.Now()))
 		assert.Len(t, g.Cut(make([]byte, 1<<14)), 1<<14)
+	})
+}
+
+// What is not refused in between makes a refusal no cheaper.
+func TestARefusalCostsTheSameBesideWhatIsNotRefused(t *testing.T) {
+	reads := 0
+	n := sum(read(t, 1, 10*time.Second, func() (int, time.Duration) {
+		if reads++; reads%10 == 0 {
+			return 1, time.Hour
+		}
+		return 0, 0
+	}))
+	assert.LessOrEqual(t, n/10, 1010)
+}
+
+// An edge that was over its limit in flight for a moment, and has more than a
+// request in each of the times that a refusal costs, is not kept there: what waits
+// meanwhile is read as soon as it may be.
+func TestAPeerThatExceedsItsLimitForAMomentIsReadInTime(t *testing.T) {
+	const limit, slow, each = 64, 500 * time.Microsecond, 400 * time.Microsecond
+	synctest.Test(t, func(t *testing.T) {
+		var p Pace
+		var g Gate
+		g.Follow(&p)
+		requests := make(chan time.Time, 1<<16)
+		go func() {
+			defer close(requests)
+			for i := range 10_000 { // of 4 s
+				time.Sleep(each)
+				requests <- time.Now()
+				for range 200 * (1 - min(1, max(i-2000, 2000-i))) { // and of one moment
+					requests <- time.Now()
+				}
+			}
+		}()
+		var inFlight, refused int
+		var late time.Duration
+		done := make(chan struct{}, 1<<16)
+		for at := range requests {
+			g.Wait()
+			for len(done) > 0 {
+				<-done
+				inFlight--
+			}
+			if late = time.Since(at); inFlight == limit {
+				refused++
+				p.Refused(time.Now(), slow)
+				continue
+			}
+			inFlight++
+			time.AfterFunc(10*time.Millisecond, func() { done <- struct{}{} })
+		}
+		assert.Less(t, late, time.Millisecond)
+		assert.Less(t, refused, 300)
+		time.Sleep(time.Second) // those still in flight
 	})
 }
 
