@@ -42,6 +42,8 @@ func TestFormsThatAreSignedElsewhereAreFound(t *testing.T) {
 		"length beyond 32 bits":            {"BER", inputOf(curve25519, "\x30\x85\x01\x00\x00\x00\x5d", "")},
 		"indefinite":                       {"BER", inputOf(curve25519, "\x30\x80", "\x00\x00")},
 		"indefinite, end in the long form": {"BER", inputOf(curve25519, "\x31\x80", "\x00\x81\x00")},
+		"indefinite, constructed end":      {"BER", inputOf(curve25519, "\x30\x80", "\x20\x00")},
+		"the same in the long form":        {"BER", inputOf(curve25519, "\x30\x80", "\x20\x81\x00")},
 		"indefinite, nested":               {"BER", inputOf(p256, "\x30\x80\x30\x80\x30\x80", "\x00\x00\x00\x00\x00\x00")},
 		"members to the end":               {"BER", inputOf(curve25519, "\x30\x62\x0c\x60", "")},
 		"members, the last one padded":     {"BER", inputOf(curve25519, "\x30\x62\x0c\x82\x00\x5e", "")},

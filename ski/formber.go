@@ -31,9 +31,12 @@ func isBER(input []byte) bool {
 	}
 }
 
-// endsWithEndOfContents takes the one octet of its length in the long form too.
+// endsWithEndOfContents takes the one octet of its length in the long form too, and
+// a tag that says that it is constructed.
 func endsWithEndOfContents(contents []byte) bool {
-	return bytes.HasSuffix(contents, []byte{0, 0}) || bytes.HasSuffix(contents, []byte{0, 0x81, 0})
+	contents, ok := bytes.CutSuffix(contents, []byte{0})
+	contents = bytes.TrimSuffix(contents, []byte{0x81})
+	return ok && len(contents) > 0 && contents[len(contents)-1]&^0x20 == 0
 }
 
 // hasMembersToItsEnd reports whether contents is whole elements. Elements of an
