@@ -56,7 +56,18 @@ func CheckAuditLog(o AuditOptions) (differs []string, err error) {
 	return differs, nil
 }
 
+// check looks again where it finds a difference: the key server may have begun a
+// new file meanwhile.
 func (o *AuditOptions) check() (differs []string, err error) {
+	for range 3 {
+		if differs, err = o.checkOnce(); err != nil || len(differs) == 0 {
+			break
+		}
+	}
+	return differs, err
+}
+
+func (o *AuditOptions) checkOnce() (differs []string, err error) {
 	var f *os.File
 	if o.File != "-" {
 		if err := checkAuditKind(o.File); err != nil {
@@ -105,11 +116,17 @@ type fileEnd struct {
 	open   bool   // whether there is no newline at the end
 	name   string // the file's, where it is not the log's own
 	before string // the name of the file with the last line, where that is not the log's own
+
+	beforeSize int64 // of that file
 }
 
 // firstTail is how much of a file's end is looked at first, in bytes. It holds
 // hundreds of lines.
 const firstTail = 1 << 18
+
+// maxTail is how much is looked at, in bytes: more than can be behind the last
+// whole line.
+const maxTail = 1 << 26
 
 // readEnd finds the last whole line of a file. A file that has none but has
 // something else is no audit log, and is refused.
@@ -119,7 +136,7 @@ func readEnd(f *os.File) (fileEnd, error) {
 		return fileEnd{}, err
 	}
 	size := info.Size()
-	for n := min(size, firstTail); ; n = min(size, 4*n) {
+	for n := min(size, firstTail); ; n = min(size, 4*n, maxTail) {
 		tail := make([]byte, n)
 		if _, err := io.ReadFull(io.NewSectionReader(f, size-n, n), tail); err != nil {
 			return fileEnd{}, err
@@ -133,7 +150,7 @@ func readEnd(f *os.File) (fileEnd, error) {
 			end.rest = rest
 			end.open = len(rest) > 0 && rest[len(rest)-1] != '\n'
 			return end, nil
-		case n == size:
+		case n == size, n == maxTail:
 			return fileEnd{}, fmt.Errorf("%s: it is not an audit log: move it away", f.Name())
 		}
 	}

@@ -212,6 +212,11 @@ func (l *AuditLog) start(f *os.File) error {
 	if f != nil {
 		l.file, l.chain.w = f, f
 	}
+	if f != nil && l.o.Tip != "" { // It has the lock.
+		if err := errors.Join(removeUnfinished(l.o.Tip), removeUnfinished(l.o.Tip+auditWitnessSuffix)); err != nil {
+			l.log.Debug("audit log: what a killed process has left in the state directory stays", "error", err)
+		}
+	}
 	l.chain.tip, l.chain.size, l.chain.torn, l.chain.open = s.end.tip, s.end.size, s.end.torn, s.end.open
 	l.setRotation()
 	l.unaccepted = s.unaccepted
@@ -225,7 +230,7 @@ func (l *AuditLog) start(f *os.File) error {
 	}
 	if len(s.differs) > 0 {
 		l.discontinue(s, &first)
-	} else if err := l.reopenTip(); err != nil {
+	} else if err := l.reopenTip(s); err != nil {
 		return err
 	}
 	l.open(first)
@@ -238,6 +243,12 @@ func (l *AuditLog) start(f *os.File) error {
 		l.log.Error("audit log: nothing can be written", "error", err)
 	}
 	_ = l.saveTip(false) // which logs by itself
+	if s.witnessedUnusable && !l.due {
+		l.change()
+		if err := os.Remove(l.o.Tip + auditWitnessSuffix); err != nil { // It has been recorded.
+			l.log.Error("audit log: what is known of its witness cannot be used", "error", err)
+		}
+	}
 	if accepted != nil && !l.due {
 		lines := accepted.Lines
 		if len(s.differs) > 0 && accepted.of(s) {
@@ -252,15 +263,34 @@ func (l *AuditLog) start(f *os.File) error {
 // reopenTip writes that lines may come after the tip. It comes before the first
 // one: what is found after a tip that says that the log was closed, nobody but
 // a stranger can have written.
-func (l *AuditLog) reopenTip() error {
+func (l *AuditLog) reopenTip(s *auditStart) error {
 	if l.o.Tip == "" {
 		return nil
 	}
-	err := l.writeTip(l.chain.tip, false)
+	err := l.syncFound(s) // A key server that was killed has left lines that may not be on the disk.
+	if err == nil {
+		err = l.writeTip(&auditTip{Unsigned: s.unsignedYet}, l.chain.tip)
+	}
 	if err != nil && l.o.Required {
 		return err
 	}
 	return nil // saveTip says so.
+}
+
+// syncFound waits until what a start has found is on the disk.
+func (l *AuditLog) syncFound(s *auditStart) error {
+	if s.end.before != "" {
+		f, err := os.Open(s.end.before)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := dataSync(f); err != nil {
+			return err
+		}
+	}
+	_, err := l.syncFiles(nil, l.file)
+	return err
 }
 
 // discontinue makes first the record of a discontinuity, and puts right what can
@@ -396,8 +426,7 @@ func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 	return err
 }
 
-// write appends the line of a record, which may resume an edge. A resumption has
-// to be on the disk before the state file loses the suspension.
+// write appends the line of a record, which may resume an edge.
 func (l *AuditLog) write(line []byte, resumed string) error {
 	if l.broken != nil {
 		return l.broken
@@ -411,16 +440,38 @@ func (l *AuditLog) write(line []byte, resumed string) error {
 	if err := l.chain.append(line); err != nil {
 		return err
 	}
-	if (l.o.Sync || resumed != "") && l.file != nil {
+	if resumed != "" {
+		return l.resume(resumed)
+	}
+	if l.o.Sync && l.file != nil {
 		if err := l.file.Sync(); err != nil {
 			return err
 		}
 	}
-	delete(l.suspended, resumed) // before a checkpoint names it
 	if l.unsigned++; l.o.Key != nil && l.unsigned >= l.o.CheckpointRecords {
 		l.checkpoint(causeInterval)
 	}
 	return nil
+}
+
+// resume comes after the line of a resumption. That, and a signature on it, has to
+// be on the disk before the state file loses the suspension: a line without one can
+// be anybody's.
+func (l *AuditLog) resume(name string) error {
+	delete(l.suspended, name) // before the checkpoint names it
+	var err error
+	if l.o.Key != nil {
+		if err = l.writeCheckpoint(causeInterval); err == nil {
+			l.unsigned = 0
+		}
+	}
+	if err == nil && l.file != nil {
+		err = dataSync(l.file)
+	}
+	if err != nil {
+		l.suspended[name] = true
+	}
+	return err
 }
 
 // checkpoint writes one. It is not the fault of the record before that it

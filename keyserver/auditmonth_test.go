@@ -37,7 +37,6 @@ type month struct {
 	clock    time.Time
 	log      *AuditLog
 	server   testServer
-	requests int // that were recorded since the last crash was tried
 	crashes  int
 	rotated  int
 	last     map[string][]byte // the files before the change before
@@ -157,13 +156,18 @@ func (m *month) powerFailure(now map[string][]byte) {
 		return
 	}
 	kept := bytes.Index(data, []byte(`"chain":"`+tip.Chain))
+	resumedEnd := -1
 	if resumed := bytes.LastIndex(data, []byte(`"event":"resume"`)); resumed > kept {
 		kept = resumed
+		resumedEnd = resumed + bytes.IndexByte(data[resumed:], '\n') + 1
 	}
 	if kept < 0 {
 		return
 	}
 	kept += bytes.IndexByte(data[kept:], '\n') + 1
+	if m.options.Key != nil && kept == resumedEnd { // The signature on it is, too.
+		kept += bytes.IndexByte(data[kept:], '\n') + 1
+	}
 	lost := maps.Clone(now)
 	lost[m.options.File] = data[:kept+m.random.IntN(len(data)-kept+1)]
 	m.restart(lost, "without power")

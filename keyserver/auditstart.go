@@ -34,10 +34,14 @@ type auditStart struct {
 	cause     string        // of the 'open' line
 	tip       *auditTip     // nil for none
 	witnessed *WitnessEntry // the newest that a witness has; nil for none
-	unsigned  uint64        // lines at the end that neither a signature nor the tip covers
-	suspended []string      // edges that the log says are suspended, and the state does not
-	differs   []string      // what is not as it was left
-	warning   string        // what may be all right
+	// witnessedUnusable says that the file with the last entry is not one by the key.
+	witnessedUnusable bool
+	unsigned          uint64 // lines at the end that neither a signature nor the tip covers
+	// unsignedYet says that there is a key, and that no line is signed by it.
+	unsignedYet bool
+	suspended   []string // edges that the log says are suspended, and the state does not
+	differs     []string // what is not as it was left
+	warning     string   // what may be all right
 
 	unaccepted []string // discontinuities that are in the log
 }
@@ -114,6 +118,9 @@ func (s *auditStart) findEnd(file string, f *os.File) error {
 			return err
 		}
 	}
+	if here.tip.seq > maxLineSeq {
+		return fmt.Errorf("%s: its last line has the number %d, which no key server has given it: remove what was added, or move the file away", file, here.tip.seq)
+	}
 	s.end = here
 	if here.tip.seq > 0 {
 		s.cause = causeRestart
@@ -124,7 +131,7 @@ func (s *auditStart) findEnd(file string, f *os.File) error {
 		return err
 	}
 	s.cause = causeRotation
-	s.end.tip, s.end.torn, s.end.before = before.tip, before.torn, before.name
+	s.end.tip, s.end.torn, s.end.before, s.end.beforeSize = before.tip, before.torn, before.name, before.size
 	s.end.torn.add(here.rest)
 	return nil
 }
@@ -157,7 +164,7 @@ func siblings(file string) []string {
 func findSibling(file string, match func(link) bool) (longest fileEnd) {
 	for _, name := range siblings(file) {
 		end, err := readEndOf(name)
-		if err == nil && match(end.tip) && end.tip.seq > longest.tip.seq {
+		if err == nil && end.tip.seq <= maxLineSeq && match(end.tip) && end.tip.seq > longest.tip.seq {
 			longest = end
 			longest.name = name
 		}
@@ -171,6 +178,10 @@ func readEndOf(name string) (fileEnd, error) {
 		return fileEnd{}, err
 	}
 	defer f.Close()
+	begin := make([]byte, len(seqPrefix)) // What is compressed may be long.
+	if n, _ := f.ReadAt(begin, 0); !isTornLine(begin[:n]) {
+		return fileEnd{}, fmt.Errorf("%s: it is not an audit log", name)
+	}
 	return readEnd(f)
 }
 
@@ -189,14 +200,19 @@ func (s *auditStart) compare(o *AuditOptions, f *os.File, known []*knownTip) err
 	if end.seq == 0 {
 		return nil
 	}
-	scan := &logScan{key: o.public(), known: known, end: end, suspended: make(map[string]bool)}
+	scan := &logScan{key: o.public(), known: known, end: end, size: s.end.size, suspended: make(map[string]bool)}
 	defer scan.close()
 	name := o.File
 	if s.end.before != "" {
 		name, f = s.end.before, nil
+		scan.size = s.end.beforeSize
 	}
 	if err := scan.run(o.File, name, f); err != nil {
 		return err
+	}
+	s.unsignedYet = scan.key != nil && scan.signed.seq == 0
+	if s.unsignedYet { // The key is new.
+		scan.base, scan.baseLink = scan.unproven, scan.unprovenLink
 	}
 	s.compareTips(o, scan, known)
 	s.compareSuspensions(o, scan)
@@ -216,7 +232,7 @@ func (s *auditStart) compareTips(o *AuditOptions, scan *logScan, known []*knownT
 		case scan.key != nil && k.tip.Signer == "" && scan.signed.seq > 0:
 			s.differ("%s is not signed, and line %d of the log is", k.from, scan.signed.seq)
 			continue
-		case scan.key != nil && k.tip.Signer != "" && scan.signed.seq == 0:
+		case s.unsignedYet && k.tip.Signer != "" && !k.tip.Unsigned:
 			s.differ("%s is signed, and no line of the log is", k.from)
 		case !k.seen && (k.past || k.tip.Seq >= scan.signed.seq):
 			s.differ("line %d is not the one that %s names: it was removed or changed", k.tip.Seq, k.from)
@@ -246,7 +262,8 @@ func (s *auditStart) compareSuspensions(o *AuditOptions, scan *logScan) {
 		return
 	}
 	for _, name := range scan.base.Suspended {
-		if _, later := scan.suspended[name]; !later {
+		// A signature follows each resumption, and what is not signed resumes nobody.
+		if later, ok := scan.suspended[name]; !ok || !later && scan.signed.seq > 0 {
 			scan.suspended[name] = true
 		}
 	}
@@ -275,6 +292,7 @@ type logScan struct {
 	key   ed25519.PublicKey
 	known []*knownTip
 	end   link
+	size  int64 // of the file with the end, when that was found: the log may be written meanwhile
 
 	files          []*os.File // of the lines that were looked at, the oldest first
 	opened         []*os.File
@@ -287,6 +305,8 @@ type logScan struct {
 	previousSigned uint64      // of 'tip' in that line: where the tip was when it was written
 	base           *signedLine // the last line that names the edges that are suspended
 	baseLink       link
+	unproven       *signedLine // one that is not signed, though there is a key
+	unprovenLink   link
 	first          *signedLine     // the first line that was looked at
 	firstLink      link            // and where it is
 	suspended      map[string]bool // by the lines after base
@@ -315,13 +335,13 @@ func (c *logScan) run(file, name string, f *os.File) error {
 			}
 			c.opened = append(c.opened, f)
 		}
-		info, err := f.Stat()
+		c.files = slices.Insert(c.files, 0, f)
+		size, err := c.sizeOf(f)
 		if err != nil {
 			return err
 		}
-		c.files = slices.Insert(c.files, 0, f)
 		done := false
-		if err := backward(f, info.Size(), func(line []byte, end int64) bool {
+		if err := backward(f, size, func(line []byte, end int64) bool {
 			done = c.visit(line, end)
 			return !done
 		}); err != nil || done || c.signed.seq > 0 {
@@ -349,6 +369,18 @@ func (c *logScan) run(file, name string, f *os.File) error {
 		name, f = found.name, nil
 	}
 	return nil
+}
+
+// sizeOf returns how much of a file is looked at.
+func (c *logScan) sizeOf(f *os.File) (int64, error) {
+	if f == c.files[len(c.files)-1] {
+		return c.size, nil
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
 // take makes a place in the oldest file the one that the chain is verified from.
@@ -395,11 +427,12 @@ func (c *logScan) visit(line []byte, end int64) (done bool) {
 	if named {
 		c.take(stated, end)
 	}
-	c.note(&l, stated)
+	proven := c.key != nil && l.provenBy(c.key, content, stated)
+	c.note(&l, stated, proven)
 	if c.key == nil { // There are the tips alone, and what is said of suspensions.
 		return (c.base != nil || l.Event == eventOpen) && c.allPast(seq)
 	}
-	if !l.provenBy(c.key, content, stated) {
+	if !proven {
 		return false
 	}
 	c.signed, c.signedEnd = stated, end
@@ -419,8 +452,10 @@ func (c *logScan) allPast(seq uint64) bool {
 // signed after it.
 const maxBehind = 64 << 20
 
-// note keeps what a line says of suspensions and discontinuities.
-func (c *logScan) note(l *signedLine, at link) {
+// note keeps what a line says of suspensions and discontinuities. Where there is
+// a key, anybody can have written what is not proven by it.
+func (c *logScan) note(l *signedLine, at link, proven bool) {
+	trusted := proven || c.key == nil
 	switch l.Event {
 	case EventSuspend, EventResume:
 		name := cmp.Or(l.Edge, l.Peer)
@@ -428,12 +463,18 @@ func (c *logScan) note(l *signedLine, at link) {
 			c.suspended[name] = l.Event == EventSuspend
 		}
 	case eventAccept:
-		c.accepted = append(c.accepted, l.Accepts...)
-	case eventOpen, eventCheckpoint:
-		if c.base == nil && l.Tip != nil {
-			c.base, c.baseLink = l, at
+		if trusted {
+			c.accepted = append(c.accepted, l.Accepts...)
 		}
-		if l.Cause == causeBroken {
+	case eventOpen, eventCheckpoint:
+		switch {
+		case l.Tip == nil:
+		case trusted && c.base == nil:
+			c.base, c.baseLink = l, at
+		case c.unproven == nil:
+			c.unproven, c.unprovenLink = l, at
+		}
+		if trusted && l.Cause == causeBroken {
 			c.broken = append(c.broken, tipName(at))
 		}
 	}
@@ -444,19 +485,19 @@ func (c *logScan) verify() string {
 	if !c.anchored {
 		return ""
 	}
-	v := AuditVerifier{started: true, tip: c.anchor}
+	v := AuditVerifier{started: true, tip: c.anchor, firstFault: true}
 	if c.key != nil {
 		v.Keys = []ed25519.PublicKey{c.key}
 	}
 	for _, f := range c.files[slices.Index(c.files, c.anchorFile):] {
-		info, err := f.Stat()
+		size, err := c.sizeOf(f)
 		if err != nil {
 			return err.Error()
 		}
 		if f == c.anchorFile && c.anchor.seq > 0 {
-			err = v.read(f.Name(), io.NewSectionReader(f, c.anchorEnd, info.Size()-c.anchorEnd), false)
+			err = v.read(f.Name(), io.NewSectionReader(f, c.anchorEnd, size-c.anchorEnd), false)
 		} else {
-			err = v.File(f.Name(), io.NewSectionReader(f, 0, info.Size()))
+			err = v.File(f.Name(), io.NewSectionReader(f, 0, size))
 		}
 		if err != nil {
 			return err.Error()

@@ -421,15 +421,14 @@ func TestAStateFileThatIsPutBackResumesNobody(t *testing.T) {
 		}
 		log, server, err := start()
 		require.NoError(t, err)
-		older, err := os.ReadFile(state)
-		require.ErrorIs(t, err, os.ErrNotExist)
+		require.NoFileExists(t, state)
 		for _, edge := range []string{"edge", stolen, "legacy"} {
 			_, err := server.Suspend(Suspension{Edge: edge, By: "a test"})
 			require.NoError(t, err)
 		}
 		require.NoError(t, server.Resume("legacy", "a test"))
 		require.NoError(t, log.Close())
-		older = []byte(`{"suspended":[]}`)
+		older := []byte(`{"suspended":[]}`)
 		a.put(state, older)
 
 		log, server, err = start()

@@ -68,7 +68,7 @@ func (l *AuditLog) saveTip(closed bool) error {
 	}
 	rest, err := l.syncFiles(rotated, file)
 	if err == nil {
-		err = l.writeTip(at, closed)
+		err = l.writeTip(&auditTip{Closed: closed}, at)
 	}
 	if len(rest) > 0 {
 		l.mu.Lock()
@@ -102,6 +102,11 @@ func (l *AuditLog) TipWaits() time.Duration {
 // syncFiles waits until the files are on the disk, and closes those that were
 // rotated. It returns the ones that are not done.
 func (l *AuditLog) syncFiles(rotated []*os.File, file *os.File) (rest []*os.File, err error) {
+	if len(rotated) > 0 || l.saved.seq == 0 { // The names are to last, too.
+		if err := l.syncNames(file); err != nil {
+			return rotated, err
+		}
+	}
 	for i, f := range rotated {
 		if err := dataSync(f); err != nil {
 			return rotated[i:], err
@@ -111,13 +116,14 @@ func (l *AuditLog) syncFiles(rotated []*os.File, file *os.File) (rest []*os.File
 	if file == nil {
 		return nil, nil
 	}
-	if err := dataSync(file); err != nil {
-		return nil, err
+	return nil, dataSync(file)
+}
+
+func (l *AuditLog) syncNames(file *os.File) error {
+	if file == nil {
+		return nil
 	}
-	if len(rotated) > 0 || l.saved.seq == 0 { // Its name is to last, too.
-		return nil, syncFolder(filepath.Dir(l.o.File))
-	}
-	return nil, nil
+	return syncFolder(filepath.Dir(l.o.File))
 }
 
 // dataSync is fdatasync where the file is regular.
@@ -129,9 +135,10 @@ func dataSync(f *os.File) error {
 	return fdatasync(f)
 }
 
-// writeTip writes the file. l.saving is held, or nobody else knows of l.
-func (l *AuditLog) writeTip(at link, closed bool) error {
-	t := &auditTip{Seq: at.seq, Chain: at.hex(), Time: auditTime(l.chain.now()), Closed: closed}
+// writeTip writes t, which names at, to the file. l.saving is held, or nobody else
+// knows of l.
+func (l *AuditLog) writeTip(t *auditTip, at link) error {
+	t.Seq, t.Chain, t.Time = at.seq, at.hex(), auditTime(l.chain.now())
 	l.mu.Lock()
 	t.Unaccepted = l.unaccepted
 	l.mu.Unlock()

@@ -24,6 +24,8 @@ type auditTip struct {
 	Time  string `json:"time"`
 	// Closed says that nothing was written after this line.
 	Closed bool `json:"closed,omitempty"`
+	// Unsigned says that no line up to this one is signed: the key is new.
+	Unsigned bool `json:"unsigned,omitempty"`
 	// Unaccepted names the newest discontinuities of the log, SEQUENCE:CHAIN, that
 	// no operator has accepted.
 	Unaccepted []string `json:"unaccepted,omitempty"`
@@ -41,6 +43,9 @@ const (
 	// maxTipSeq is far more lines than a log ever has; the next fit a uint64 and a
 	// number of JSON.
 	maxTipSeq = 1 << 52
+	// maxLineSeq is the highest number that a log goes on after. Lines have room up
+	// to maxTipSeq.
+	maxLineSeq = maxTipSeq / 2
 	// maxUnaccepted is how many discontinuities are remembered.
 	maxUnaccepted = 32
 )

@@ -47,6 +47,7 @@ func (s *auditStart) compareWitnesses(o *AuditOptions) {
 	known, err := readWitnessed(o)
 	if err != nil {
 		s.differ("%v", err)
+		s.witnessedUnusable = true
 	}
 	s.witnessed = known
 	var entries []*WitnessEntry
