@@ -21,9 +21,9 @@ import (
 // its minutes, so that a year is 8,760 turns:
 //
 //	hour[0]        = HKDF-Extract(salt "tlsski ticket keys 2", seed)
-//	hour[h+1]      = HMAC-SHA-256(hour[h], "hour")
-//	minute[h][0]   = HMAC-SHA-256(hour[h], "minute")
-//	minute[h][m+1] = HMAC-SHA-256(minute[h][m], "minute")
+//	hour[h+1]      = SHA-256("hour" || hour[h])
+//	minute[h][0]   = SHA-256("minute" || hour[h])
+//	minute[h][m+1] = SHA-256("minute" || minute[h][m])
 //
 // hour[0] is the hour of ratchetOrigin.
 type ratchet struct {

@@ -28,7 +28,7 @@ then reports them as notes. Edges that the log says are suspended stay suspended
 'edge resume' lets them in again.
 
 Run it as the key server's user, on its machine.`,
-		Example: `  sudo -u ski-keyserver skictl audit accept --config /etc/ski-keyserver/keyserver.yaml \\
+		Example: `  sudo -u ski-keyserver skictl audit accept --config /etc/ski-keyserver/keyserver.yaml \
       --reason 'the log was on the disk that broke'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
