@@ -347,8 +347,8 @@ func (c *Config) Warnings() []string {
 	if c.Admin != "" && c.State == "" {
 		warnings = append(warnings, "admin without state: a restart resumes the edges that are suspended")
 	}
-	if c.State == "" && c.Audit.Key != "" {
-		warnings = append(warnings, "audit.key without state: what is removed from the audit log, or added, while the key server is stopped is not noticed at its start")
+	if c.State == "" && (c.Audit.Key != "" || c.Audit.Required) {
+		warnings = append(warnings, "audit without state: what is removed from the audit log, or added, while the key server is stopped is not noticed at its start")
 	}
 	if c.CRL != "" && c.CRLExpired != CRLExpiredRefuse {
 		warnings = append(warnings, "crl_expired: warn lets an edge in that was revoked after the CRLs ceased to be replaced; refuse is recommended")

@@ -23,11 +23,12 @@ func newSetupCommand() *cobra.Command {
 		Short: "Make a key server's and an edge server's folder for one site",
 		Long: `Makes in DIR, which must be empty or not exist, all that a site needs:
 
-  DIR/keyserver  for the key server: its configuration and policy, who it is, and
-                 a copy of the site's private keys
+  DIR/keyserver  for the key server: its configuration and policy, who it is, the
+                 key that signs its audit log, and a copy of the site's private keys
   DIR/edge       for the edge server: its configuration, who it is, and the site's
                  certificates
-  DIR/pki        the authority of the two, for renewals ('pki issue --ca'); it
+  DIR/pki        the authority of the two, for renewals ('pki issue --ca'), and
+                 what the audit log is checked with ('audit verify --key'); it
                  belongs on neither
 
 FILEs are in PEM form and have the site's certificate chains, each with the
@@ -73,7 +74,8 @@ key: keyserver.key
 client_ca: ca.pem
 keys: keys
 policy: policy.yaml
-audit: {file: audit.log, required: true}
+state: state.json
+audit: {file: audit.log, required: true, key: audit.key}
 `
 	setupPolicy = `edges:
   - name: ` + setupEdge + `
@@ -138,6 +140,14 @@ func (o *setupOptions) run(stdout io.Writer, files []string) error {
 	}
 	edge := leaf{name: setupEdge, usage: x509.ExtKeyUsageClientAuth, dns: []string{setupEdgeDNS}, life: life}
 	if err := makeChannel(o.dir, max(life+day, 10*365*day), server, edge); err != nil {
+		return err
+	}
+
+	// Who could replace the public key could replace the log.
+	if err := makeAuditKey(io.Discard, at("keyserver/audit"), false); err != nil {
+		return err
+	}
+	if err := os.Rename(at("keyserver/audit.pub"), at("pki/audit.pub")); err != nil {
 		return err
 	}
 
