@@ -211,7 +211,10 @@ func TestStateThatIsNotTheEdges(t *testing.T) {
 	both := edgePeer
 	both.DNSNames = append(slices.Clone(both.DNSNames), legacyPeer.DNSNames...)
 	refused(both, same)
-	refused(ski.Peer{}, same)
+	stranger := *second
+	resp, rec := s.ask(ski.Peer{}, &stranger)
+	require.Equal(t, ski.RequestDenied, resp.Error, "who is nobody's edge is told nothing of states")
+	require.Equal(t, denialUnknownPeer, rec.Reason)
 	refused(edgePeer, func(r *ski.Request) { r.SPKI = keys.id(p384) })
 	refused(edgePeer, func(r *ski.Request) { r.Protocol = ski.DTLS12 })
 	refused(edgePeer, func(r *ski.Request) { r.Protocol = ski.TLS13 })
@@ -224,7 +227,7 @@ func TestStateThatIsNotTheEdges(t *testing.T) {
 	refused(edgePeer, func(r *ski.Request) { r.State = append(r.State, 0) })
 	refused(edgePeer, func(r *ski.Request) { r.State = make([]byte, ski.MaxStateLen) })
 
-	resp, _ := s.ask(edgePeer, second) // None of this has used it up.
+	resp, _ = s.ask(edgePeer, second) // None of this has used it up.
 	require.Equal(t, secret, resp.Output)
 }
 

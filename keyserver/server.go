@@ -245,7 +245,10 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 	// that the policy is asked the same twice. It opens only for the edge that
 	// was granted the first.
 	req, exchange, err := s.resume(peer, edges, req)
-	if err != nil {
+	switch {
+	case err != nil && len(edges) == 0: // who learns nothing of states either
+		return refused(ski.RequestDenied, denialUnknownPeer)
+	case err != nil:
 		longest = longestAnswer(req, k.public)
 		return refused(ski.MalformedRequest, err.Error())
 	}
