@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -282,6 +283,37 @@ func TestAClockThatJumpsIsNotBelievedForAnHour(t *testing.T) {
 	require.NoError(t, r.save())
 	assert.Equal(t, wrong.Add(time.Hour), r.Saved())
 	assert.Empty(t, wwwKeys(r, noon), "there is no way back")
+}
+
+// It is the ratchet of the secret at the later of the clock and the file, and the
+// file never goes back.
+func TestTicketKeysWhateverTheClockDoes(t *testing.T) {
+	for seed := range uint64(5) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		file := ratchetFile(t)
+		r := openRatchet(t, file, ticketSecret, noon)
+		require.NoError(t, r.save())
+		now := noon
+		for range 100 {
+			before := r.Saved()
+			switch rnd.IntN(8) {
+			case 0:
+				now = now.Add(time.Duration(rnd.IntN(72*60)-36*60) * time.Minute)
+			case 1:
+				now = now.AddDate(0, 0, rnd.IntN(120)-40)
+			case 2:
+				r = openRatchet(t, file, nil, now)
+			default:
+				now = now.Add(time.Duration(rnd.IntN(30)) * time.Minute)
+			}
+			want := newRatchet(ticketSecret)
+			got := r.at(now)
+			want.forward(max(ratchetMinute(now), r.kept.minute))
+			require.Equal(t, want, got, "seed %d", seed)
+			require.NoError(t, r.save())
+			require.False(t, r.Saved().Before(before), "seed %d", seed)
+		}
+	}
 }
 
 func TestAFileOfTicketKeysFromTheFuture(t *testing.T) {
