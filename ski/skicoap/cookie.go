@@ -129,23 +129,26 @@ func (f *flood) look(asked, returned uint64, log *slog.Logger) {
 	}
 }
 
-// pionCookie is where pion keeps the cookie that it expects.
-var pionCookie = func() *uintptr {
-	state, ok := reflect.TypeFor[dtls.Conn]().FieldByName("state")
-	if !ok {
-		return nil
+// pionCookie is where pion keeps the cookie that it expects, in a dtls.Conn.
+var pionCookie, pionCookieFound = cookieField(reflect.TypeFor[dtls.Conn]())
+
+// cookieField returns the offset of state.cookie in a connection. ok is false where
+// that is not a field of a field, or no []byte.
+func cookieField(conn reflect.Type) (offset uintptr, ok bool) {
+	state, ok := conn.FieldByName("state")
+	if !ok || len(state.Index) > 1 || state.Type.Kind() != reflect.Struct {
+		return 0, false
 	}
 	cookie, ok := state.Type.FieldByName("cookie")
-	if !ok || cookie.Type != reflect.TypeFor[[]byte]() {
-		return nil
+	if !ok || len(cookie.Index) > 1 || cookie.Type != reflect.TypeFor[[]byte]() {
+		return 0, false
 	}
-	offset := state.Offset + cookie.Offset
-	return &offset
-}()
+	return state.Offset + cookie.Offset, true
+}
 
 // checkPion finds a version of pion that this package was not written for.
 func checkPion() error {
-	if pionCookie == nil {
+	if !pionCookieFound {
 		return errors.New("skicoap: this version of github.com/pion/dtls/v3 keeps its cookie elsewhere: use the one in skicoap's go.mod")
 	}
 	return nil
@@ -159,5 +162,5 @@ func checkPion() error {
 // It must be called from within the WriteTo with which pion sends its
 // HelloVerifyRequest: the goroutine that does is the one that reads the field.
 func expectCookie(conn *dtls.Conn, cookie []byte) {
-	*(*[]byte)(unsafe.Add(unsafe.Pointer(conn), *pionCookie)) = cookie
+	*(*[]byte)(unsafe.Add(unsafe.Pointer(conn), pionCookie)) = cookie
 }
