@@ -3,18 +3,22 @@ package skicoap
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"encoding/binary"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -240,9 +244,63 @@ func TestHandshakesOfManyAddressesGiveWayInTime(t *testing.T) {
 	assert.NotNil(t, m.byAddr[address(0)], "who is there has its time")
 	edge := netip.MustParseAddrPort("192.0.2.7:1")
 	assert.False(t, begins(t, m, edge, now))
-	assert.True(t, begins(t, m, edge, now.Add(handshakeGrace)), "when it comes again")
+	assert.True(t, begins(t, m, edge, time.Now().Add(handshakeGrace)), "when it comes again")
 	assert.Nil(t, m.byAddr[address(0)])
 	assert.Equal(t, maxHandshakes, m.occupied())
+}
+
+// A slow machine does not give up what it works on.
+func TestAHandshakeHasItsTimeFromThePeersTurn(t *testing.T) {
+	m, _ := offline()
+	now := time.Now()
+	m.took = time.Second
+	for i := range maxHandshakes {
+		require.True(t, begins(t, m, address(i), now))
+	}
+	edge := netip.MustParseAddrPort("192.0.2.7:1")
+	assert.False(t, begins(t, m, edge, time.Now().Add(handshakeGrace)), "all wait for this machine")
+	second := m.byAddr[address(1)].current
+	_, err := second.WriteTo(record(recordHandshake, 0, 1, handshakeServerHello, 0, 0), net.UDPAddrFromAddrPort(address(1)))
+	require.NoError(t, err)
+	m.took = time.Second
+	assert.True(t, begins(t, m, edge, time.Now().Add(handshakeGrace)), "one is the peer's turn")
+	assert.Equal(t, ended, second.state)
+	assert.True(t, begins(t, m, netip.MustParseAddrPort("192.0.2.8:1"), time.Now().Add(2*m.took+handshakeGrace)), "pion does not answer every ClientHello")
+}
+
+// slowSigner is a key of a machine that takes its time, one signature after the other.
+type slowSigner struct {
+	crypto.Signer
+	mu    *sync.Mutex
+	count *int
+}
+
+func (s slowSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	time.Sleep(10 * time.Millisecond)
+	*s.count++
+	return s.Signer.Sign(random, digest, opts)
+}
+
+// All edges of a site come back at once, to a key server that makes fewer
+// handshakes in a second than there would be places for. Its work is not wasted.
+func TestManyEdgesGetInWhereSigningIsSlow(t *testing.T) {
+	ca := newTestCA(t)
+	slow, signatures := ca.keyServer(), 0
+	slow.PrivateKey = slowSigner{slow.PrivateKey.(crypto.Signer), new(sync.Mutex), &signatures}
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: slow, ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), MaxPeerSessions: 1000})
+	edge := ca.edge()
+	got := make(chan error, 300)
+	for i := range cap(got) {
+		c := dialTo(t, s, ca, func(c *ClientConfig) { c.Certificate, c.DialTimeout = edge, time.Minute })
+		client := &ski.Client{Transports: []ski.Transport{c}, Timeout: time.Minute}
+		go func() { got <- ask(t.Context(), client, i) }()
+	}
+	for range cap(got) {
+		require.NoError(t, <-got)
+	}
+	assert.Less(t, signatures, 2*cap(got))
 }
 
 // Those who do not know where the edges are cannot take the places of those that
@@ -268,6 +326,73 @@ func TestKnownAddressesHavePlacesOfTheirOwn(t *testing.T) {
 	assert.Len(t, m.known.all(), maxKnown)
 	assert.False(t, m.known.has(edge.Addr()), "the one seen longest ago is forgotten")
 	assert.True(t, m.known.has(address(2*maxKnown-1).Addr()))
+}
+
+// What pion keeps elsewhere in another version is not written to: the wrong place
+// would be somebody else's memory.
+func TestWherePionKeepsItsCookie(t *testing.T) {
+	type state struct {
+		random [32]byte
+		cookie []byte
+	}
+	type embedded struct{ state }
+	type outer struct{ state state }
+	at, ok := cookieField(reflect.TypeFor[struct {
+		id    int
+		state state
+	}]())
+	assert.True(t, ok)
+	assert.EqualValues(t, 8+32, at)
+	for _, other := range []reflect.Type{
+		reflect.TypeFor[struct{}](),
+		reflect.TypeFor[struct{ state *state }](),
+		reflect.TypeFor[struct{ state embedded }](),
+		reflect.TypeFor[struct{ state struct{ cookie string } }](),
+		reflect.TypeFor[struct{ outer }](),
+	} {
+		_, ok := cookieField(other)
+		assert.False(t, ok, "%v", other)
+	}
+}
+
+// pion's own check of the cookie stays: where it has not been given ours, there
+// is no handshake.
+func TestPionComparesTheCookie(t *testing.T) {
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	var begun atomic.Int64
+	s.mux.mu.Lock()
+	s.mux.begin = func(f *flow) {
+		f.cookie = bytes.Repeat([]byte{1}, cookieLen)
+		begun.Add(1)
+		s.begin(f)
+	}
+	s.mux.mu.Unlock()
+	c := dialTo(t, s, ca, func(c *ClientConfig) { c.DialTimeout = time.Second })
+	assert.Error(t, ask(t.Context(), c, 1))
+	assert.NotZero(t, begun.Load())
+	assert.Empty(t, s.all())
+}
+
+// A key server that is started again has another secret. Whoever returns the
+// cookie of the one before begins anew.
+func TestACookieOfTheServerBefore(t *testing.T) {
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	before := newCookies(time.Now()) // used by the goroutine that reads
+	var first atomic.Bool
+	s.mux.mu.Lock()
+	s.mux.send = func(b []byte, to netip.AddrPort) (int, error) {
+		if isFirst(b, handshakeHelloVerifyRequest) && !first.Swap(true) {
+			b = before.verifyRequest(uint48(b[5:]), to, time.Now())
+		}
+		return s.mux.conn.WriteToUDPAddrPort(b, to)
+	}
+	s.mux.mu.Unlock()
+	c := dialTo(t, s, ca, func(c *ClientConfig) { c.DialTimeout = time.Second })
+	client := &ski.Client{Transports: []ski.Transport{c}, Timeout: time.Minute}
+	require.NoError(t, ask(t.Context(), client, 1))
+	assert.True(t, first.Load())
 }
 
 // The certificate is sent to a peer that does not go on a few times, however

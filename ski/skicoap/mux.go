@@ -60,6 +60,7 @@ type mux struct {
 	strangers *list.List // of *flow: the handshakes under way, oldest first
 	familiar  *list.List // likewise, from known addresses
 	known     *knownAddresses
+	took      time.Duration // from a ClientHello to our first flight, the last time
 }
 
 type cid [cidLen]byte
@@ -193,7 +194,7 @@ func (m *mux) routeHello(addr netip.AddrPort, p helloPiece, datagram []byte, now
 // come again, and when the server stops.
 func (m *mux) newFlow(addr netip.AddrPort, hello helloBody, now time.Time) *flow {
 	f := &flow{
-		mux: m, addr: addr, random: hello.random(), cookie: bytes.Clone(hello.cookie), began: now,
+		mux: m, addr: addr, random: hello.random(), cookie: bytes.Clone(hello.cookie), began: now, turn: now,
 		buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr),
 	}
 	f.queue = m.strangers
@@ -248,6 +249,8 @@ type flow struct {
 
 	// With mux.mu held:
 	state    flowState
+	turn     time.Time  // since when it has been the turn of its peer, or ours:
+	ours     bool       // pion has the ClientHello and has not answered yet
 	settled  bool       // the peer has our Finished: nothing unprotected can come of it
 	greeting helloPiece // its ClientHello as far as it has come
 	greeted  bool       // that pion has it
@@ -284,6 +287,7 @@ func (f *flow) hello(from netip.AddrPort, datagram []byte) {
 		}
 		f.greeted = true
 		if b, ok := parseBody(g.data); ok {
+			f.turn, f.ours = time.Now(), true
 			f.ahead = g.record - 1 // pion's first is the HelloVerifyRequest
 			f.deliver(from, helloRecord(g.version, g.record-1, 0, b.withoutCookie()))
 			f.deliver(from, helloRecord(g.version, g.record, 1, g.data))
@@ -359,7 +363,24 @@ func (f *flow) pass(datagram []byte, from *net.UDPAddr) {
 
 func (f *flow) origin() netip.Addr { return origin(f.addr.Addr()) }
 
-func (f *flow) since() time.Time { return f.began }
+// since is when its peer's turn began. While it is ours, it is when that is to be
+// expected: where this machine is slow, giving up what it works on would waste the
+// work, and the next handshake would fare no better.
+func (f *flow) since() time.Time {
+	if f.ours {
+		return f.turn.Add(2 * f.mux.took)
+	}
+	return f.turn
+}
+
+// answered is called when our first flight is sent: it is the peer's turn.
+func (f *flow) answered() {
+	f.mux.mu.Lock()
+	defer f.mux.mu.Unlock()
+	now := time.Now()
+	f.mux.took = now.Sub(f.turn)
+	f.turn, f.ours = now, false
+}
 
 // connectionID is a pion connection ID generator.
 func (f *flow) connectionID() []byte { return f.cid[:] }
@@ -457,7 +478,9 @@ func (f *flow) WriteTo(b []byte, to net.Addr) (int, error) {
 			expectCookie(f.conn, f.cookie) // which the peer has had of us
 			return len(b), nil
 		case isFirst(b, handshakeServerHello):
-			f.flights++
+			if f.flights++; f.flights == 1 {
+				f.answered()
+			}
 		case b[0] == recordChangeCipherSpec: // with the Finished behind it
 			f.shutGate()
 		}

@@ -23,22 +23,23 @@ const (
 	// have less than the rest of an idle key server.
 	maxHandshakes = 96
 	// handshakeGrace is how long a handshake keeps its place when others want
-	// it: longer than most round trips, and as short as that, because it is how
-	// long those who do not go on keep others out.
+	// it, from when it is the peer's turn: longer than most round trips, and as
+	// short as that, because it is how long peers that do not go on keep others
+	// out.
 	handshakeGrace = 500 * time.Millisecond
 )
 
 // pending is a peer that is not authenticated yet.
 type pending interface {
 	origin() netip.Addr
-	since() time.Time
+	since() time.Time // when its time began
 }
 
 // yielding returns which of the pending, oldest first, gives way to a newcomer
-// when all places are taken: the oldest of the origin that has the most. It does
+// when all places are taken: one of the origin that has the most. The oldest does
 // so at once if that origin has more than the newcomer's will have, so that
-// nobody alone drives others out, and otherwise when it has had its time. It is
-// nil when the newcomer has to come again.
+// nobody alone drives others out; otherwise the oldest that has had its time. It
+// is nil when the newcomer has to come again.
 func yielding(queue *list.List, newcomer netip.Addr, now time.Time) *list.Element {
 	from := func(e *list.Element) netip.Addr { return e.Value.(pending).origin() }
 	count, most := make(map[netip.Addr]int), 0
@@ -46,12 +47,10 @@ func yielding(queue *list.List, newcomer netip.Addr, now time.Time) *list.Elemen
 		count[from(e)]++
 		most = max(most, count[from(e)])
 	}
-	e := queue.Front()
-	for count[from(e)] < most {
-		e = e.Next()
+	for e := queue.Front(); e != nil; e = e.Next() {
+		if count[from(e)] == most && (most > count[newcomer]+1 || now.Sub(e.Value.(pending).since()) >= handshakeGrace) {
+			return e
+		}
 	}
-	if most <= count[newcomer]+1 && now.Sub(e.Value.(pending).since()) < handshakeGrace {
-		return nil
-	}
-	return e
+	return nil
 }
