@@ -56,11 +56,16 @@ func CheckAuditLog(o AuditOptions) (differs []string, err error) {
 	return differs, nil
 }
 
-// check looks again where it finds a difference: the key server may have begun a
-// new file meanwhile.
+// check looks again where it finds a difference and a key server has written
+// meanwhile: that may have begun a new file.
 func (o *AuditOptions) check() (differs []string, err error) {
 	for range 3 {
+		before, _ := os.Stat(o.File)
 		if differs, err = o.checkOnce(); err != nil || len(differs) == 0 {
+			break
+		}
+		after, _ := os.Stat(o.File)
+		if before == nil || after == nil || os.SameFile(before, after) && before.Size() == after.Size() {
 			break
 		}
 	}

@@ -118,14 +118,15 @@ func nextLine(f io.ReaderAt, offset int64) (at int64, number uint64, ok bool) {
 }
 
 // brokenAfter reports whether a log has the record of a discontinuity, signed by
-// the key, after the line with a number.
-func brokenAfter(file string, seq uint64, key ed25519.PublicKey) (recorded bool, err error) {
+// the key, after the line with a number; compared says that it has to be one that
+// was compared with a witness that had the line.
+func brokenAfter(file string, seq uint64, compared bool, key ed25519.PublicKey) (recorded bool, err error) {
 	before := uint64(math.MaxUint64)
 	for name, files := file, 0; files < maxScanFiles && !recorded && before > seq; files++ {
 		err := visitBackward(name, func(line []byte) bool {
 			if number, ok := wholeNumber(line); ok && number < before {
 				before = number
-				recorded = number > seq && isBroken(line, key)
+				recorded = number > seq && isBroken(line, seq, compared, key)
 			}
 			return !recorded && before > seq
 		})
@@ -155,11 +156,11 @@ func visitBackward(name string, visit func(line []byte) bool) error {
 }
 
 // isBroken reports whether a line is the record of a discontinuity, by the key.
-func isBroken(line []byte, key ed25519.PublicKey) bool {
+func isBroken(line []byte, seq uint64, compared bool, key ed25519.PublicKey) bool {
 	if !bytes.Contains(line, []byte(`"cause":"`+causeBroken+`"`)) {
 		return false
 	}
 	content, stated, ok := splitLine(line)
 	var l signedLine
-	return ok && json.Unmarshal(line, &l) == nil && l.Event == eventOpen && l.Cause == causeBroken && l.provenBy(key, content, stated)
+	return ok && json.Unmarshal(line, &l) == nil && l.Event == eventOpen && l.Cause == causeBroken && (!compared || l.Witnessed >= seq) && l.provenBy(key, content, stated)
 }

@@ -70,6 +70,7 @@ type auditLine struct {
 	// the last tip names, and the edges that are suspended.
 	Tip           *uint64  `json:"tip,omitempty"`
 	NewFile       bool     `json:"new_file,omitempty"`       // 'open' of a discontinuity: it is the first line of its file
+	Witnessed     uint64   `json:"witnessed,omitempty"`      // 'open' of a discontinuity: the number of the line that a witness had
 	Unsigned      uint64   `json:"unsigned_lines,omitempty"` // 'open': lines above that neither a signature nor a tip covers
 	Suspended     []string `json:"suspended,omitempty"`
 	MoreSuspended int      `json:"more_suspended,omitempty"` // beyond maxSuspendedNames

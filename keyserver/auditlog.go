@@ -303,8 +303,11 @@ func (l *AuditLog) discontinue(s *auditStart, first *auditLine) {
 	if s.tip != nil {
 		known = s.tip.link
 	}
-	if s.witnessed != nil && s.witnessed.Seq > known.seq {
-		known = s.witnessed.link
+	if s.witnessed != nil {
+		first.Witnessed = s.witnessed.Seq
+		if s.witnessed.Seq > known.seq {
+			known = s.witnessed.link
+		}
 	}
 	if known.seq > s.end.tip.seq {
 		l.chain.tip.seq = known.seq

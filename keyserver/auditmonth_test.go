@@ -32,16 +32,16 @@ func memoryDir(t *testing.T) string {
 // its own.
 type month struct {
 	*attacked
-	state    string
-	random   *rand.Rand
-	clock    time.Time
-	log      *AuditLog
-	server   testServer
-	crashes  int
-	rotated  int
-	last     map[string][]byte // the files before the change before
-	witness  []byte            // what a witness has that comes now and then
-	entries  int               // that it has got
+	state   string
+	random  *rand.Rand
+	clock   time.Time
+	log     *AuditLog
+	server  testServer
+	crashes int
+	rotated int
+	last    map[string][]byte // the files before the change before
+	witness []byte            // what a witness has that comes now and then
+	entries int               // that it has got
 }
 
 func newMonth(t *testing.T, signed bool) *month {

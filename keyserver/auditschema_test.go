@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -115,6 +116,8 @@ func acceptedLog(t *testing.T) string {
 	require.NoError(t, log.Close())
 	data, err := os.ReadFile(a.options.File)
 	require.NoError(t, err)
+	a.options.Witness = filepath.Join(t.TempDir(), "witness")
+	require.NoError(t, a.run("witnessed", 1))
 	require.NoError(t, os.Remove(a.options.File))
 	require.NoError(t, a.run("in a new file", 1))
 	more, err := os.ReadFile(a.options.File)

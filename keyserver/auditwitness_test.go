@@ -385,6 +385,38 @@ func TestAForgedRecordOfADiscontinuity(t *testing.T) {
 
 // A line is found in a file of any length, and in files that were rotated, whatever
 // could only be written in part.
+// A discontinuity that is provoked after the line that the witness has, by
+// whoever has put back all the rest, settles nothing.
+func TestAProvokedDiscontinuityDoesNotHideAnOlderLog(t *testing.T) {
+	for _, required := range []bool{false, true} {
+		a, before, last := newAsked(t)
+		e, err := ParseWitnessEntry(last, auditPublic)
+		require.NoError(t, err)
+		a.putBack(before)
+		require.NoError(t, a.run("nothing happened", 100))
+		a.cut(1)
+		require.NoError(t, a.run("the provoked one is recorded", 1))
+
+		a.options.Required = required
+		log := openAudit(t, a.options)
+		require.Greater(t, log.chain.tip.seq, e.Seq)
+		_, err = log.Witness(last)
+		require.ErrorContains(t, err, "is another than its witness has")
+		_, err = log.Witness(last)
+		if required {
+			require.Error(t, err)
+		} else {
+			require.NoError(t, err, "it has been recorded")
+		}
+		require.NoError(t, log.Close())
+		if required {
+			_, err = AcceptAudit(a.options, "a test", "a test")
+			require.NoError(t, err)
+		}
+		require.NoError(t, a.run("after", 1))
+	}
+}
+
 func TestFindLine(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.log")
 	log := openAudit(t, AuditOptions{File: file, Key: auditKey, MaxSize: 5 << 20})

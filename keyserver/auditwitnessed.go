@@ -115,7 +115,9 @@ func compareWitness(o *AuditOptions, end link, e *WitnessEntry) (differs, warnin
 	if err == nil && at == e.link {
 		return "", ""
 	}
-	recorded, errScan := brokenAfter(o.File, e.Seq, o.public())
+	// A line that is missing is missing since any discontinuity. One that is another
+	// was to be found by that which recorded it: others may be there to hide it.
+	recorded, errScan := brokenAfter(o.File, e.Seq, at.seq != 0, o.public())
 	switch {
 	case recorded:
 		return "", ""
@@ -210,7 +212,7 @@ func (l *AuditLog) discover(differs string, e *WitnessEntry) error {
 		return broken
 	}
 	l.chain.tip.seq = max(l.chain.tip.seq, e.Seq) // The numbers show the gap.
-	l.open(auditLine{Cause: causeBroken, Reason: differs})
+	l.open(auditLine{Cause: causeBroken, Reason: differs, Witnessed: e.Seq})
 	if err := l.begin(); err != nil {
 		return errors.Join(broken, err)
 	}
