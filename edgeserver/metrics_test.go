@@ -183,6 +183,14 @@ func TestMetricsOfKeyServers(t *testing.T) {
 		assert.Equal(t, test.answers, answers(), test.outcome)
 	}
 	assert.EqualValues(t, 5, e.value(t, "ski_attempt_seconds", "keyserver", ks))
+	// Of static RSA, whoever reads the metrics and connects must not learn the answer.
+	for _, a := range []ski.Attempt{{}, {Answer: ski.UnspecifiedError}, {Err: &ski.TransportError{Op: "answer", Err: errors.New("500")}}} {
+		a.Kind, a.Method = ski.FirstAttempt, ski.MethodRSA
+		before := e.value(t, "ski_attempts_total", "keyserver", ks, "kind", "first", "outcome", "answered")
+		e.Metrics().Attempted(ks, a)
+		assert.Equal(t, before+1, e.value(t, "ski_attempts_total", "keyserver", ks, "kind", "first", "outcome", "answered"))
+		assert.EqualValues(t, 1, answers())
+	}
 	e.Metrics().SetIdentityExpiry(end)
 	assert.EqualValues(t, end.Unix(), e.value(t, "identity_expiry_timestamp_seconds"))
 	assert.InDelta(t, end.Unix(), e.value(t, "certificate_expiry_timestamp_seconds", "site", "a.test"), 60)

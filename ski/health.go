@@ -41,10 +41,14 @@ type Attempt struct {
 
 // Outcome names what came of the attempt, for the label of a metric: "output",
 // one of the four errors, "canceled" where the answer was not waited for,
-// "timeout", "unreachable" or "failed".
+// "timeout", "unreachable" or "failed". With MethodRSA it is "answered" for
+// whatever the key server has answered: that may depend on the plaintext, and
+// whoever reads metrics and connects would learn it.
 func (a *Attempt) Outcome() string {
 	te := (*TransportError)(nil)
 	switch {
+	case a.Method == MethodRSA && Answered(a.Err):
+		return "answered"
 	case a.Err == nil && a.Answer == "":
 		return "output"
 	case a.Err == nil:
@@ -90,6 +94,7 @@ type health struct {
 	down        bool
 	since       time.Time // of the last change
 	unspecified int       // answers in a row
+	faulty      bool      // it is reached, but its answers to others than MethodRSA are wrong
 	trial       time.Time // when to send a copy
 	pause       time.Duration
 }
@@ -106,7 +111,7 @@ func (h *health) answers() bool {
 func (h *health) due(now time.Time, method Method) bool {
 	h.state.Lock()
 	defer h.state.Unlock()
-	if !h.down || now.Before(h.trial) || method == MethodRSA && h.unspecified >= maxUnspecified {
+	if !h.down || now.Before(h.trial) || method == MethodRSA && h.faulty {
 		return false
 	}
 	h.pause = min(2*h.pause, lastTrial)
@@ -135,7 +140,7 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 	defer h.state.Unlock()
 	err := a.Err
 	if reached {
-		if h.unspecified >= maxUnspecified {
+		if h.faulty {
 			return
 		}
 		err = nil
@@ -148,7 +153,13 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 		h.unspecified = 0
 	}
 	// What began before it was known to answer again is of the time before.
-	if h.down == (err != nil) || err != nil && start.Before(h.since) {
+	if err != nil && start.Before(h.since) {
+		return
+	}
+	if !reached {
+		h.faulty = err != nil && Answered(a.Err)
+	}
+	if h.down == (err != nil) {
 		return
 	}
 	now := time.Now()

@@ -133,3 +133,26 @@ func TestAnAnswerToRSASaysOnlyThatAKeyServerIsReached(t *testing.T) {
 		assert.True(t, seen.health[3].Answers)
 	})
 }
+
+// A page in the place of an answer is a fault, too, that RSA must not undo: the
+// others would be asked it first again, and whatever it says of RSA be the end.
+func TestAnAnswerToRSADoesNotUndoThatAnswersAreNotSKI(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := &fakeServer{f: func(context.Context, int) (*ski.Response, error) { return nil, errNotSKI }}
+		second := alive()
+		var seen seen
+		c := seen.watch(&ski.Client{Transports: []ski.Transport{first, second}})
+		defer c.Close()
+		ask(t, c)
+		require.Len(t, seen.health, 1, "it is asked last")
+		calls := first.calls
+		for range 60 {
+			resp, err := c.RoundTrip(t.Context(), rsaRequest())
+			require.NoError(t, err)
+			assert.Same(t, answer, resp)
+			time.Sleep(time.Second)
+		}
+		assert.Len(t, seen.health, 1)
+		assert.Equal(t, calls, first.calls)
+	})
+}

@@ -240,7 +240,7 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 	}
 	a, err := s.exchange(ctx, c.path, f, body)
 	switch {
-	case errors.Is(err, errUnusable):
+	case errors.Is(err, errUnusable), errors.Is(err, errReset):
 		return nil, c.failed(ctx, "answer", err)
 	case err != nil:
 		return nil, c.failed(ctx, "request", err)

@@ -231,8 +231,10 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
 	resp, err := c.post(asking, f, body)
-	if err == nil {
+	if err == nil || isReset(err) {
 		op = "answer"
+	}
+	if err == nil {
 		var a *answered
 		if a, err = read(resp); err == nil {
 			return a, nil
@@ -242,6 +244,25 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 		op, err = "request", net.ErrClosed
 	}
 	return nil, c.failure(ctx, op, err)
+}
+
+// streamError is what errors.As reads net/http's own error of a stream as. It has
+// the fields of golang.org/x/net/http2.StreamError.
+type streamError struct {
+	StreamID uint32
+	Code     uint32
+	Cause    error
+}
+
+func (e streamError) Error() string { return fmt.Sprintf("stream error %d", e.Code) }
+
+// isReset reports whether the key server has ended the stream in place of an
+// answer, as with an exception in its handler, and not because it has not looked at
+// the request (REFUSED_STREAM: RFC 9113, Section 8.7).
+func isReset(err error) bool {
+	const refusedStream = 7
+	e := streamError{}
+	return errors.As(err, &e) && e.Code != refusedStream
 }
 
 // post sends a request and returns the answer, whose body is to be read.

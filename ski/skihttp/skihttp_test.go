@@ -10,9 +10,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -722,4 +725,30 @@ func TestAPageInThePlaceOfAnAnswerKeepsTheConnection(t *testing.T) {
 		assert.True(t, ski.Answered(err), err)
 	}
 	assert.Len(t, from, 1)
+}
+
+// A stream that is reset is what an exception in a key server's handler looks like.
+// It may depend on the plaintext, like any answer.
+func TestAStreamThatIsResetIsAnAnswer(t *testing.T) {
+	ca := newTestCA(t)
+	var from sync.Map
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		from.Store(r.RemoteAddr, r.Proto)
+		panic(http.ErrAbortHandler)
+	}))
+	server.EnableHTTP2, server.TLS = true, &tls.Config{Certificates: []tls.Certificate{ca.keyServer()}}
+	server.StartTLS()
+	defer server.Close()
+	c, err := NewClient(server.URL, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	defer c.Close()
+	for range 3 {
+		_, err := c.RoundTrip(t.Context(), request(1))
+		te := (*ski.TransportError)(nil)
+		require.ErrorAs(t, err, &te)
+		assert.True(t, ski.Answered(err), err)
+		assert.False(t, te.Permanent)
+	}
+	protos := slices.Collect(maps.Values(maps.Collect(from.Range)))
+	assert.Equal(t, []any{"HTTP/2.0"}, protos, "over one connection")
 }
