@@ -315,6 +315,9 @@ func TestOurEdgeServerTellsNothingOfAnswersToRSA(t *testing.T) {
 	require.Contains(t, faults, "older-secret")
 	for _, scheme := range []string{"coaps", "https"} {
 		for fault, want := range faults {
+			if scheme == "https" && fault == "silent" { // It resets the stream, which is an answer.
+				want = "alert bad record mac"
+			}
 			t.Run(scheme+" "+fault, func(t *testing.T) {
 				t.Parallel()
 				c := &conformanceSetup{t, shared.dir}
