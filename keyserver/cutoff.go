@@ -65,13 +65,16 @@ const watchInterval = 500 * time.Millisecond
 // and closes the sessions that may not be any more, those of edges that a new policy does not know
 // included, until ctx ends. It turns the TicketRatchet too.
 func (s *Server) Watch(ctx context.Context) {
-	var tickets sync.WaitGroup
-	defer tickets.Wait()
-	tickets.Go(func() { // A disk that hangs does not keep edges from being cut off.
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		s.keepTickets(ctx, tick.C)
-	})
+	var state sync.WaitGroup
+	defer state.Wait()
+	// A disk that hangs does not keep edges from being cut off.
+	for _, keep := range []func(context.Context, <-chan time.Time){s.keepTickets, s.keepSuspensions} {
+		state.Go(func() {
+			tick := time.NewTicker(time.Second)
+			defer tick.Stop()
+			keep(ctx, tick.C)
+		})
+	}
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
@@ -85,6 +88,21 @@ func (s *Server) Watch(ctx context.Context) {
 		}
 		_ = s.reloadPSKs(false) // which logs by itself
 		s.Enforce()
+	}
+}
+
+// keepSuspensions writes those to the state file that could not be written
+// when they came.
+func (s *Server) keepSuspensions(ctx context.Context, tick <-chan time.Time) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+		if s.suspensions.keepAgain() {
+			s.log.Info("the state file has the suspensions again")
+		}
 	}
 }
 

@@ -42,6 +42,7 @@ type Suspensions struct {
 	file    string
 	writing sync.Mutex // held while the set is changed
 	now     atomic.Pointer[suspended]
+	unkept  atomic.Bool // the file could not be written
 }
 
 // suspended is the set, which does not change: each request looks into it.
@@ -95,7 +96,7 @@ func OpenSuspensions(file string) (*Suspensions, error) {
 }
 
 // Suspend cuts an edge off, or changes why it is. It is in effect even if the
-// error says that it could not be kept in the file.
+// error says that it could not be kept in the file. Server.Watch tries that again.
 func (s *Suspensions) Suspend(one Suspension) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -162,9 +163,23 @@ func (s *Suspensions) find(peer ski.Peer, edges []*edge) (Suspension, bool) {
 	return Suspension{}, false
 }
 
+// keep writes the file. It is called with s.writing held.
 func (s *Suspensions) keep(set *suspended) error {
 	if s.file == "" {
 		return nil
 	}
-	return writeState(s.file, set.all())
+	err := writeState(s.file, set.all())
+	s.unkept.Store(err != nil)
+	return err
+}
+
+// keepAgain writes the file if that has failed before. It reports whether the file
+// has everything now that it had not.
+func (s *Suspensions) keepAgain() bool {
+	if !s.unkept.Load() {
+		return false
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.unkept.Load() && s.keep(s.now.Load()) == nil
 }

@@ -2,6 +2,7 @@ package keyserver
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -118,4 +119,31 @@ func TestStateFileIsRefused(t *testing.T) {
 			require.ErrorContains(t, err, file)
 		})
 	}
+}
+
+// A disk that was full when an edge was suspended does not make the edge come back
+// with the next restart.
+func TestASuspensionThatCouldNotBeKeptIsKeptLater(t *testing.T) {
+	dir := stateFolder(t)
+	file := filepath.Join(dir, "state", "state.json")
+	var log bytes.Buffer
+	suspensions := openSuspensions(t, file)
+	s := newTestServer(t, testKeys(), func(o *Options) {
+		o.Suspensions, o.Logger = suspensions, slog.New(slog.NewTextHandler(&log, nil))
+	})
+	_, err := s.Suspend(Suspension{Edge: "edge", By: "a test"})
+	require.Error(t, err, "the directory is not there")
+	require.Len(t, suspensions.All(), 1)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	tick, done := make(chan time.Time), make(chan struct{})
+	go func() { s.keepSuspensions(ctx, tick); close(done) }()
+	tick <- time.Now()
+	require.NoError(t, os.Mkdir(filepath.Dir(file), 0o700))
+	tick <- time.Now()
+	tick <- time.Now() // The one before has been dealt with.
+	cancel()
+	<-done
+	require.Len(t, openSuspensions(t, file).All(), 1)
+	require.Equal(t, 1, strings.Count(log.String(), "the state file has the suspensions again"))
 }
