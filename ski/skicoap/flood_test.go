@@ -332,15 +332,20 @@ func TestKnownAddressesHavePlacesOfTheirOwn(t *testing.T) {
 // would be somebody else's memory.
 func TestWherePionKeepsItsCookie(t *testing.T) {
 	type state struct {
-		random [32]byte
-		cookie []byte
+		_      [32]byte
+		cookie []byte //lint:ignore U1000 found by its name
 	}
-	type embedded struct{ state }
-	type outer struct{ state state }
-	at, ok := cookieField(reflect.TypeFor[struct {
-		id    int
-		state state
-	}]())
+	type embedded struct {
+		state //lint:ignore U1000 likewise
+	}
+	type outer struct {
+		state state //lint:ignore U1000 likewise
+	}
+	type conn struct {
+		_     int
+		state state //lint:ignore U1000 likewise
+	}
+	at, ok := cookieField(reflect.TypeFor[conn]())
 	assert.True(t, ok)
 	assert.EqualValues(t, 8+32, at)
 	for _, other := range []reflect.Type{

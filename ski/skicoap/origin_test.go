@@ -2,6 +2,8 @@ package skicoap
 
 import (
 	"container/list"
+	"crypto"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -9,6 +11,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/turn"
 )
 
 func TestOriginsOfConnections(t *testing.T) {
@@ -34,13 +39,13 @@ func (c connFrom) Close() error { return nil }
 func TestConnectionsOfManyAddressesHaveTheirTime(t *testing.T) {
 	l := &tcpListener{opening: list.New()}
 	now := time.Now()
-	first, ok := l.begin(connFrom{addr: address(0)}, now)
+	first, ok := l.begin(turn.New(connFrom{addr: address(0)}, now), now)
 	require.True(t, ok)
 	for i := range 10_000 {
-		l.begin(connFrom{addr: address(i + 1)}, now)
+		l.begin(turn.New(connFrom{addr: address(i + 1)}, now), now)
 	}
 	assert.Equal(t, maxHandshakes, l.opening.Len())
-	edge := connFrom{addr: netip.MustParseAddrPort("192.0.2.7:1")}
+	edge := turn.New(connFrom{addr: netip.MustParseAddrPort("192.0.2.7:1")}, now)
 	_, ok = l.begin(edge, now)
 	assert.False(t, ok)
 	opened, ok := l.begin(edge, now.Add(handshakeGrace))
@@ -48,8 +53,41 @@ func TestConnectionsOfManyAddressesHaveTheirTime(t *testing.T) {
 	assert.False(t, first())
 	assert.True(t, opened())
 	for i := range maxHandshakes {
-		l.begin(connFrom{addr: netip.AddrPortFrom(address(1).Addr(), uint16(i+1))}, now.Add(time.Hour))
+		l.begin(turn.New(connFrom{addr: netip.AddrPortFrom(address(1).Addr(), uint16(i+1))}, now.Add(time.Hour)), now.Add(time.Hour))
 	}
 	_, ok = l.begin(edge, now.Add(time.Hour))
 	assert.True(t, ok)
+}
+
+// waitingSigner is a key of a machine that is slow.
+type waitingSigner struct {
+	crypto.Signer
+	asked, sign chan struct{}
+}
+
+func (s waitingSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	close(s.asked)
+	<-s.sign
+	return s.Signer.Sign(random, digest, opts)
+}
+
+// A key server that has much to do does not take the time from those that wait for
+// it: their handshakes would begin anew, and it would have more to do.
+func TestAConnectionThatWaitsForItsServerKeepsItsPlace(t *testing.T) {
+	ca := newTestCA(t)
+	slow, asked, sign := ca.keyServer(), make(chan struct{}), make(chan struct{})
+	slow.PrivateKey = waitingSigner{slow.PrivateKey.(crypto.Signer), asked, sign}
+	s := serveTCP(t, ca, func(c *ServerConfig) { c.Certificate = slow })
+	c := dialTCP(t, s, ca)
+	got := make(chan error, 1)
+	go func() { got <- ask(t.Context(), &ski.Client{Transports: []ski.Transport{c}, Timeout: time.Minute}, 1) }()
+	<-asked
+	s.tcp.mu.Lock()
+	waits := s.tcp.opening.Front().Value.(opening)
+	s.tcp.mu.Unlock()
+	before := time.Now()
+	assert.False(t, waits.since().Before(before))
+	close(sign)
+	require.NoError(t, <-got)
+	assert.True(t, waits.since().Before(time.Now()))
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/internal/pace"
+	"github.com/tlsski/tlsski/ski/internal/turn"
 )
 
 // ListenTCP opens the TCP address (host:port) for CoAP over TLS (RFC 8323),
@@ -45,6 +46,7 @@ func ListenTCP(addr string, cfg ServerConfig) (*Server, error) {
 			// A resumed session would be one with a certificate that nobody
 			// has looked at again.
 			SessionTicketsDisabled: true,
+			GetConfigForClient:     turn.Heard(func(c net.Conn) *turn.Conn { return c.(*pace.Conn).Conn.(*turn.Conn) }),
 		},
 		opening: list.New(),
 	}
@@ -63,23 +65,22 @@ type tcpListener struct {
 
 // opening is a connection that has not yet shown a certificate.
 type opening struct {
-	net.Conn
-	from  netip.AddrPort
-	began time.Time
+	*turn.Conn
+	from netip.AddrPort
 }
 
 func (o opening) origin() netip.Addr { return origin(o.from.Addr()) }
 
-func (o opening) since() time.Time { return o.began }
+func (o opening) since() time.Time { return o.Conn.Since() }
 
 func (t *tcpListener) close() { _ = t.listener.Close() }
 
 // begin counts a connection in until opened is called, which reports whether it
 // has not had to give way. ok is false where it has no place.
-func (t *tcpListener) begin(conn net.Conn, now time.Time) (opened func() bool, ok bool) {
+func (t *tcpListener) begin(conn *turn.Conn, now time.Time) (opened func() bool, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	o := opening{conn, addrPort(conn.RemoteAddr()), now}
+	o := opening{conn, addrPort(conn.RemoteAddr())}
 	if t.opening.Len() >= maxHandshakes {
 		t.givenUp.Add(1)
 		e := yielding(t.opening, o.origin(), now)
@@ -126,10 +127,12 @@ func (s *Server) runTCP() error {
 
 // serveTCP runs one session from its handshake to its end.
 func (s *Server) serveTCP(raw net.Conn) {
-	conn := &pace.Conn{Conn: raw}
+	now := time.Now()
+	turns := turn.New(raw, now)
+	conn := &pace.Conn{Conn: turns}
 	defer conn.Close()
 	addr := addrPort(conn.RemoteAddr())
-	opened, ok := s.tcp.begin(conn, time.Now())
+	opened, ok := s.tcp.begin(turns, now)
 	if !ok {
 		s.logRefusal(addr, errFlood)
 		return

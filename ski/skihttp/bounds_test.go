@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/turn"
 )
 
 // connect makes a TLS connection that a test speaks on by itself.
@@ -295,7 +297,7 @@ func TestHalfOpenConnectionsOfManyAddressesHaveTheirTime(t *testing.T) {
 	ca := newTestCA(t)
 	s := serve(t, ca, ServerConfig{MaxHandshakes: 8})
 	at := func(i int, began time.Time) *conn {
-		return &conn{Conn: nil, addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 1), began: began}
+		return &conn{turn: turn.New(nil, began), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 1)}
 	}
 	now := time.Now()
 	s.mu.Lock()
@@ -306,11 +308,52 @@ func TestHalfOpenConnectionsOfManyAddressesHaveTheirTime(t *testing.T) {
 	for i := range 7 {
 		s.handshakes[at(i+1, now.Add(time.Millisecond))] = struct{}{}
 	}
-	assert.Nil(t, s.yielding(at(9, now.Add(handshakeGrace-1))))
-	assert.Same(t, first, s.yielding(at(9, now.Add(handshakeGrace))))
+	assert.Nil(t, s.yielding(at(9, now), now.Add(handshakeGrace-1)))
+	assert.Same(t, first, s.yielding(at(9, now), now.Add(handshakeGrace)))
 	again := at(0, now)
 	s.handshakes[again] = struct{}{}
-	assert.Contains(t, []*conn{first, again}, s.yielding(at(9, now.Add(1))), "who has more gives way at once")
+	assert.Contains(t, []*conn{first, again}, s.yielding(at(9, now), now.Add(1)), "who has more gives way at once")
+}
+
+// waitingSigner is a key of a machine that is slow.
+type waitingSigner struct {
+	crypto.Signer
+	asked, sign chan struct{}
+}
+
+func (s waitingSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	close(s.asked)
+	<-s.sign
+	return s.Signer.Sign(random, digest, opts)
+}
+
+// A key server that has much to do does not take the time from those that wait for
+// it: their handshakes would begin anew, and it would have more to do.
+func TestAConnectionThatWaitsForItsServerKeepsItsPlace(t *testing.T) {
+	ca := newTestCA(t)
+	slow, asked, sign := ca.keyServer(), make(chan struct{}), make(chan struct{})
+	slow.PrivateKey = waitingSigner{slow.PrivateKey.(crypto.Signer), asked, sign}
+	s := serve(t, ca, ServerConfig{Certificate: slow})
+	got := make(chan error, 1)
+	go func() {
+		c, err := tls.Dial("tcp", s.Addr().String(), &tls.Config{Certificates: []tls.Certificate{ca.edge()}, RootCAs: ca.pool, ServerName: "localhost"})
+		if err == nil {
+			err = c.Close()
+		}
+		got <- err
+	}()
+	<-asked
+	s.mu.Lock()
+	require.Len(t, s.handshakes, 1)
+	var waits *conn
+	for waits = range s.handshakes {
+	}
+	s.mu.Unlock()
+	before := time.Now()
+	assert.False(t, waits.turn.Since().Before(before))
+	close(sign)
+	require.NoError(t, <-got)
+	assert.True(t, waits.turn.Since().Before(time.Now()))
 }
 
 func TestSessionsAreBounded(t *testing.T) {

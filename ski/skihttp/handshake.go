@@ -12,16 +12,19 @@ import (
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/turn"
 )
 
 // begin is called for a new connection.
 func (s *Server) begin(raw net.Conn) {
-	c := &conn{Conn: raw, addr: addrPort(raw.RemoteAddr()), began: time.Now()}
+	now := time.Now()
+	turns := turn.New(raw, now)
+	c := &conn{Conn: turns, turn: turns, addr: addrPort(raw.RemoteAddr())}
 	s.mu.Lock()
 	var oldest *conn
 	if len(s.handshakes) >= s.cfg.MaxHandshakes {
 		s.givenUp.Add(1)
-		if oldest = s.yielding(c); oldest == nil {
+		if oldest = s.yielding(c, now); oldest == nil {
 			s.mu.Unlock()
 			s.refused(c, errHandshakes)
 			_ = raw.Close()
@@ -39,8 +42,8 @@ func (s *Server) begin(raw net.Conn) {
 	}
 }
 
-// handshakeGrace is how long a handshake keeps its place when others want it:
-// longer than most round trips.
+// handshakeGrace is how long a handshake keeps its place when others want it, from
+// when it is the peer's turn: longer than most round trips.
 const handshakeGrace = 500 * time.Millisecond
 
 // Handshakes returns 0, for cookies that only CoAP over DTLS has, and how many
@@ -52,19 +55,23 @@ func (s *Server) Handshakes() (cookies, givenUp uint64) { return 0, s.givenUp.Lo
 // that has more than the newcomer's will have, so that nobody alone keeps others
 // out, and otherwise when it has had its time; nil until then. It is called with
 // s.mu held.
-func (s *Server) yielding(newcomer *conn) (oldest *conn) {
+func (s *Server) yielding(newcomer *conn, now time.Time) (oldest *conn) {
 	count, most := make(map[netip.Addr]int), 0
 	for c := range s.handshakes {
 		from := origin(c.addr.Addr())
 		count[from]++
 		most = max(most, count[from])
 	}
+	var since time.Time
 	for c := range s.handshakes {
-		if count[origin(c.addr.Addr())] == most && (oldest == nil || c.began.Before(oldest.began)) {
-			oldest = c
+		if count[origin(c.addr.Addr())] != most {
+			continue
+		}
+		if t := c.turn.Since(); oldest == nil || t.Before(since) {
+			oldest, since = c, t
 		}
 	}
-	if most <= count[origin(newcomer.addr.Addr())]+1 && newcomer.began.Sub(oldest.began) < handshakeGrace {
+	if most <= count[origin(newcomer.addr.Addr())]+1 && now.Sub(since) < handshakeGrace {
 		return nil
 	}
 	return oldest

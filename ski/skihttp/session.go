@@ -15,6 +15,7 @@ import (
 
 	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/internal/pace"
+	"github.com/tlsski/tlsski/ski/internal/turn"
 )
 
 // session is the server's side of one authenticated connection.
@@ -76,8 +77,8 @@ func (s *session) finish() {
 // heard of the peer, and why it ended.
 type conn struct {
 	net.Conn
+	turn    *turn.Conn // which Conn is
 	addr    netip.AddrPort
-	began   time.Time
 	session *session // nil before the handshake is done
 
 	established atomic.Bool
@@ -112,7 +113,7 @@ func (c *conn) Read(b []byte) (int, error) {
 // until the peer closes, or as long again as it had for the handshake: it may be
 // slow. Until then the connection is among those whose oldest gives way.
 func (c *conn) farewell(ctx context.Context, timeout time.Duration) {
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
+	if tcp, ok := c.turn.Conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
 		defer context.AfterFunc(ctx, func() { _ = tcp.Close() })()
 		_ = tcp.SetReadDeadline(time.Now().Add(timeout))
 		_, _ = io.CopyN(io.Discard, tcp, 16<<10)

@@ -4,7 +4,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
 	"slices"
+
+	"github.com/tlsski/tlsski/ski/internal/turn"
 )
 
 // cipherSuites are those of TLS 1.2 that RFC 7540, Section 9.2.2 leaves:
@@ -31,6 +34,7 @@ func serverTLS(cfg *ServerConfig) *tls.Config {
 		NextProtos:   alpn,
 		// Connections last; a ticket's key would be one more secret.
 		SessionTicketsDisabled: true,
+		GetConfigForClient:     turn.Heard(func(c net.Conn) *turn.Conn { return c.(*conn).turn }),
 	}
 }
 
