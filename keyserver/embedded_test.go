@@ -25,6 +25,7 @@ func TestEmbeddedConfig(t *testing.T) {
 keys: keys
 hsm: {keys: [{uri: "pkcs11:token=t"}], max_sessions: 3}
 policy: policy.yaml
+state: state.json
 audit: {file: audit.log, required: true}
 rsa_failure: random
 rsa_failure_secret_file: secret
@@ -36,6 +37,7 @@ max_in_flight: 100
 	require.Equal(t, dir+"/keys", c.Keys)
 	require.Equal(t, []HSMKey{{URI: "pkcs11:token=t"}}, c.HSM.Keys)
 	require.Equal(t, dir+"/audit.log", c.Audit.File)
+	require.Equal(t, dir+"/state.json", c.State)
 	require.Equal(t, dir+"/state.key", c.StateKeyFile)
 	require.EqualValues(t, 100, c.MaxInFlight)
 	require.Empty(t, c.Warnings())
