@@ -383,17 +383,17 @@ func TestPionComparesTheCookie(t *testing.T) {
 // cookie of the one before begins anew.
 func TestACookieOfTheServerBefore(t *testing.T) {
 	ca := newTestCA(t)
-	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
 	before := newCookies(time.Now()) // used by the goroutine that reads
 	var first atomic.Bool
-	s.mux.mu.Lock()
-	s.mux.send = func(b []byte, to netip.AddrPort) (int, error) {
-		if isFirst(b, handshakeHelloVerifyRequest) && !first.Swap(true) {
-			b = before.verifyRequest(uint48(b[5:]), to, time.Now())
+	cfg := ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)}
+	s := serve(t, "127.0.0.1:0", cfg, func(s *Server) {
+		s.mux.send = func(b []byte, to netip.AddrPort) (int, error) {
+			if isFirst(b, handshakeHelloVerifyRequest) && !first.Swap(true) {
+				b = before.verifyRequest(uint48(b[5:]), to, time.Now())
+			}
+			return s.mux.conn.WriteToUDPAddrPort(b, to)
 		}
-		return s.mux.conn.WriteToUDPAddrPort(b, to)
-	}
-	s.mux.mu.Unlock()
+	})
 	c := dialTo(t, s, ca, func(c *ClientConfig) { c.DialTimeout = time.Second })
 	client := &ski.Client{Transports: []ski.Transport{c}, Timeout: time.Minute}
 	require.NoError(t, ask(t.Context(), client, 1))

@@ -244,8 +244,9 @@ type flow struct {
 	conn    *dtls.Conn
 	flights int // how often the first of ours was sent
 	// What is added to pion's sequence numbers: the ServerHello has that of the
-	// ClientHello (RFC 6347, Section 4.2.1). Set before pion sends anything.
-	ahead uint64
+	// ClientHello (RFC 6347, Section 4.2.1). Set before pion gets that; what it sends
+	// earlier, an alert when the time is up, has numbers of its own.
+	ahead atomic.Uint64
 
 	// With mux.mu held:
 	state    flowState
@@ -288,7 +289,7 @@ func (f *flow) hello(from netip.AddrPort, datagram []byte) {
 		f.greeted = true
 		if b, ok := parseBody(g.data); ok {
 			f.turn, f.ours = time.Now(), true
-			f.ahead = g.record - 1 // pion's first is the HelloVerifyRequest
+			f.ahead.Store(g.record - 1) // pion's first is the HelloVerifyRequest
 			f.deliver(from, helloRecord(g.version, g.record-1, 0, b.withoutCookie()))
 			f.deliver(from, helloRecord(g.version, g.record, 1, g.data))
 		}
@@ -487,9 +488,9 @@ func (f *flow) WriteTo(b []byte, to net.Addr) (int, error) {
 		if b[0] == recordHandshake && f.flights > maxFlights {
 			return len(b), nil
 		}
-		if f.ahead > 0 {
+		if ahead := f.ahead.Load(); ahead > 0 {
 			datagram = bytes.Clone(b)
-			renumber(datagram, f.ahead)
+			renumber(datagram, ahead)
 		}
 	}
 	if _, err := f.mux.send(datagram, to.(*net.UDPAddr).AddrPort()); err != nil {

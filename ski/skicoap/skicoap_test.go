@@ -49,14 +49,17 @@ func (l *logBuffer) String() string {
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-// serve starts a key server at addr and stops it with the test.
-func serve(t *testing.T, addr string, cfg ServerConfig) *Server {
+// serve starts a key server at addr, after the changes, and stops it with the test.
+func serve(t *testing.T, addr string, cfg ServerConfig, change ...func(*Server)) *Server {
 	t.Helper()
 	if cfg.Logger == nil {
 		cfg.Logger = quiet
 	}
 	s, err := Listen(addr, cfg)
 	require.NoError(t, err)
+	for _, c := range change {
+		c(s)
+	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()
 	t.Cleanup(func() {
