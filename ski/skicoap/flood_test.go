@@ -272,14 +272,14 @@ func TestAHandshakeHasItsTimeFromThePeersTurn(t *testing.T) {
 type slowSigner struct {
 	crypto.Signer
 	mu    *sync.Mutex
-	count *int
+	count *atomic.Int64
 }
 
 func (s slowSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	time.Sleep(10 * time.Millisecond)
-	*s.count++
+	s.count.Add(1)
 	return s.Signer.Sign(random, digest, opts)
 }
 
@@ -287,7 +287,8 @@ func (s slowSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts
 // handshakes in a second than there would be places for. Its work is not wasted.
 func TestManyEdgesGetInWhereSigningIsSlow(t *testing.T) {
 	ca := newTestCA(t)
-	slow, signatures := ca.keyServer(), 0
+	var signatures atomic.Int64
+	slow := ca.keyServer()
 	slow.PrivateKey = slowSigner{slow.PrivateKey.(crypto.Signer), new(sync.Mutex), &signatures}
 	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: slow, ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), MaxPeerSessions: 1000})
 	edge := ca.edge()
@@ -300,7 +301,7 @@ func TestManyEdgesGetInWhereSigningIsSlow(t *testing.T) {
 	for range cap(got) {
 		require.NoError(t, <-got)
 	}
-	assert.Less(t, signatures, 2*cap(got))
+	assert.Less(t, signatures.Load(), int64(2*cap(got)))
 }
 
 // Those who do not know where the edges are cannot take the places of those that
