@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,6 +83,21 @@ func FuzzAuditStart(f *testing.F) {
 	})
 }
 
+// shortLine is JSON, but has no room for a number before what would be its chain.
+const shortLine = `{"seq":0,"":"0000000","00000":"0000000","0000":"0000","0000000":"000000000"}`
+
+func TestALineThatIsTooShortIsAFault(t *testing.T) {
+	v := &AuditVerifier{Keys: auditPublic}
+	require.NoError(t, v.File("log", strings.NewReader(shortLine+"\n")))
+	v.End(true)
+	require.NotEmpty(t, v.Faults)
+	file := filepath.Join(t.TempDir(), "audit.log")
+	require.NoError(t, os.WriteFile(file, []byte(shortLine+"\n"), 0o600))
+	log, err := OpenAuditLog(AuditOptions{File: file, Key: auditKey})
+	require.NoError(t, err, "it looks like what could only be written in part")
+	require.NoError(t, log.Close())
+}
+
 // Where a check finds no fault, all lines up to the last that is signed are the
 // key server's.
 func FuzzAuditVerify(f *testing.F) {
@@ -100,6 +116,7 @@ func FuzzAuditVerify(f *testing.F) {
 	original, err := os.ReadFile(o.File)
 	require.NoError(f, err)
 	f.Add(original)
+	f.Add([]byte(shortLine))
 	written := make(map[string]bool)
 	for line := range bytes.Lines(original) {
 		written[string(line)] = true

@@ -188,7 +188,7 @@ func (l link) next(content []byte) link {
 // have the form of a line.
 func splitLine(line []byte) (content []byte, stated link, ok bool) {
 	at := len(line) - chainEnd
-	if at < 0 || !bytes.HasPrefix(line, []byte(seqPrefix)) || !json.Valid(line) {
+	if at < len(seqPrefix) || !bytes.HasPrefix(line, []byte(seqPrefix)) || !json.Valid(line) {
 		return nil, link{}, false
 	}
 	content, end := line[:at], line[at:]
