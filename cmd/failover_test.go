@@ -117,7 +117,7 @@ func (f *fleet) logged(text string, n int) {
 
 // visit fetches a page over a new connection.
 func (f *fleet) visit(c *tls.Config) (resumed bool, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c.RootCAs = f.roots
 	conn, err := (&tls.Dialer{Config: c}).DialContext(ctx, "tcp", f.edgeAt)

@@ -136,6 +136,6 @@ func readPSK(t *testing.T, d *devSetup) ski.PSK {
 	require.NoError(t, os.Rename(next, filepath.Join(d.dir, "keyserver", "edges.psk")))
 	require.Eventually(t, func() bool {
 		return strings.Contains(d.read("keyserver/keyserver.log"), `msg="pre-shared keys read"`)
-	}, 10*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	return all[0]
 }

@@ -34,7 +34,7 @@ func TestAnEdgeServerWithAPreSharedKeyIsServed(t *testing.T) {
 		data, err := os.ReadFile(log.Name())
 		require.NoError(t, err)
 		return strings.Count(string(data), "the key server has the key") == 2*len(d.endpoints.Sites) // with either engine
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	assert.Contains(t, d.read("keyserver/audit.log"), `"peer":"psk:edge.ski.internal"`)
 }
 

@@ -59,7 +59,7 @@ func (s *ticketServer) start(line string) {
 			s.addr = m[1]
 		}
 		return m != nil
-	}, 20*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 }
 
 func (s *ticketServer) stop() {
@@ -126,7 +126,7 @@ func TestTicketKeysGoOnWithoutTheirSecret(t *testing.T) {
 	first := one.ids()
 	assertShared(t, first, two.ids())
 	assert.Contains(t, d.read("one/log"), "yields all ticket keys of the past")
-	require.Eventually(t, func() bool { _, err := os.Stat(one.state() + ".tickets"); return err == nil }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := os.Stat(one.state() + ".tickets"); return err == nil }, time.Minute, 10*time.Millisecond)
 	out = one.check(line)
 	assert.Contains(t, out, "ticket.secret still yields all ticket keys of the past: the key server goes on from "+one.state()+".tickets without it")
 

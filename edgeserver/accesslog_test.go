@@ -145,5 +145,5 @@ func TestAccessLogOverAReload(t *testing.T) {
 		e.logs.mu.Lock()
 		defer e.logs.mu.Unlock()
 		return len(e.logs.open) == 1
-	}, 10*time.Second, time.Millisecond, "the old one is closed with its last connection")
+	}, time.Minute, time.Millisecond, "the old one is closed with its last connection")
 }

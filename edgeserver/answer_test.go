@@ -145,7 +145,7 @@ func linesUntil(t *testing.T, file string, n int) []string {
 	require.Eventually(t, func() bool {
 		data, err := os.ReadFile(file)
 		return err == nil && bytes.Count(data, []byte{'\n'}) >= n
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	lines := linesOf(t, file)
 	require.Len(t, lines, n)
 	return lines

@@ -31,7 +31,7 @@ func frames(t *testing.T, e *edge, p *testPKI, settings ...http2.Setting) framer
 	c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"h2"}})
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	_, err = io.WriteString(c, http2.ClientPreface)
 	require.NoError(t, err)
 	f := framer{http2.NewFramer(c, c), c}
@@ -96,7 +96,7 @@ func TestShutdownEndsConnectionsInGoodOrder(t *testing.T) {
 			assert.False(t, e.Draining())
 			stopped := make(chan error, 1)
 			go func() { stopped <- e.Shutdown(t.Context()) }()
-			require.Eventually(t, e.Draining, 5*time.Second, time.Millisecond)
+			require.Eventually(t, e.Draining, time.Minute, time.Millisecond)
 			close(proceed)
 			assert.Contains(t, ended(t, one), "finished")
 			told(t, two)
@@ -153,7 +153,7 @@ func TestShutdownAfterAReload(t *testing.T) {
 	require.NoError(t, err)
 	stopped := make(chan error, 1)
 	go func() { stopped <- e.Shutdown(context.Background()) }()
-	require.Eventually(t, e.Draining, 5*time.Second, time.Millisecond)
+	require.Eventually(t, e.Draining, time.Minute, time.Millisecond)
 	close(proceed)
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
@@ -232,10 +232,10 @@ func TestShutdownLeavesNothingBehind(t *testing.T) {
 				ended(t, c)
 				c.Close()
 			}
-			require.Eventually(t, func() bool { return s.Usage().Connections == 0 }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return s.Usage().Connections == 0 }, time.Minute, time.Millisecond)
 			origin.CloseClientConnections()
 			// Those of the two origins are left, for as long as they hear nothing.
-			require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+2 }, 10*time.Second, time.Millisecond, "goroutines")
+			require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+2 }, time.Minute, time.Millisecond, "goroutines")
 			assert.NoError(t, s.Shutdown(t.Context()), "once more")
 		})
 	}

@@ -88,7 +88,7 @@ func withHostileClients(t *testing.T, test func(t *testing.T, engines int, dial 
 				tcp, err := net.Dial("tcp", e.addr)
 				require.NoError(t, err)
 				t.Cleanup(func() { tcp.Close() })
-				tcp.SetDeadline(time.Now().Add(20 * time.Second))
+				tcp.SetDeadline(time.Now().Add(time.Minute))
 				c := tls.Client(&mangler{Conn: tcp, mangle: mangle}, &tls.Config{RootCAs: p.roots, ServerName: "a.test", MaxVersion: version})
 				return c, c.Handshake()
 			})

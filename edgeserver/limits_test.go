@@ -36,7 +36,7 @@ func limitedConfig(t *testing.T, p *testPKI, engine string, l Limits) Config {
 // ended waits until the server closes a connection, and returns what it sent.
 func ended(t *testing.T, c net.Conn) string {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	answer, err := io.ReadAll(c)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the connection is not closed")
 	return string(answer)
@@ -70,7 +70,7 @@ func TestLimitOfConnections(t *testing.T) {
 			}
 			done <- err
 		}()
-		require.Eventually(t, func() bool { return e.Usage().ConnectionsDelayed > before }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return e.Usage().ConnectionsDelayed > before }, time.Minute, time.Millisecond)
 		return done
 	}
 	first, second := client(), client()
@@ -82,7 +82,7 @@ func TestLimitOfConnections(t *testing.T) {
 	require.NoError(t, <-third)
 	assert.Contains(t, e.log.String(), `msg="limits.connections is reached`)
 
-	require.Eventually(t, func() bool { return e.Usage().Connections == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return e.Usage().Connections == 1 }, time.Minute, time.Millisecond)
 	defer client().Close()
 	fourth := waiting()
 	cfg.Limits.Connections = 3
@@ -108,7 +108,7 @@ func TestLimitOfConnectionsPerAddress(t *testing.T) {
 	require.NoError(t, tls.Client(other, &tls.Config{ServerName: "a.test", RootCAs: p.roots}).Handshake())
 
 	c.Close()
-	require.Eventually(t, func() bool { return e.Usage().Connections == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return e.Usage().Connections == 1 }, time.Minute, time.Millisecond)
 	c, err = e.dial(p, &tls.Config{ServerName: "a.test"})
 	require.NoError(t, err)
 	c.Close()
@@ -163,7 +163,7 @@ func TestLimitOfHandshakes(t *testing.T) {
 			assert.Equal(t, 1, e.Usage().Handshakes)
 			close(slow.answer)
 			require.NoError(t, <-first)
-			require.Eventually(t, func() bool { return e.Usage().Handshakes == 0 }, 5*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return e.Usage().Handshakes == 0 }, time.Minute, time.Millisecond)
 			go func() { <-slow.asked }()
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 			require.NoError(t, err)
@@ -200,7 +200,7 @@ func TestClientWithoutClientHello(t *testing.T) {
 			}()
 			ended(t, silent)
 			ended(t, slow)
-			require.Eventually(t, func() bool { return e.Usage() == Usage{} }, 5*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return e.Usage() == Usage{} }, time.Minute, time.Millisecond)
 		})
 	}
 }
@@ -233,7 +233,7 @@ func TestTimeoutsOfRequests(t *testing.T) {
 			}
 			defer c.Close()
 			io.WriteString(c, tt.send)
-			c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			c.SetReadDeadline(time.Now().Add(time.Minute))
 			answer, err := io.ReadAll(c)
 			assert.NotErrorIs(t, err, os.ErrDeadlineExceeded, name)
 			if tt.want == "" {
@@ -294,7 +294,7 @@ func TestClientThatTakesNothing(t *testing.T) {
 				defer resp.Body.Close()
 				select {
 				case <-gone:
-				case <-time.After(10 * time.Second):
+				case <-time.After(time.Minute):
 					t.Fatal("the origin still sends")
 				}
 				_, err = io.Copy(io.Discard, resp.Body)
@@ -360,14 +360,14 @@ func TestHalfOpenClientsHoldLittleMemory(t *testing.T) {
 				io.WriteString(c, begin)
 				all = append(all, c)
 			}
-			require.Eventually(t, func() bool { return e.Usage().Connections == clients }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return e.Usage().Connections == clients }, time.Minute, time.Millisecond)
 			each := (used() - before) / clients
 			t.Logf("%s, %d bytes sent: %d bytes each", engine, len(begin), each)
 			assert.Less(t, each, int64(halfOpenMemory), "%s, %d bytes sent", engine, len(begin))
 			for _, c := range all {
 				c.Close()
 			}
-			require.Eventually(t, func() bool { return e.Usage().Connections == 0 }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return e.Usage().Connections == 0 }, time.Minute, time.Millisecond)
 		}
 	}
 }
@@ -438,8 +438,8 @@ func TestHalfAHandshake(t *testing.T) {
 					}
 				}}
 				go tls.Client(m, &tls.Config{ServerName: "a.test", RootCAs: p.roots, MinVersion: version, MaxVersion: version}).Handshake()
-				require.Eventually(t, func() bool { return e.Usage().Handshakes == 1 }, 5*time.Second, time.Millisecond)
-				require.Eventually(t, func() bool { return e.Usage() == Usage{} }, 5*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return e.Usage().Handshakes == 1 }, time.Minute, time.Millisecond)
+				require.Eventually(t, func() bool { return e.Usage() == Usage{} }, time.Minute, time.Millisecond)
 			})
 		}
 	}
@@ -481,7 +481,7 @@ func TestLimitsWhileTheLogHangs(t *testing.T) {
 		}
 		defer e.bounds.mu.Unlock()
 		return e.bounds.ConnectionsRefused == 1
-	}, 5*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	close(log.hangs)
 	require.NoError(t, s.Close())
 	require.NoError(t, <-served)

@@ -94,7 +94,7 @@ func TestAccessLogWithoutItsFolderKeepsTheFileItHas(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.Rename(dir, dir+".old"))
 	files.reopen()
-	require.Eventually(t, func() bool { return strings.Contains(log.String(), "is not opened anew") }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "is not opened anew") }, time.Minute, time.Millisecond)
 	f.write([]byte("line\n"))
 	files.release(f)
 	assert.Equal(t, []string{"line"}, linesOf(t, filepath.Join(dir+".old", "access.log")))

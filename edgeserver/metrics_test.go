@@ -68,7 +68,7 @@ func (s *Server) site(label string) *site {
 // until waits for a value: what a client has seen is counted a moment later.
 func (e *edge) until(t *testing.T, want float64, name string, labels ...string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return e.value(t, name, labels...) == want }, 10*time.Second, time.Millisecond,
+	require.Eventually(t, func() bool { return e.value(t, name, labels...) == want }, time.Minute, time.Millisecond,
 		"%s%v is %v, not %v", name, labels, e.value(t, name, labels...), want)
 }
 

@@ -143,7 +143,7 @@ func TestProxyProtocol(t *testing.T) {
 				}}, p.transport())
 				tcp, err := net.Dial("tcp", e.addr)
 				require.NoError(t, err)
-				tcp.SetDeadline(time.Now().Add(20 * time.Second))
+				tcp.SetDeadline(time.Now().Add(time.Minute))
 				io.WriteString(tcp, tt.header)
 				c := tls.Client(tcp, &tls.Config{RootCAs: p.roots, ServerName: "a.test"})
 				err = c.Handshake()
@@ -157,7 +157,7 @@ func TestProxyProtocol(t *testing.T) {
 					assert.True(t, strings.HasSuffix(string(answer), "\r\n\r\n"+tt.client), string(answer))
 				}
 				tcp.Close()
-				require.Eventually(t, func() bool { return strings.Contains(e.log.String(), "remote=") }, 5*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return strings.Contains(e.log.String(), "remote=") }, time.Minute, time.Millisecond)
 				assert.Regexp(t, tt.log, e.log.String())
 			}
 		})
@@ -175,7 +175,7 @@ func TestABalancerThatIsSilentIsNotWaitedForForever(t *testing.T) {
 	defer c.Close()
 	io.WriteString(c, proxySignature)
 	require.NoError(t, e.Shutdown(t.Context()))
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	_, err = c.Read(make([]byte, 1))
 	require.Error(t, err)
 	assert.NotErrorIs(t, err, os.ErrDeadlineExceeded)
@@ -247,7 +247,7 @@ frontend behind
 				c, err := tls.Dial("tcp", "127.0.0.1:"+before, &tls.Config{RootCAs: p.roots, ServerName: site})
 				require.NoError(t, err, said.String())
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				c.SetDeadline(time.Now().Add(time.Minute))
 				fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", site)
 				all, err := io.ReadAll(c)
 				require.NoError(t, err)
@@ -258,7 +258,7 @@ frontend behind
 			assert.Equal(t, "127.0.0.1", answer)
 			answer, self := ask("t.test")
 			assert.Equal(t, self.String()+" 127.0.0.1:"+before, answer)
-			require.Eventually(t, func() bool { return strings.Count(e.log.String(), `msg="handshake failed"`) > 2 }, 10*time.Second, time.Millisecond, "health checks")
+			require.Eventually(t, func() bool { return strings.Count(e.log.String(), `msg="handshake failed"`) > 2 }, time.Minute, time.Millisecond, "health checks")
 			assert.NotContains(t, e.log.String(), "level=WARN")
 		})
 	}
@@ -283,7 +283,7 @@ func TestSitesByTheAddressInTheHeader(t *testing.T) {
 		} {
 			tcp, err := net.Dial("tcp", e.addr)
 			require.NoError(t, err)
-			tcp.SetDeadline(time.Now().Add(20 * time.Second))
+			tcp.SetDeadline(time.Now().Add(time.Minute))
 			io.WriteString(tcp, header)
 			c := tls.Client(tcp, &tls.Config{RootCAs: p.roots, ServerName: "a.test"})
 			if want == "" {

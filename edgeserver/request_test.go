@@ -38,7 +38,7 @@ func TestNoRequestOfOneSiteIsAnothersAtTheOrigin(t *testing.T) {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{protocol}})
 			require.NoError(t, err)
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Minute))
 			return send(c), tap.heard()
 		}
 		for request, want := range map[string]struct{ status, heard string }{

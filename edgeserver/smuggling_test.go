@@ -54,7 +54,7 @@ func newWiretap(t *testing.T, answer string) *wiretap {
 
 func (w *wiretap) serve(c net.Conn, answer string) {
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	req, err := http.ReadRequest(bufio.NewReader(io.TeeReader(c, w)))
 	if err != nil {
 		return
@@ -132,7 +132,7 @@ func TestRequestSmuggling(t *testing.T) {
 				c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"http/1.1"}})
 				require.NoError(t, err)
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				c.SetDeadline(time.Now().Add(time.Minute))
 				// A client that stops sending, so that all answers come.
 				_, err = io.WriteString(c, tt.request)
 				require.NoError(t, err)
@@ -208,7 +208,7 @@ func TestDowngradeToHTTP1(t *testing.T) {
 				c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"h2"}})
 				require.NoError(t, err)
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				c.SetDeadline(time.Now().Add(time.Minute))
 				status, err := rawHTTP2(c, tt.fields, tt.data)
 				require.NoError(t, err)
 				assert.Equal(t, tt.status, status)
@@ -257,7 +257,7 @@ func TestBodiesThatAreNotWhole(t *testing.T) {
 		for name, request := range http1 {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"http/1.1"}})
 			require.NoError(t, err)
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Minute))
 			_, err = io.WriteString(c, request)
 			require.NoError(t, err)
 			require.NoError(t, c.CloseWrite())
@@ -272,7 +272,7 @@ func TestBodiesThatAreNotWhole(t *testing.T) {
 		for name, tt := range http2 {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"h2"}})
 			require.NoError(t, err)
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Minute))
 			status, err := rawHTTP2(c, tt.fields, tt.data)
 			require.NoError(t, err)
 			assert.Contains(t, []string{"", "400"}, status, name)
@@ -307,7 +307,7 @@ func TestAnAnswerBeforeTheEndOfTheBody(t *testing.T) {
 		} {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"http/1.1"}})
 			require.NoError(t, err)
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Minute))
 			fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a.test\r\n%s\r\n\r\n", header)
 			answers := bufio.NewReader(c)
 			resp, err := http.ReadResponse(answers, nil)

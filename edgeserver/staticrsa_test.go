@@ -43,7 +43,7 @@ func dialRSA(t *testing.T, addr, name string) *rsaClient {
 	conn, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	c := &rsaClient{conn: conn, random: make([]byte, 32)}
 	rand.Read(c.random)
 	var b cryptobyte.Builder

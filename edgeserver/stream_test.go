@@ -221,7 +221,7 @@ func TestTheOriginRefusesALargeBody(t *testing.T) {
 		c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 		require.NoError(t, err)
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		fmt.Fprint(c, "PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000\r\n\r\nand no more")
 		answer, err := io.ReadAll(c) // to the end: the connection is not waited on
 		require.NoError(t, err)

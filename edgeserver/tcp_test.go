@@ -35,7 +35,7 @@ func tcpOrigin(t *testing.T, serve func(c *net.TCPConn)) (addr string) {
 			if err != nil {
 				return
 			}
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Minute))
 			wg.Go(func() {
 				defer c.Close()
 				serve(c.(*net.TCPConn))
@@ -54,7 +54,7 @@ func (e *edge) dialTCP(t *testing.T, p *testPKI, protocols ...string) *tls.Conn 
 	c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: protocols})
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	return c
 }
 
@@ -84,7 +84,7 @@ func TestTCPCarriesBothWays(t *testing.T) {
 		assert.True(t, string(rest) == fmt.Sprintf("%d\n%s", len(large), large))
 		require.Eventually(t, func() bool {
 			return strings.Contains(e.log.String(), fmt.Sprintf("received=%d sent=%d", len(large), len(rest)+len(greeting)))
-		}, 5*time.Second, time.Millisecond)
+		}, time.Minute, time.Millisecond)
 	})
 }
 
@@ -156,7 +156,7 @@ func TestTCPOriginDown(t *testing.T) {
 		assert.NotErrorIs(t, err, io.EOF)
 		require.Eventually(t, func() bool {
 			return strings.Contains(e.log.String(), `level=WARN msg="the origin failed" site=a.test remote=127.0.0.1:`)
-		}, 5*time.Second, time.Millisecond)
+		}, time.Minute, time.Millisecond)
 	})
 }
 
@@ -174,7 +174,7 @@ func TestTCPIdle(t *testing.T) {
 		_, err = c.Read(make([]byte, 1))
 		assert.ErrorIs(t, err, io.EOF)
 		<-ended
-		require.Eventually(t, func() bool { return strings.Contains(e.log.String(), "idle for too long") }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return strings.Contains(e.log.String(), "idle for too long") }, time.Minute, time.Millisecond)
 	})
 }
 
@@ -305,7 +305,7 @@ func TestTCPShutdown(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := net.DialTimeout("tcp", e.addr, time.Second)
 			return err != nil
-		}, 5*time.Second, 5*time.Millisecond)
+		}, time.Minute, 5*time.Millisecond)
 		ping(t, c)
 		c.Close()
 		assert.NoError(t, <-stopped)
@@ -343,7 +343,7 @@ func TestMQTT(t *testing.T) {
 			c.Close()
 		}
 		return err == nil
-	}, 10*time.Second, 5*time.Millisecond)
+	}, time.Minute, 5*time.Millisecond)
 
 	p := newPKI(t)
 	for _, engine := range []string{EngineStandard, EngineSplit} {

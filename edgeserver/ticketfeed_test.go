@@ -197,7 +197,7 @@ func (f *fleet) synced(edges ...*edge) (ids string) {
 			}
 		}
 		return ids != ""
-	}, 20*time.Second, time.Millisecond)
+	}, 3*time.Minute, time.Millisecond)
 	return ids
 }
 
@@ -258,7 +258,7 @@ func TestASuspendedEdgeLosesTheSharedTickets(t *testing.T) {
 	k := f.keyServer("127.0.0.1:0", fleetSecret)
 	one, two, three := f.edge("one", EngineStandard, nil, k), f.edge("two", EngineStandard, nil, k), f.edge("three", EngineStandard, nil, k)
 	before := f.synced(one, two, three)
-	require.Eventually(t, func() bool { return one.ids(1) != "" }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return one.ids(1) != "" }, 3*time.Minute, time.Millisecond)
 	otherSite := one.ids(1)
 	cache := new(oneSession)
 	f.visit(three, "a.test", tls.VersionTLS13, cache)
@@ -266,10 +266,10 @@ func TestASuspendedEdgeLosesTheSharedTickets(t *testing.T) {
 
 	_, err := k.Suspend(keyserver.Suspension{Edge: "three", By: "a test"})
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return three.ids(0) == "" }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return three.ids(0) == "" }, 3*time.Minute, time.Millisecond)
 	assert.Contains(t, three.log.String(), "the key server denies the site's ticket keys")
 	three.until(t, 0, "shared_ticket_key", "site", "a.test")
-	require.Eventually(t, func() bool { return one.ids(0) != before && two.ids(0) != before }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return one.ids(0) != before && two.ids(0) != before }, 3*time.Minute, time.Millisecond)
 	f.synced(one, two)
 	for id := range strings.SplitSeq(before, ",") {
 		assert.NotContains(t, one.ids(0), id)
@@ -288,13 +288,13 @@ func TestTheKeyServersPolicyRotatesSharedTickets(t *testing.T) {
 	one, two := f.edge("one", EngineSplit, nil, k), f.edge("two", EngineSplit, nil, k)
 	before := f.synced(one, two)
 	k.SetPolicy(f.parse(strings.Replace(fleetPolicy, "{name: a.test,", "{name: a.test, generation: 1,", 1)))
-	require.Eventually(t, func() bool { return one.ids(0) != before && two.ids(0) != before }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return one.ids(0) != before && two.ids(0) != before }, 3*time.Minute, time.Millisecond)
 	f.synced(one, two)
 
 	// A site that is no longer granted is this edge's own business again.
 	cache := new(oneSession)
 	k.SetPolicy(f.parse(strings.Replace(fleetPolicy, "edges: [one, two, three]}\n  - {name: b.test", "edges: [two, three]}\n  - {name: b.test", 1)))
-	require.Eventually(t, func() bool { return one.ids(0) == "" }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return one.ids(0) == "" }, 3*time.Minute, time.Millisecond)
 	f.visit(one, "a.test", tls.VersionTLS12, cache)
 	assert.True(t, f.visit(one, "a.test", tls.VersionTLS12, cache))
 	assert.False(t, f.visit(two, "a.test", tls.VersionTLS12, cache))
@@ -316,17 +316,17 @@ func TestSharedTicketsGoOnWithoutAKeyServer(t *testing.T) {
 			assert.True(t, f.visit(one, "a.test", version, cache))
 		}
 	}
-	require.Eventually(t, func() bool { return strings.Contains(one.log.String(), "no ticket keys from the key server") }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(one.log.String(), "no ticket keys from the key server") }, 3*time.Minute, time.Millisecond)
 	assert.Equal(t, ids, one.ids(0))
 
 	// One with the same secret has the same keys; one with a secret of its own
 	// has others, and the edges follow.
 	same := f.keyServer(k.addr(), fleetSecret)
-	require.Eventually(t, func() bool { return strings.Count(one.log.String(), "msg=\"ticket keys\"") > 2 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(one.log.String(), "msg=\"ticket keys\"") > 2 }, 3*time.Minute, time.Millisecond)
 	assert.Equal(t, ids, one.ids(0))
 	same.kill()
 	f.keyServer(k.addr(), nil)
-	require.Eventually(t, func() bool { return one.ids(0) != ids && two.ids(0) != ids }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return one.ids(0) != ids && two.ids(0) != ids }, 3*time.Minute, time.Millisecond)
 	f.synced(one, two)
 }
 
@@ -365,7 +365,7 @@ func TestSharedTicketsOutlastAReload(t *testing.T) {
 	assert.Equal(t, ids, e.ids(0))
 	assert.True(t, f.visit(e, "a.test", tls.VersionTLS13, cache))
 	second.SetPolicy(f.parse(strings.Replace(fleetPolicy, "{name: a.test,", "{name: a.test, generation: 1,", 1)))
-	require.Eventually(t, func() bool { return e.ids(0) != ids && e.ids(0) != "" }, 20*time.Second, time.Millisecond, "they are followed")
+	require.Eventually(t, func() bool { return e.ids(0) != ids && e.ids(0) != "" }, time.Minute, time.Millisecond, "they are followed")
 
 	// A site that shares no more, and one that is gone.
 	cfg = f.config(EngineStandard, nil)
@@ -524,7 +524,7 @@ func TestTwoSitesWithOneKeyShareNoTickets(t *testing.T) {
 	for _, tt := range sharing {
 		t.Run(tt.name, func(t *testing.T) {
 			e := start(t, f.config(tt.engine, tt.versions), transport)
-			require.Eventually(t, func() bool { return e.store(0).current().makes && e.store(1).current().makes }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return e.store(0).current().makes && e.store(1).current().makes }, 3*time.Minute, time.Millisecond)
 			cache := new(oneSession)
 			assert.False(t, f.visit(e, "a.test", tt.version, cache))
 			assert.True(t, f.visit(e, "a.test", tt.version, cache))
@@ -554,7 +554,7 @@ func TestSharedTicketsAreOfOneTriple(t *testing.T) {
 				e := start(t, cfg, f.client(name, k))
 				require.Eventually(t, func() bool {
 					return !slices.ContainsFunc(e.Server.current().sites.all, func(s *site) bool { return !s.tickets.shared.current().makes })
-				}, 20*time.Second, time.Millisecond)
+				}, 3*time.Minute, time.Millisecond)
 				places[n] = [2]*edge{e.on(e.also(t, "127.0.0.2:0")), e.on(e.also(t, "127.0.0.3:0"))}
 			}
 			visit := func(e *edge, cache *oneSession) bool {

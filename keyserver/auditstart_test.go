@@ -393,7 +393,7 @@ func TestAnAcceptanceIsTakenByAKeyServerThatRuns(t *testing.T) {
 	found, err := AcceptAudit(a.options, "root", "why")
 	require.NoError(t, err)
 	require.Equal(t, []string{"the discontinuity in line 115"}, found)
-	require.Eventually(t, func() bool { return log.Discontinuities() == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return log.Discontinuities() == 0 }, time.Minute, time.Millisecond)
 	require.NoError(t, log.Close())
 	v := a.verify()
 	require.Empty(t, v.Faults)

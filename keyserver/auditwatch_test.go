@@ -49,7 +49,7 @@ func TestALogFileThatIsLostWhileItIsWrittenIsNoticed(t *testing.T) {
 				write(t, log, "before")
 				loss.do(t, o.File)
 				if required {
-					require.Eventually(t, func() bool { return log.Fault() != nil }, 10*time.Second, time.Millisecond)
+					require.Eventually(t, func() bool { return log.Fault() != nil }, time.Minute, time.Millisecond)
 					require.ErrorContains(t, log.Fault(), loss.what)
 					require.ErrorContains(t, log.Audit(t.Context(), &Record{Time: time.Now()}), loss.what)
 					for range 3 {
@@ -58,7 +58,7 @@ func TestALogFileThatIsLostWhileItIsWrittenIsNoticed(t *testing.T) {
 					require.NoError(t, log.Reopen())
 					require.NoError(t, log.Fault())
 				} else {
-					require.Eventually(t, func() bool { return log.Discontinuities() == 1 }, 10*time.Second, time.Millisecond)
+					require.Eventually(t, func() bool { return log.Discontinuities() == 1 }, time.Minute, time.Millisecond)
 				}
 				write(t, log, "after")
 				require.NoError(t, log.Close())

@@ -51,9 +51,9 @@ func serverKeyExchange(t *testing.T, addr string, version, suite, sigAlg uint16)
 		var err error
 		conn, err = net.Dial("tcp", addr)
 		return err == nil
-	}, 30*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	defer conn.Close()
-	require.NoError(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 
 	u16 := func(v ...int) (b []byte) {
 		for _, n := range v {

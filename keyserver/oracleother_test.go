@@ -207,7 +207,7 @@ func clientOfGo(t *testing.T, site *rsa.PrivateKey, ysLen int, sign func(message
 	client, err := net.Dial("tcp", listener.Addr().String())
 	require.NoError(t, err)
 	defer client.Close()
-	require.NoError(t, client.SetDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(t, client.SetDeadline(time.Now().Add(time.Minute)))
 	ended := make(chan error, 1)
 	go func() {
 		server, err := listener.Accept()

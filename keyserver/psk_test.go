@@ -137,7 +137,7 @@ func TestAFileOfPreSharedKeysIsReadAgainWhenItChanges(t *testing.T) {
 	s, _, file := newPSKServer(t)
 	go s.Watch(t.Context())
 	writePSKs(t, file, "edge-1:"+hexKey("01"))
-	require.Eventually(t, func() bool { return s.Admit(pskTwo) != nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return s.Admit(pskTwo) != nil }, time.Minute, 10*time.Millisecond)
 }
 
 func TestAFileOfPreSharedKeysIsItsOwnersAlone(t *testing.T) {
@@ -153,7 +153,7 @@ func TestAFileOfPreSharedKeysIsReadWhenItsModeIsPutRight(t *testing.T) {
 	s, _, file := newPSKServer(t)
 	require.NoError(t, os.WriteFile(file, []byte("edge-1:"+hexKey("01")), 0o600))
 	require.NoError(t, os.Chmod(file, 0o640))
-	require.Eventually(t, func() bool { return s.reloadPSKs(false) != nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return s.reloadPSKs(false) != nil }, time.Minute, 10*time.Millisecond)
 	require.NoError(t, s.reloadPSKs(false), "told once")
 	require.NoError(t, s.Admit(pskTwo))
 	require.NoError(t, os.Chmod(file, 0o600))

@@ -22,7 +22,7 @@ import (
 // to.
 func handshake(t *testing.T, server, client *tls.Config) (tls.ConnectionState, error, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	clientSide, serverSide := net.Pipe()
 	defer clientSide.Close()

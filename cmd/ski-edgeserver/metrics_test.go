@@ -59,15 +59,15 @@ sites:
 		return strings.Count(string(data), "\n")
 	}
 	request()
-	require.Eventually(t, func() bool { return lines("access.log") == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return lines("access.log") == 1 }, time.Minute, time.Millisecond)
 	require.NoError(t, os.Rename(filepath.Join(dir, "access.log"), filepath.Join(dir, "access.log.1")))
 	require.NoError(t, p.Process.Signal(syscall.SIGHUP))
 	require.Eventually(t, func() bool {
 		_, err := os.Stat(filepath.Join(dir, "access.log"))
 		return err == nil
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	request()
-	require.Eventually(t, func() bool { return lines("access.log") == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return lines("access.log") == 1 }, time.Minute, time.Millisecond)
 	assert.Equal(t, 1, lines("access.log.1"))
 
 	for _, line := range []string{
@@ -80,7 +80,7 @@ sites:
 		require.Eventually(t, func() bool {
 			_, body = get("/metrics")
 			return strings.Contains(body, line)
-		}, 10*time.Second, 10*time.Millisecond, "%s in %s", line, body)
+		}, time.Minute, 10*time.Millisecond, "%s in %s", line, body)
 	}
 
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))

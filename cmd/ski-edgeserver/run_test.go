@@ -190,7 +190,7 @@ func TestShutdownDelay(t *testing.T) {
 		require.NoError(t, err)
 		resp.Body.Close()
 		return resp.Close
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
 	assert.Equal(t, 1, p.end())
 }

@@ -30,7 +30,7 @@ func newManager(t *testing.T) manager {
 func (m manager) until(t *testing.T, pattern string) {
 	t.Helper()
 	expression := regexp.MustCompile(pattern)
-	m.SetReadDeadline(time.Now().Add(30 * time.Second))
+	m.SetReadDeadline(time.Now().Add(time.Minute))
 	for b := make([]byte, 1024); ; {
 		n, err := m.Read(b)
 		require.NoError(t, err, pattern)

@@ -70,7 +70,7 @@ func startConfigured(t *testing.T, dir, config string, stdout *os.File) *daemon 
 // logged waits for a line of the log and returns it.
 func (d *daemon) logged(part string) string {
 	d.t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for {
 		select {
 		case line, ok := <-d.log:
@@ -87,7 +87,7 @@ func (d *daemon) logged(part string) string {
 // ask returns the answer, and fails without one.
 func (d *daemon) ask() *ski.Response {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
 	defer cancel()
 	resp, err := d.client.RoundTrip(ctx, d.req)
 	require.NoError(d.t, err)
@@ -277,7 +277,7 @@ func TestAuditReserve(t *testing.T) {
 	if mounted {
 		require.NoError(t, os.Remove(filepath.Join(disk, "fill")))
 		waitForMetric(t, metrics, "ski_keyserver_audit_reserve_in_use 0\n")
-		require.Eventually(t, func() bool { return count(`"event":"refusals"`) == 1 }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return count(`"event":"refusals"`) == 1 }, time.Minute, 10*time.Millisecond)
 	}
 	d.signal(syscall.SIGTERM)
 	require.Zero(t, d.end())
@@ -295,7 +295,7 @@ func waitForMetric(t *testing.T, addr, part string) {
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
 		return err == nil && strings.Contains(string(body), part)
-	}, 20*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 }
 
 // holdRequest starts a key server with a request in flight: its audit record
@@ -314,7 +314,7 @@ func holdRequest(t *testing.T) (d *daemon, audit *os.File, answer chan error) {
 	answer = make(chan error, 1)
 	for {
 		go func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			_, err := d.client.RoundTrip(ctx, d.req)
 			answer <- err

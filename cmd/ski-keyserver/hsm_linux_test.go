@@ -59,9 +59,9 @@ func TestATokenHealsInTheSandbox(t *testing.T) {
 
 	tokens, away := filepath.Join(module, "tokens"), filepath.Join(module, "away")
 	require.NoError(t, os.Rename(tokens, away))
-	require.Eventually(t, func() bool { return d.ask().Error == ski.UnspecifiedError }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return d.ask().Error == ski.UnspecifiedError }, time.Minute, 10*time.Millisecond)
 	require.NoError(t, os.Rename(away, tokens))
-	require.Eventually(t, func() bool { return d.ask().Error == "" }, 60*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return d.ask().Error == "" }, time.Minute, 50*time.Millisecond)
 	d.logged("an HSM works again")
 
 	d.signal(syscall.SIGTERM)
@@ -114,7 +114,7 @@ func (d *tokenDaemon) health() string {
 
 func (d *tokenDaemon) until(what string, condition func() bool) {
 	d.t.Helper()
-	require.Eventually(d.t, condition, 60*time.Second, 20*time.Millisecond, what)
+	require.Eventually(d.t, condition, time.Minute, 20*time.Millisecond, what)
 }
 
 // A token goes and comes back: a line in the log for each, however many ask

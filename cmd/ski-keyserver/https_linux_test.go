@@ -34,7 +34,7 @@ func TestHTTPSBesideCoAP(t *testing.T) {
 	require.Contains(t, d.logged("msg=sandbox"), "memory closed")
 	client := newHTTPSClient(t, dir, https)
 	overHTTPS := func() (*ski.Response, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		return client.RoundTrip(ctx, d.req)
 	}
@@ -79,7 +79,7 @@ func TestHTTPSBesideCoAP(t *testing.T) {
 	require.Eventually(t, func() bool { // after the client's pause
 		resp, err := overHTTPS()
 		return err == nil && resp.Error == ""
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 
 	d.signal(syscall.SIGTERM)
 	require.Zero(t, d.end())

@@ -51,7 +51,7 @@ func TestProcess(t *testing.T) {
 	pub := sitePublicKey(t, dir)
 	id, err := ski.PublicKeyID(pub)
 	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 
 	input := append(make([]byte, 64), 3, 0, 29, 32, 9)

@@ -210,7 +210,7 @@ func TestAuditWitnessGoesOnWhenTheKeyServerIsStartedAgain(t *testing.T) {
 	}()
 	await := func(what string, f func() bool) {
 		t.Helper()
-		require.Eventually(t, f, 20*time.Second, 5*time.Millisecond, what)
+		require.Eventually(t, f, time.Minute, 5*time.Millisecond, what)
 	}
 	await("an entry", func() bool { return w.entries() > 0 })
 	w.stop()

@@ -107,7 +107,7 @@ func TestPeersThatComeAndGoLeaveNothing(t *testing.T) {
 		conn, err := dtls.DialWithOptions("udp", net.UDPAddrFromAddrPort(s.Addr()),
 			dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
 		require.NoError(t, err)
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		require.NoError(t, conn.HandshakeContext(ctx))
 		cancel()
 		_ = conn.Close()
@@ -158,7 +158,7 @@ func TestAPeerThatLostItsSessionGetsInFromTheSamePort(t *testing.T) {
 				port = udp.LocalAddr().(*net.UDPAddr)
 				conn, err := dtls.ClientWithOptions(silentOnClose{udp}, net.UDPAddrFromAddrPort(s.Addr()), opts...)
 				require.NoError(t, err)
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				require.NoError(t, conn.HandshakeContext(ctx))
 				cancel()
 				p := &rawPeer{t, conn}

@@ -404,7 +404,7 @@ func TestLibcoapSendsAndFetchesBlocks(t *testing.T) {
 				require.NoError(t, err)
 				request, answer := filepath.Join(dir, "request"), filepath.Join(dir, "answer")
 				require.NoError(t, os.WriteFile(request, body, 0o600))
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				out, err := exec.CommandContext(ctx, "coap-client-openssl", "-m", "post", "-t", "60", "-f", request, "-o", answer,
 					"-b", fmt.Sprint(size), "-B", "10", "-c", edge, "-j", edge, "-n", "coaps://"+r.addr()+"/ski").CombinedOutput()

@@ -651,7 +651,7 @@ func TestAHalfOpenHandshakeGivesWayToAnother(t *testing.T) {
 		dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // half of HandshakeTimeout
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // half of HandshakeTimeout
 	defer cancel()
 	require.NoError(t, conn.HandshakeContext(ctx))
 }

@@ -74,7 +74,7 @@ func TestAPionV2ClientIsServed(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s, edge with %s", tc.suite, tc.edge), func(t *testing.T) {
 			s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: servers[tc.server], ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			conn, err := dtls.DialWithContext(ctx, "udp", net.UDPAddrFromAddrPort(s.Addr()), &dtls.Config{
 				Certificates: []tls.Certificate{edges[tc.edge]}, RootCAs: ca.pool, ServerName: "localhost",
@@ -88,7 +88,7 @@ func TestAPionV2ClientIsServed(t *testing.T) {
 			require.NoError(t, err)
 			_, err = conn.Write(datagram)
 			require.NoError(t, err)
-			require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+			require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 			buf := make([]byte, maxDatagram)
 			n, err := conn.Read(buf)
 			require.NoError(t, err)
@@ -154,7 +154,7 @@ func TestOpenSSLNegotiatesEachCipherSuite(t *testing.T) {
 	} {
 		t.Run(tc.server+" "+tc.suite, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if tc.refused {
 				ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second) // nothing is answered before the cookie

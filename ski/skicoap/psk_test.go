@@ -145,7 +145,7 @@ func TestPreSharedKeysAreForwardSecretUnlessToldOtherwise(t *testing.T) {
 				dtls.WithPSK(func([]byte) ([]byte, error) { return pskKey, nil }), dtls.WithPSKIdentityHint([]byte("edge-1")),
 				dtls.WithCipherSuites(suite, pskSuites[0]))
 			require.NoError(t, err)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			err = conn.HandshakeContext(ctx)
 			cancel()
 			require.NoError(t, err)

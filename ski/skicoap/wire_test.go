@@ -30,7 +30,7 @@ func newRawPeer(t *testing.T, s *Server, ca *testCA) *rawPeer {
 	conn, err := dtls.DialWithOptions("udp", net.UDPAddrFromAddrPort(s.Addr()),
 		dtls.WithCertificates(ca.edge()), dtls.WithRootCAs(ca.pool), dtls.WithServerName("localhost"))
 	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	require.NoError(t, conn.HandshakeContext(ctx))
 	t.Cleanup(func() { _ = conn.Close() })

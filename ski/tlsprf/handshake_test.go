@@ -109,7 +109,7 @@ func runHandshake(t *testing.T, version, suite uint16, cert tls.Certificate) *ha
 	}
 	clientSide, serverSide := net.Pipe()
 	client, server := &recorder{Conn: clientSide}, &recorder{Conn: serverSide}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	served := make(chan error, 1)
 	go func() { served <- tls.Server(server, config).HandshakeContext(ctx) }()

@@ -228,7 +228,7 @@ func serve(t testing.TB, cfg *Config) *testServer {
 			wg.Go(func() {
 				c := Server(raw, fixed(cfg))
 				defer c.Close()
-				raw.SetDeadline(time.Now().Add(20 * time.Second))
+				raw.SetDeadline(time.Now().Add(time.Minute))
 				out := outcome{conn: c}
 				if out.err = c.Handshake(); out.err == nil {
 					var buf [4096]byte
@@ -260,7 +260,7 @@ func (s *testServer) outcome(t testing.TB) outcome {
 	select {
 	case o := <-s.outcomes:
 		return o
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		require.FailNow(t, "the connection does not end")
 		return outcome{}
 	}

@@ -130,7 +130,7 @@ const line = "hello\n"
 // converse starts a program that joins its standard input and output to the
 // connection, and talks to it.
 func converse(t *testing.T, name string, args ...string) error {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	in, err := cmd.StdinPipe()

@@ -131,7 +131,7 @@ func newRogue(t testing.TB, addr string, h *helloSpec, group tls.CurveID) *rogue
 	conn, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	return &rogue{conn: conn, hello: h, group: group}
 }
 
