@@ -350,21 +350,15 @@ func TestConcurrentHandshakesShareOneDTLSSession(t *testing.T) {
 
 func TestAKilledKeyServerCostsHandshakesOnlyWhileItIsGone(t *testing.T) {
 	d := startDev(t)
-	const timeout = 5 * time.Second // keyserver.timeout by default
 	var succeeded atomic.Int64
-	type failure struct {
-		err  error
-		took time.Duration
-	}
-	failures := make(chan failure, 10000)
+	failures := make(chan error, 10000)
 	ctx, cancel := context.WithCancel(t.Context())
 	var load sync.WaitGroup
 	for range 4 {
 		load.Go(func() {
 			for ctx.Err() == nil {
-				start := time.Now()
 				if err := d.handshake(context.Background(), "ecdsa.localhost"); err != nil {
-					failures <- failure{err, time.Since(start)}
+					failures <- err
 				} else {
 					succeeded.Add(1)
 				}
@@ -377,9 +371,8 @@ func TestAKilledKeyServerCostsHandshakesOnlyWhileItIsGone(t *testing.T) {
 	}
 	reached(50)
 	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGKILL))
-	check := func(f failure) {
-		assert.ErrorContains(t, f.err, "remote error: tls:", "an alert")
-		assert.Less(t, f.took, timeout+8*time.Second, "within the deadline")
+	check := func(err error) {
+		assert.ErrorContains(t, err, "remote error: tls:", "an alert, and not the end of the handshake's time")
 	}
 	check(<-failures)
 
@@ -396,8 +389,8 @@ func TestAKilledKeyServerCostsHandshakesOnlyWhileItIsGone(t *testing.T) {
 	cancel()
 	load.Wait()
 	close(failures)
-	for f := range failures {
-		check(f)
+	for err := range failures {
+		check(err)
 	}
 	require.NoError(t, keyServer.Process.Signal(os.Interrupt))
 	require.NoError(t, keyServer.Wait())
@@ -410,9 +403,7 @@ func TestASilentKeyServerCostsHandshakesOnlyWhileItIsSilent(t *testing.T) {
 	require.NoError(t, d.handshake(t.Context(), "rsa.localhost"))
 	t.Cleanup(func() { _ = syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGCONT) }) // or it would not stop
 	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGSTOP))
-	start := time.Now()
 	assert.ErrorContains(t, d.handshake(t.Context(), "rsa.localhost"), "remote error: tls: internal error")
-	assert.Less(t, time.Since(start), 13*time.Second, "keyserver.timeout is 5s by default")
 	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGCONT))
 	require.Eventually(t, func() bool { return d.handshake(t.Context(), "rsa.localhost") == nil }, time.Minute, 50*time.Millisecond)
 }

@@ -212,10 +212,8 @@ func TestAllKeyServersKilledLeaveResumedSessionsWorking(t *testing.T) {
 	var all sync.WaitGroup
 	for _, c := range everyKind() {
 		all.Go(func() {
-			start := time.Now()
 			_, err := f.visit(c)
 			assert.ErrorContains(t, err, "remote error: tls: internal error", c.ServerName)
-			assert.Less(t, time.Since(start), 2*time.Second+8*time.Second, "keyserver.timeout is 2s")
 		})
 	}
 	for _, c := range resuming {

@@ -116,10 +116,8 @@ func TestStartsWithoutKeyServer(t *testing.T) {
 	assert.Contains(t, p.seen.String(), "keyserver=coaps://127.0.0.1:1/ski")
 	p.until(t, `level=WARN msg="the key server does not serve the key.*reason=(unreachable|timeout)`)
 
-	begin := time.Now()
 	_, err := tls.Dial("tcp", addr, &tls.Config{ServerName: "site.test", InsecureSkipVerify: true})
 	assert.EqualError(t, err, "remote error: tls: internal error")
-	assert.Less(t, time.Since(begin), 10*time.Second, "keyserver.timeout is 2s")
 	p.until(t, `level=WARN msg="handshake failed.*reason=(unreachable|timeout)`)
 
 	require.NoError(t, p.Process.Signal(os.Interrupt))
