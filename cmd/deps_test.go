@@ -35,6 +35,7 @@ var mayImport = map[string][]string{
 		"github.com/pion/dtls/v3/pkg/crypto/ccm", "github.com/pires/go-proxyproto", "github.com/prometheus/"},
 	"internal/guarded":          {},
 	"internal/certuse":          {},
+	"internal/netlab":           {},
 	"edgeserver/internal/split": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/pion/dtls/v3/pkg/crypto/ccm"},
 }
 

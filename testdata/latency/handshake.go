@@ -9,13 +9,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tlsski/tlsski/internal/netlab"
 	"github.com/tlsski/tlsski/testdata/internal/lab"
 )
 
 // row is a handshake of the table.
 type row struct {
 	where, what string
-	host        *host
+	host        *netlab.Host
 	port        string
 	config      tls.Config
 	resumed     bool
@@ -33,7 +34,7 @@ func (x *experiment) rows() (all []*row) {
 	tls12RSA := tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12,
 		CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}}
 	tls13 := tls.Config{MinVersion: tls.VersionTLS13}
-	add := func(where string, h *host, port, what string, config *tls.Config, trips, questions int) {
+	add := func(where string, h *netlab.Host, port, what string, config *tls.Config, trips, questions int) {
 		r := &row{where: where, what: what, host: h, port: port, config: *config.Clone(), resumed: strings.HasSuffix(what, resumed),
 			trips: trips, questions: questions}
 		r.config.RootCAs, r.config.ServerName = x.site.Roots, lab.SiteName
@@ -41,7 +42,7 @@ func (x *experiment) rows() (all []*row) {
 	}
 	for _, server := range []struct {
 		where              string
-		host               *host
+		host               *netlab.Host
 		port, rsa          string
 		questions          int
 		only12, withoutRSA bool
@@ -72,7 +73,7 @@ const resumed = ", resumed"
 // where the client can send its request.
 func (r *row) handshake(x *experiment) (took time.Duration, err error) {
 	config := r.config.Clone()
-	err = x.client.do(func() error {
+	err = x.client.Do(func() error {
 		if r.resumed {
 			config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 			if _, err := r.connect(config, true); err != nil {
@@ -89,7 +90,7 @@ func (r *row) handshake(x *experiment) (took time.Duration, err error) {
 // client has its ticket for sure.
 func (r *row) connect(config *tls.Config, ask bool) (time.Duration, error) {
 	start := time.Now()
-	raw, err := net.DialTimeout("tcp", net.JoinHostPort(r.host.addr, r.port), 10*time.Second)
+	raw, err := net.DialTimeout("tcp", net.JoinHostPort(r.host.Addr().String(), r.port), 10*time.Second)
 	if err != nil {
 		return 0, err
 	}

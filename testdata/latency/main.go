@@ -7,13 +7,13 @@
 package main
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"net"
 	"os"
 	"time"
 
+	"github.com/tlsski/tlsski/internal/netlab"
 	"github.com/tlsski/tlsski/testdata/internal/lab"
 )
 
@@ -40,7 +40,7 @@ func main() {
 
 // experiment is the four hosts and what connects them.
 type experiment struct {
-	client, edge, origin, keyServer *host
+	client, edge, origin, keyServer *netlab.Host
 	site                            *lab.Site
 	processes                       []*lab.Process
 
@@ -54,35 +54,27 @@ func run() (err error) {
 	}
 	defer os.RemoveAll(dir)
 	x := &experiment{}
-	for _, h := range []struct {
-		made       **host
-		name, addr string
-	}{
-		{&x.client, "the client", "10.77.0.1"}, {&x.edge, "the edge server", "10.77.0.2"},
-		{&x.origin, "the origin server", "10.77.0.3"}, {&x.keyServer, "the key server", "10.77.0.4"},
+	n := netlab.New()
+	defer n.Close()
+	for made, name := range map[**netlab.Host]string{
+		&x.client: "client", &x.edge: "edge server", &x.origin: "origin server", &x.keyServer: "key server",
 	} {
-		if *h.made, err = newHost(h.name, h.addr); err != nil {
+		if *made, err = n.Host(name); err != nil {
 			return err
 		}
 	}
-	x.ab = &path{from: x.client, to: x.edge, roundTrip: clientEdge}
-	x.bc = &path{from: x.edge, to: x.keyServer, roundTrip: edgeKeyServer}
-	x.ac = &path{from: x.client, to: x.origin, roundTrip: clientOrigin}
-	n := newNetwork(x.client, x.edge, x.origin, x.keyServer)
-	for _, p := range []*path{x.ab, x.bc, x.ac} {
-		n.connect(p)
-	}
-	n.start()
-	defer n.stop()
-	if x.site, err = lab.NewSite(dir, net.JoinHostPort(x.keyServer.addr, "5684"), ":443"); err != nil {
+	x.ab = newPath(n, x.client, x.edge, clientEdge)
+	x.bc = newPath(n, x.edge, x.keyServer, edgeKeyServer)
+	x.ac = newPath(n, x.client, x.origin, clientOrigin)
+	if x.site, err = lab.NewSite(dir, net.JoinHostPort(x.keyServer.Addr().String(), "5684"), ":443"); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	for _, h := range []*host{x.edge, x.origin, x.keyServer} {
-		if err := h.listen(ctx); err != nil {
+	for _, h := range []*netlab.Host{x.edge, x.origin, x.keyServer} {
+		l, err := listen(h)
+		if err != nil {
 			return err
 		}
+		defer l.Close()
 	}
 	defer x.stop()
 	if err := x.startServers(); err != nil {
@@ -137,10 +129,10 @@ func (x *experiment) startServers() error {
 	for _, s := range []struct {
 		port  string
 		lines []string
-		hosts []*host // none: the edge server's, with the key server
+		hosts []*netlab.Host // none: the edge server's, with the key server
 	}{
-		{ownKeyPort, nil, []*host{x.edge, x.origin}},
-		{ownKeyRSAPort, []string{staticRSA}, []*host{x.edge, x.origin}},
+		{ownKeyPort, nil, []*netlab.Host{x.edge, x.origin}},
+		{ownKeyRSAPort, []string{staticRSA}, []*netlab.Host{x.edge, x.origin}},
 		{skiPort, nil, nil},
 		{skiRSAPort, []string{staticRSA}, nil},
 		{splitPort, []string{split}, nil},
@@ -155,7 +147,7 @@ func (x *experiment) startServers() error {
 		if err != nil {
 			return err
 		}
-		program, hosts := "bin/ski-edgeserver", []*host{x.edge}
+		program, hosts := "bin/ski-edgeserver", []*netlab.Host{x.edge}
 		if own {
 			program, hosts = program+"-embedded", s.hosts
 		}
@@ -169,8 +161,8 @@ func (x *experiment) startServers() error {
 	return nil
 }
 
-func (x *experiment) start(h *host, until []string, program string, args ...string) error {
-	p, err := h.start(until, program, args...)
+func (x *experiment) start(h *netlab.Host, until []string, program string, args ...string) error {
+	p, err := lab.StartCommand(until, h.Command(program, args...))
 	if err == nil {
 		x.processes = append(x.processes, p)
 	}

@@ -87,7 +87,12 @@ type Process struct {
 // Start starts a daemon and waits until its log has a line that matches each of
 // until. On success, Stop must be called.
 func Start(until []string, program string, args ...string) (*Process, error) {
-	p := &Process{cmd: exec.Command(program, args...)}
+	return StartCommand(until, exec.Command(program, args...))
+}
+
+// StartCommand is Start for a command that is there already.
+func StartCommand(until []string, cmd *exec.Cmd) (*Process, error) {
+	p := &Process{cmd: cmd}
 	// It is not to outlive this program, whatever ends that. The thread that
 	// starts it must not end before.
 	runtime.LockOSThread()
