@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -16,16 +17,16 @@ import (
 )
 
 // Host is a machine of the network: a network namespace that has nothing but a
-// loopback device and a TUN device, and a mount namespace in which /etc/hosts is
-// its own and /etc/resolv.conf is empty.
+// loopback device and a TUN device, and a mount namespace in which names are the
+// network's.
 type Host struct {
 	Name    string
 	network *Network
 	tun     *os.File
 	net     *os.File // the network namespace
 	mount   *os.File // the mount namespace
-	names   *os.File // /etc/hosts
-	nat     *NAT     // guarded by the network's mutex
+	names   net.PacketConn
+	nat     *NAT // guarded by the network's mutex
 
 	mu     sync.Mutex
 	addrs  []address
@@ -52,6 +53,11 @@ func (n *Network) Host(name string, addrs ...netip.Addr) (*Host, error) {
 			return nil, err
 		}
 	}
+	var err error
+	if h.names, err = h.ListenPacket("udp", "127.0.0.1:53"); err != nil {
+		return nil, err
+	}
+	n.reading.Go(func() { n.serveNames(h.names) })
 	if err := h.Up(); err != nil {
 		return nil, err
 	}
@@ -94,15 +100,7 @@ func (h *Host) make() (err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("a private mount namespace: %w", err)
 	}
-	if h.names, err = ownFile("/etc/hosts"); err != nil {
-		return err
-	}
-	resolvers, err := ownFile("/etc/resolv.conf") // which has none
-	if err != nil {
-		return err
-	}
-	resolvers.Close()
-	if err := h.SetHosts(""); err != nil {
+	if err := emptyFile("/etc/resolv.conf"); err != nil {
 		return err
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -125,40 +123,31 @@ func (h *Host) make() (err error) {
 	return err
 }
 
-// ownFile puts an empty file over a file, in the thread's mount namespace, and
-// returns it. It is in a file system without a name.
-func ownFile(name string) (*os.File, error) {
+// emptyFile puts an empty file over a file, in the thread's mount namespace. It is
+// in a file system without a name.
+func emptyFile(name string) error {
 	dir := os.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
-		return nil, fmt.Errorf("a file system for %s: %w", name, err)
+		return fmt.Errorf("a file system for %s: %w", name, err)
 	}
 	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
-	f, err := os.OpenFile(dir+"/file", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, nil, 0o644); err != nil {
+		return err
 	}
-	if err := unix.Mount(f.Name(), name, "", unix.MS_BIND, ""); err != nil {
-		return nil, fmt.Errorf("over %s: %w", name, err)
+	if err := unix.Mount(empty, name, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("over %s: %w", name, err)
 	}
-	return f, nil
+	return nil
 }
 
 func (h *Host) close() {
 	h.tun.Close()
 	h.net.Close()
 	h.mount.Close()
-	h.names.Close()
-}
-
-// SetHosts sets the lines of /etc/hosts for the programs on the host, after those
-// for localhost: "10.77.0.2 keyserver.example". Go's resolver looks at the file
-// every 5 seconds.
-func (h *Host) SetHosts(lines string) error {
-	text := "127.0.0.1 localhost\n::1 localhost\n" + lines + "\n"
-	if _, err := h.names.WriteAt([]byte(text), 0); err != nil {
-		return err
+	if h.names != nil {
+		h.names.Close()
 	}
-	return h.names.Truncate(int64(len(text)))
 }
 
 // Enter returns the first words of the command that runs a program on the host.

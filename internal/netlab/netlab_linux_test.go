@@ -56,8 +56,16 @@ func dial(t *testing.T, h *netlab.Host, network string, to netip.AddrPort) net.C
 	return c
 }
 
-// ask sends a datagram of this length and returns the answer.
-func ask(c net.Conn, length int) (string, error) { return askFor(time.Minute, c, length) }
+// ask sends a datagram of this length until there is an answer, which it returns:
+// a datagram may be lost at any time.
+func ask(c net.Conn, length int) (answer string, err error) {
+	for range 60 {
+		if answer, err = askFor(time.Second, c, length); err == nil {
+			break
+		}
+	}
+	return answer, err
+}
 
 // askInVain does not wait for long.
 func askInVain(c net.Conn, length int) error {
@@ -114,19 +122,17 @@ func TestAProgramOnAHostIsThereAndIsKilledThere(t *testing.T) {
 	assert.Equal(t, syscall.SIGKILL, exit.Sys().(syscall.WaitStatus).Signal())
 }
 
-func TestAHostHasItsOwnNames(t *testing.T) {
+func TestANameMoves(t *testing.T) {
 	t.Parallel()
-	_, a, b := hosts(t)
-	for _, addr := range []string{"10.77.9.9", "10.77.9.123"} {
-		require.NoError(t, a.SetHosts(addr+" keyserver.example"))
-		out, err := a.Command("getent", "hosts", "keyserver.example").Output()
+	n, a, _ := hosts(t)
+	for _, addr := range []netip.Addr{n.NewAddr(), n.NewAddr6(), n.NewAddr()} {
+		n.SetName("keyserver.example", addr)
+		out, err := a.Command("getent", "ahosts", "keyserver.example").Output()
 		require.NoError(t, err)
-		assert.Equal(t, []string{addr, "keyserver.example"}, strings.Fields(string(out)))
+		assert.Equal(t, addr.String(), strings.Fields(string(out))[0])
 	}
-	assert.Error(t, b.Command("getent", "hosts", "keyserver.example").Run())
-	names, err := os.ReadFile("/etc/hosts")
-	require.NoError(t, err)
-	assert.NotContains(t, string(names), "keyserver.example")
+	n.SetName("keyserver.example")
+	assert.Error(t, a.Command("getent", "ahosts", "keyserver.example").Run())
 }
 
 func TestAPathDelaysLosesAndSwallows(t *testing.T) {

@@ -57,6 +57,7 @@ type Network struct {
 	owners  map[netip.Addr]*Host // where packets to an address go
 	paths   map[[2]*Host]*Direction
 	usual   Conditions
+	names   map[string][]netip.Addr
 	given   int // addresses, of each family
 	closed  bool
 	reading sync.WaitGroup
@@ -65,7 +66,7 @@ type Network struct {
 
 // New returns a network without hosts. Close must be called.
 func New() *Network {
-	return &Network{owners: map[netip.Addr]*Host{}, paths: map[[2]*Host]*Direction{}}
+	return &Network{owners: map[netip.Addr]*Host{}, names: map[string][]netip.Addr{}, paths: map[[2]*Host]*Direction{}}
 }
 
 // Close ends it. The programs on the hosts may go on, but no packet is carried.
