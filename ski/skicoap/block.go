@@ -13,14 +13,6 @@ import (
 )
 
 const (
-	// maxMessage is the longest CoAP message that is sent in one datagram, in
-	// bytes: with the headers of IPv6 (40), UDP (8) and a DTLS record (13, a
-	// connection ID of up to 42, a nonce of 8, the type within, a tag of 16) it
-	// passes a path MTU of 1280 bytes. It is the bound of RFC 7252, Section 4.6.
-	maxMessage = 1152
-	// maxWhole is the longest payload of an answer that is sent in one message.
-	// The rest is for the header, a token of 8 bytes and options.
-	maxWhole = maxMessage - 64
 	// largestSZX is that of blocks of 1,024 bytes; 7 is reserved (RFC 7959,
 	// Section 2.2).
 	largestSZX = 6
@@ -92,6 +84,11 @@ func findBlocks(options message.Options) (b blocks, _ *refusal) {
 // isPart reports whether the request carries, or asks for, less than all.
 func (b blocks) isPart() bool {
 	return b.one != nil && (b.one.num > 0 || b.one.more) || b.two != nil && b.two.num > 0
+}
+
+// fitsAnswer reports whether an answer of n bytes goes in one message.
+func (b blocks) fitsAnswer(n int, limit mtu) bool {
+	return n <= limit.whole() && (b.two == nil || n <= b.two.size())
 }
 
 // answerSZX is the block size of the answer: the client's, if it has a wish.

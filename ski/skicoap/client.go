@@ -49,6 +49,11 @@ type ClientConfig struct {
 	// and it is asked for a sign of life, before the session counts as lost.
 	// Default: 1 s.
 	DeadAfter time.Duration
+	// MTU is the longest IP packet that the path to the key server carries, in
+	// bytes: what is sent to it, and the answers that it is asked for, fit. It is
+	// 400 to 65,535, of which 1280 and more are as good as 1280. Default: 1280,
+	// and less where longer packets prove to be lost. Over TCP it means nothing.
+	MTU int
 	// Logger gets a line for each session that begins, ends or fails to begin.
 	// Default: slog.Default().
 	Logger *slog.Logger
@@ -76,6 +81,7 @@ type Client struct {
 	tcp      bool   // the scheme is coaps+tcp
 	addr     string
 	path     string
+	udpPath  *clientPath
 	log      *slog.Logger
 
 	slots chan struct{} // one for each request in flight
@@ -113,6 +119,9 @@ type clientSide interface {
 	watch(path, query string) *watch
 	unwatch(w *watch, have []byte, tell bool)
 	register(ctx context.Context, w *watch, have []byte) (*answer, error)
+	// collectWatched returns the whole of an answer or notification of which the
+	// first block is there.
+	collectWatched(ctx context.Context, w *watch, first *answer) (*answer, error)
 }
 
 // NewClient returns a Client for the key server at coaps://HOST[:PORT][/PATH] or,
@@ -139,6 +148,10 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	if cfg.MaxInFlight < 0 || cfg.MaxInFlight > maxMaxInFlight || min(cfg.DialTimeout, cfg.DeadAfter) < 0 {
 		return nil, fmt.Errorf("skicoap: a limit is negative, or MaxInFlight above %d", maxMaxInFlight)
 	}
+	limit, err := configuredMTU(cfg.MTU)
+	if err != nil {
+		return nil, err
+	}
 	path, port := u.Path, u.Port()
 	if path == "/" {
 		path = ""
@@ -160,6 +173,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	if cfg.Address.IsValid() {
 		endpoint, host = rawURL+" at "+cfg.Address.String(), cfg.Address.String()
 	}
+	log := cfg.Logger.With("keyserver", endpoint)
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Client{
 		cfg:      cfg,
@@ -167,7 +181,8 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		tcp:      u.Scheme == schemeTCP,
 		addr:     net.JoinHostPort(host, port),
 		path:     path,
-		log:      cfg.Logger.With("keyserver", endpoint),
+		udpPath:  &clientPath{mtu: limit, log: log},
+		log:      log,
 		slots:    make(chan struct{}, cfg.MaxInFlight),
 		ctx:      ctx,
 		cancel:   cancel,
@@ -344,7 +359,7 @@ func (c *Client) connectUDP(ctx context.Context) (clientSide, error) {
 	}
 	v := newVerifier(&c.cfg)
 	socket := admitting{dtlsnet.PacketConnFromConn(udp)}
-	conn, err := dtls.ClientWithOptions(socket, udp.RemoteAddr(), clientOptions(&c.cfg, v)...)
+	conn, err := dtls.ClientWithOptions(socket, udp.RemoteAddr(), clientOptions(&c.cfg, v, c.udpPath.mtu)...)
 	if err != nil {
 		_ = udp.Close()
 		return nil, err
@@ -359,7 +374,7 @@ func (c *Client) connectUDP(ctx context.Context) (clientSide, error) {
 		_ = conn.Close()
 		return nil, err
 	}
-	s := newClientSession(conn, c.cfg.DeadAfter)
+	s := newClientSession(conn, c.cfg.DeadAfter, c.udpPath)
 	s.rtt.measured(took / 3) // a cookie and two flights each way
 	return s, nil
 }

@@ -3,8 +3,10 @@ package skicoap
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -30,27 +32,37 @@ func (s *clientSession) exchange(ctx context.Context, path string, f ski.Format,
 	// many of them at once.
 	options = append(options, message.Option{ID: optionRequestTag, Value: tag})
 
-	room, err := roomFor(options)
-	if err != nil {
-		return nil, err
+	asking := inOrder(append(s.path.early(), options...))
+	for {
+		limit, probe := s.path.limit(time.Now())
+		room, err := roomFor(asking, limit)
+		if err != nil {
+			return nil, err
+		}
+		var a *answer
+		if len(body) <= room {
+			a, err = s.ask(ctx, asking, body)
+		} else {
+			if probe {
+				s.probe()
+			}
+			a, err = s.send(ctx, asking, body, room)
+		}
+		switch {
+		case errors.Is(err, errNarrow):
+			continue // the limit is another now
+		case err != nil:
+			return nil, err
+		}
+		return s.collect(ctx, codes.POST, options, a)
 	}
-	var a *answer
-	if len(body) <= room {
-		a, err = s.ask(ctx, options, body)
-	} else {
-		a, err = s.send(ctx, options, body, room)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s.collect(ctx, options, a)
 }
 
 // roomFor returns how long the payload of a request with these options can be.
-func roomFor(options message.Options) (int, error) {
+func roomFor(options message.Options, limit mtu) (int, error) {
 	const tokenAndMarker = 4 + 1
 	empty, err := encode(message.Message{Code: codes.POST, Options: options})
-	return maxMessage - len(empty) - tokenAndMarker, err
+	return limit.message() - len(empty) - tokenAndMarker, err
 }
 
 // send sends a request in blocks (RFC 7959, Section 2.5) and returns the answer
@@ -83,7 +95,8 @@ func (s *clientSession) send(ctx context.Context, options message.Options, body 
 }
 
 // collect fetches what follows an answer's first block (RFC 7959, Section 2.4).
-func (s *clientSession) collect(ctx context.Context, options message.Options, a *answer) (*answer, error) {
+// The options are those of the request but for Block2.
+func (s *clientSession) collect(ctx context.Context, method codes.Code, options message.Options, a *answer) (*answer, error) {
 	if a.two == nil {
 		return a, nil
 	}
@@ -106,7 +119,7 @@ func (s *clientSession) collect(ctx context.Context, options message.Options, a 
 		b.num++
 		asked := block{num: b.num, szx: b.szx}
 		with := append(message.Options{asked.option(message.Block2)}, options...)
-		if a, err = s.ask(ctx, inOrder(with), nil); err != nil {
+		if a, err = s.askAs(ctx, method, nil, inOrder(with), nil); err != nil {
 			clear(body)
 			return nil, err
 		}

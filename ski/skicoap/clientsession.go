@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +28,7 @@ var (
 type clientSession struct {
 	link      *link
 	deadAfter time.Duration
+	path      *clientPath
 	wake      chan struct{} // has a value when calls is no longer empty
 
 	mu        sync.Mutex
@@ -39,6 +41,8 @@ type clientSession struct {
 	heard     time.Time // when the last message came
 	pinged    time.Time
 	looked    time.Time // when look was last called
+	probing   *call     // a probe of the path, or nil
+	lastProbe time.Time // when one ended
 }
 
 // call is a request that waits for its answer.
@@ -73,10 +77,11 @@ type outcome struct {
 	err    error
 }
 
-func newClientSession(conn *dtls.Conn, deadAfter time.Duration) *clientSession {
+func newClientSession(conn *dtls.Conn, deadAfter time.Duration, path *clientPath) *clientSession {
 	return &clientSession{
 		link:      newLink(conn),
 		deadAfter: deadAfter,
+		path:      path,
 		wake:      make(chan struct{}, 1),
 		calls:     make(map[uint32]*call),
 		watches:   make(map[uint32]*watch),
@@ -137,9 +142,14 @@ func (s *clientSession) askAs(ctx context.Context, method codes.Code, w *watch, 
 // begin registers a message under a message ID of its own, and a token that is
 // the watch's or its own.
 func (s *clientSession) begin(method codes.Code, w *watch, options message.Options, payload []byte) (*call, error) {
-	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.beginLocked(method, w, options, payload)
+}
+
+// beginLocked is begin with s.mu held.
+func (s *clientSession) beginLocked(method codes.Code, w *watch, options message.Options, payload []byte) (*call, error) {
+	now := time.Now()
 	var token uint32
 	if w != nil {
 		token = w.token
@@ -277,7 +287,9 @@ func (s *clientSession) receiveEmpty(m *message.Message) {
 }
 
 func (s *clientSession) settle(c *call, out outcome) {
-	delete(s.calls, c.token)
+	if delete(s.calls, c.token); c == s.probing {
+		s.probed(false, time.Now()) // whatever the answer is
+	}
 	c.done <- out
 }
 
@@ -322,11 +334,25 @@ func (s *clientSession) look(now time.Time) bool {
 		s.nextMID++
 	}
 	mid := s.nextMID - 1
+	doubt, narrow := false, false
 	for _, c := range s.calls {
-		if !c.accepted && c.overdue(now) {
-			due = append(due, c.datagram)
+		if c.accepted || !c.overdue(now) {
+			continue
 		}
+		switch {
+		case c != s.probing:
+			doubt = doubt || c.resent >= sendsWhole && isLong(c.datagram)
+		case c.resent >= maxProbes && s.heard.After(c.began):
+			narrow = true
+			continue
+		}
+		due = append(due, c.datagram)
 	}
+	if narrow {
+		s.probed(true, now)
+		due = slices.DeleteFunc(due, isLong)
+	}
+	doubt = doubt && s.probing == nil && now.Sub(s.lastProbe) > probePause
 	s.mu.Unlock()
 
 	if waiting && silence > s.deadAfter {
@@ -335,6 +361,9 @@ func (s *clientSession) look(now time.Time) bool {
 	}
 	if ping {
 		s.link.sendEmpty(message.Confirmable, int32(mid))
+	}
+	if doubt {
+		s.probe()
 	}
 	for _, datagram := range due {
 		if s.link.write(datagram) != nil {

@@ -39,6 +39,7 @@ type exchange struct {
 	id     exchangeID
 	began  time.Time
 	answer []byte // the encoded message
+	again  int    // how often the request has come again since
 }
 
 // exchanges is the memory of one session: a map, and a queue of its values in
@@ -51,16 +52,19 @@ type exchanges struct {
 }
 
 // begin notes a request. For one that is known it returns nil and, if it has
-// been answered, a copy of the answer.
-func (x *exchanges) begin(id exchangeID, now time.Time) (e *exchange, answer []byte) {
+// been answered, a copy of the answer, and how often it has come again since.
+func (x *exchanges) begin(id exchangeID, now time.Time) (e *exchange, answer []byte, again int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.forget(now)
 	if old, ok := x.known[id]; ok {
-		return nil, append([]byte(nil), old.answer...)
+		if len(old.answer) > 0 {
+			old.again++
+		}
+		return nil, append([]byte(nil), old.answer...), old.again
 	}
 	if x.closed {
-		return nil, nil
+		return nil, nil, 0
 	}
 	if x.known == nil {
 		x.known = make(map[exchangeID]*exchange)
@@ -68,7 +72,20 @@ func (x *exchanges) begin(id exchangeID, now time.Time) (e *exchange, answer []b
 	e = &exchange{id: id, began: now}
 	x.known[id] = e
 	x.queue = append(x.queue, e)
-	return e, nil
+	return e, nil, 0
+}
+
+// replace notes another answer in the place of one that was sent. From then on
+// it belongs to x.
+func (x *exchanges) replace(id exchangeID, answer []byte) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if e := x.known[id]; e != nil {
+		clear(e.answer)
+		e.answer = answer
+	} else {
+		clear(answer)
+	}
 }
 
 // finish notes the answer. From then on it belongs to x.

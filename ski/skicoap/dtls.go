@@ -53,19 +53,20 @@ const (
 	flightInterval = 250 * time.Millisecond
 )
 
-func commonOptions(log *slog.Logger) []dtls.Option {
+func commonOptions(log *slog.Logger, limit mtu) []dtls.Option {
 	return []dtls.Option{
 		dtls.WithEllipticCurves(elliptic.X25519, elliptic.P256, elliptic.P384),
 		dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret),
 		dtls.WithReplayProtectionWindow(replayWindow),
 		dtls.WithFlightInterval(flightInterval),
+		dtls.WithMTU(limit.handshake()),
 		dtls.WithLoggerFactory(loggerFactory{log}),
 	}
 }
 
-func serverOptions(cfg *ServerConfig, connectionID func() []byte, psk *pskLookup) []dtls.ServerOption {
+func serverOptions(cfg *ServerConfig, limit mtu, connectionID func() []byte, psk *pskLookup) []dtls.ServerOption {
 	var opts []dtls.ServerOption
-	for _, o := range commonOptions(cfg.Logger) {
+	for _, o := range commonOptions(cfg.Logger, limit) {
 		opts = append(opts, o)
 	}
 	suites := slices.Clone(cipherSuites)
@@ -85,9 +86,9 @@ func serverOptions(cfg *ServerConfig, connectionID func() []byte, psk *pskLookup
 	)
 }
 
-func clientOptions(cfg *ClientConfig, v *verifier) []dtls.ClientOption {
+func clientOptions(cfg *ClientConfig, v *verifier, limit mtu) []dtls.ClientOption {
 	var opts []dtls.ClientOption
-	for _, o := range commonOptions(cfg.Logger) {
+	for _, o := range commonOptions(cfg.Logger, limit) {
 		opts = append(opts, o)
 	}
 	opts = append(opts,

@@ -18,6 +18,7 @@ type dtlsSession struct {
 	link      *link
 	exchanges exchanges
 	transfers *transfers
+	lossy     lossy // of long answers
 	nextMID   atomic.Uint32
 	unacked   unacked
 }
@@ -58,11 +59,10 @@ func (s *dtlsSession) receive(m *message.Message) {
 	if m.Code < codes.GET || m.Code > 31 || m.Type > message.NonConfirmable {
 		return // no request
 	}
-	e, answer := s.exchanges.begin(newExchangeID(m.MessageID, m.Token), now)
+	e, answer, again := s.exchanges.begin(newExchangeID(m.MessageID, m.Token), now)
 	if e == nil {
 		if len(answer) > 0 {
-			_ = s.link.write(answer)
-			clear(answer)
+			s.answerAgain(m, answer, again)
 		}
 		return
 	}
@@ -82,7 +82,7 @@ func (s *dtlsSession) receive(m *message.Message) {
 	}
 	key := newTransferKey(m)
 	if b.two != nil && b.two.num > 0 { // more of an answer
-		s.refuse(e, re, blocks{}, s.transfers.next(key, *b.two, now))
+		s.nextBlock(e, re, key, *b.two)
 		return
 	}
 	// The last block of a request is its execution.
@@ -133,18 +133,17 @@ func (s *dtlsSession) deliver(e *exchange, re reply, key transferKey, b blocks, 
 	if b.one != nil {
 		more = append(more, b.one.option(message.Block1))
 	}
-	block2 := block{szx: b.answerSZX()}
-	if r.maxLen() <= maxWhole && (b.two == nil || r.maxLen() <= block2.size()) {
+	limit := s.limit()
+	if b.fitsAnswer(r.maxLen(), limit) {
 		s.answer(e, re, r.code, append(r.padded(), more...), r.payload)
 		return
 	}
 	r.padBody()
-	if !s.transfers.keep(key, r.code, r.options, bytes.Clone(r.payload), time.Now()) {
-		s.answer(e, re, codes.ServiceUnavailable, message.Options{{ID: message.MaxAge, Value: uintValue(1)}}, nil)
-		return
+	first := s.firstBlock(key, min(b.answerSZX(), limit.szx()), r.code, append(r.options, more...), r.payload)
+	if first == nil {
+		first = &refusal{code: codes.ServiceUnavailable, options: message.Options{{ID: message.MaxAge, Value: uintValue(1)}}}
 	}
-	first := s.transfers.next(key, block2, time.Now())
-	s.answer(e, re, first.code, append(first.options, more...), first.payload)
+	s.answer(e, re, first.code, first.options, first.payload)
 	clear(first.payload)
 }
 
@@ -186,6 +185,9 @@ func (s *dtlsSession) answer(e *exchange, re reply, code codes.Code, options mes
 	if err != nil {
 		s.server.log.Error("answer", "peer", s.peer.Addr, "err", err)
 		return
+	}
+	if isLong(datagram) {
+		s.lossy.sent()
 	}
 	s.exchanges.finish(e, bytes.Clone(datagram))
 	if err := s.link.write(datagram); err != nil && s.ctx.Err() == nil {

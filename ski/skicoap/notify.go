@@ -57,6 +57,10 @@ func (s *dtlsSession) receiveTickets(e *exchange, re reply, q *ticketRequest, re
 		s.refuse(e, re, blocks{}, refused)
 		return
 	}
+	if q.block != nil && q.block.num > 0 {
+		s.nextBlock(e, re, ticketTransfer(q.site), *q.block)
+		return
+	}
 	if !s.start() {
 		s.exchanges.abandon(e) // a retransmission may find a place
 		return
@@ -64,33 +68,56 @@ func (s *dtlsSession) receiveTickets(e *exchange, re reply, q *ticketRequest, re
 	s.server.workers.run(func() {
 		defer s.finish()
 		s.getTickets(q, func(code codes.Code, options message.Options, payload []byte) {
-			s.answer(e, re, code, options, payload)
+			a := s.ticketBlock(q.site, q.block, s.limit(), &refusal{code, payload, options})
+			s.answer(e, re, a.code, a.options, a.payload)
+			clear(a.payload)
 		})
 	})
 }
 
+// ticketBlock returns an answer about a site's keys, or the first block of it
+// where it is longer than a block that is asked for, if it is, or than the limit.
+func (s *dtlsSession) ticketBlock(site string, asked *block, limit mtu, a *refusal) *refusal {
+	b := blocks{two: asked}
+	if b.fitsAnswer(len(a.payload), limit) {
+		return a
+	}
+	first := s.firstBlock(ticketTransfer(site), min(b.answerSZX(), limit.szx()), a.code, a.options, a.payload)
+	if first == nil {
+		return &refusal{code: codes.ServiceUnavailable, options: message.Options{{ID: message.MaxAge, Value: uintValue(1)}}}
+	}
+	return first
+}
+
 // notification encodes a confirmable notification.
-func (s *dtlsSession) notification(o *observation, r *ticketResult) (datagram []byte, mid uint16, err error) {
-	mid = uint16(s.nextMID.Add(1))
-	datagram, err = encode(message.Message{
+func (s *dtlsSession) notification(o *observation, r *ticketResult, mid uint16, limit mtu) ([]byte, error) {
+	a := s.ticketBlock(o.site, o.block, limit, &refusal{r.code, r.payload, r.options})
+	return encode(message.Message{
 		Type: message.Confirmable, MessageID: int32(mid),
-		Token: o.token, Code: r.code, Options: inOrder(r.options), Payload: r.payload,
+		Token: o.token, Code: a.code, Options: inOrder(a.options), Payload: a.payload,
 	})
-	return datagram, mid, err
 }
 
 // notifyReliably sends a notification until it is acknowledged (RFC 7641, Section
 // 4.5). A peer that rejects it does not observe any more.
 func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded <-chan struct{}) error {
-	datagram, mid, err := s.notification(o, r)
+	mid, limit, cut := uint16(s.nextMID.Add(1)), s.limit(), false
+	datagram, err := s.notification(o, r, mid, limit)
 	if err != nil {
 		return err
 	}
-	defer clear(datagram)
+	defer func() { clear(datagram) }()
 	acked := s.unacked.add(mid)
 	defer s.unacked.remove(mid)
 	interval := s.server.ackTimeout + rand.N(s.server.ackTimeout/2)
-	for range maxRetransmit + 1 {
+	for i := range maxRetransmit + 1 {
+		if i == sendsWhole && isLong(datagram) {
+			clear(datagram)
+			if datagram, err = s.notification(o, r, mid, min(limit, safeMTU)); err != nil {
+				return err
+			}
+			cut = true
+		}
 		if err := s.link.write(datagram); err != nil {
 			return err
 		}
@@ -100,6 +127,9 @@ func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded
 			timer.Stop()
 			if t == message.Reset {
 				return errReset
+			}
+			if cut {
+				s.arrived()
 			}
 			return nil
 		case <-superseded:
@@ -119,13 +149,16 @@ func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded
 }
 
 func (s *dtlsSession) notifyOnce(o *observation, r *ticketResult) {
-	if datagram, _, err := s.notification(o, r); err == nil {
+	if datagram, err := s.notification(o, r, uint16(s.nextMID.Add(1)), s.limit()); err == nil {
 		_ = s.link.write(datagram)
 	}
 }
 
 // receiveTickets answers a request for ticket keys.
 func (s *tcpSession) receiveTickets(token []byte, q *ticketRequest, refused *refusal) {
+	if refused == nil && !q.whole() {
+		refused = refuse(codes.BadOption, "a smaller block over TCP")
+	}
 	if refused == nil && !s.start() {
 		refused = &refusal{code: codes.ServiceUnavailable, options: message.Options{{ID: message.MaxAge, Value: uintValue(1)}}}
 	} else if refused != nil {

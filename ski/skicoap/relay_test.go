@@ -20,6 +20,8 @@ type relay struct {
 	front  *net.UDPConn
 
 	drop      atomic.Bool
+	upLimit   atomic.Int64 // bytes of a datagram to the server, above which it is lost; 0: none
+	downLimit atomic.Int64 // and to the client
 	lossEvery atomic.Int64 // loses one datagram in so many; 0: none
 	count     atomic.Int64
 	up        atomic.Int64                // datagrams to the server
@@ -27,6 +29,7 @@ type relay struct {
 	longest   atomic.Int64                // bytes in a datagram, either way
 	hellos    atomic.Int64                // ClientHellos without a cookie: handshakes
 	down      atomic.Pointer[func(n int)] // is told the length of each datagram to the client
+	upward    atomic.Pointer[func(n int)] // and to the server
 	faults    atomic.Pointer[faults]
 
 	running sync.WaitGroup // goroutines and datagrams that are held back
@@ -91,12 +94,20 @@ func (r *relay) forward() {
 		if most > 0 && up > most {
 			continue
 		}
+		if upward := r.upward.Load(); upward != nil {
+			(*upward)(n)
+		}
+		if isOver(n, &r.upLimit) {
+			continue
+		}
 		if hello, _, ok := nextPiece(buf[:n]); ok && hello.sequence == 0 {
 			r.hellos.Add(1)
 		}
 		r.pass(buf[:n], func(d []byte) { _, _ = conn.Write(d) })
 	}
 }
+
+func isOver(n int, limit *atomic.Int64) bool { return limit.Load() > 0 && int64(n) > limit.Load() }
 
 // open gives a client a port of the relay's; r.mu is held.
 func (r *relay) open(b *back) {
@@ -119,6 +130,9 @@ func (r *relay) open(b *back) {
 			}
 			if down := r.down.Load(); down != nil {
 				(*down)(n)
+			}
+			if isOver(n, &r.downLimit) {
+				continue
 			}
 			r.pass(buf[:n], func(d []byte) { _, _ = r.front.WriteToUDP(d, b.client) })
 		}

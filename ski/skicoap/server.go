@@ -65,6 +65,11 @@ type ServerConfig struct {
 	// IdleTimeout is how long a session is kept on which nothing comes in.
 	// Default: 5 minutes.
 	IdleTimeout time.Duration
+	// MTU is the longest IP packet that the paths to all peers carry, in bytes:
+	// what is sent to them fits, in blocks where it is longer. It is 400 to 65,535, of which 1280
+	// and more are as good as 1280. Default: 1280, and less to a peer to which
+	// longer packets prove to be lost. Over TCP it means nothing.
+	MTU int
 	// KnownAddresses are addresses from which peers have been authenticated, as
 	// Server.KnownAddresses has returned them before a restart. Handshakes from
 	// them have places of their own when there are too many. It is a hint: an
@@ -89,6 +94,9 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 	if err := checkPath(c.Path); err != nil {
 		return c, err
 	}
+	if _, err := configuredMTU(c.MTU); err != nil {
+		return c, err
+	}
 	defaults(&c.MaxSessions, 1024)
 	defaults(&c.MaxPeerSessions, 16)
 	defaults(&c.MaxInFlight, 8192)
@@ -110,6 +118,7 @@ type Server struct {
 	cfg   ServerConfig
 	mux   *mux         // of the UDP socket, or nil
 	tcp   *tcpListener // or nil
+	mtu   mtu
 	links *resource
 	log   *slog.Logger
 
@@ -154,6 +163,7 @@ func Listen(addr string, cfg ServerConfig) (*Server, error) {
 		return nil, fmt.Errorf("skicoap: %w", err)
 	}
 	s := newServer(cfg)
+	s.mtu, _ = configuredMTU(cfg.MTU) // checked
 	// Room for a burst; the kernel gives what it allows.
 	_ = conn.SetReadBuffer(4 << 20)
 	s.mux = newMux(conn, cfg.KnownAddresses, s.begin)
@@ -307,7 +317,7 @@ func expires(peer ski.Peer, close func(error)) (stop func()) {
 // handshake returns the DTLS connection of a flow and who is at its other end.
 func (s *Server) handshake(f *flow, psk *pskLookup) (ski.Peer, *dtls.Conn, error) {
 	remote := net.UDPAddrFromAddrPort(f.addr)
-	conn, err := dtls.ServerWithOptions(f, remote, serverOptions(&s.cfg, f.connectionID, psk)...)
+	conn, err := dtls.ServerWithOptions(f, remote, serverOptions(&s.cfg, s.mtu, f.connectionID, psk)...)
 	if err != nil {
 		return ski.Peer{}, nil, err
 	}

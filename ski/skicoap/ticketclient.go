@@ -28,7 +28,8 @@ const (
 // its own for as long.
 type watch struct {
 	token    uint32
-	options  message.Options // of its requests, but Observe and ETag
+	options  message.Options // of its requests, but Observe, ETag and Block2
+	early    message.Options // Block2, where it is asked for early
 	notified chan *answer    // of capacity 1; the session puts the newest there
 
 	// Of the newest answer, where it has a number; the session's lock is held.
@@ -51,6 +52,7 @@ func newWatch(token uint32, path, query string) *watch {
 // request returns the options of a request.
 func (w *watch) request(observe uint32, have []byte) message.Options {
 	options := append(w.options[:len(w.options):len(w.options)], message.Option{ID: message.Observe, Value: uintValue(observe)})
+	options = append(options, w.early...)
 	if len(have) > 0 {
 		options = append(options, message.Option{ID: message.ETag, Value: have})
 	}
@@ -110,6 +112,9 @@ func (c *Client) WatchTickets(ctx context.Context, site string, update func(*ski
 	for {
 		asking, cancel := context.WithTimeout(ctx, registerTimeout)
 		a, err := s.register(asking, w, t.have)
+		if err == nil {
+			a, err = s.collectWatched(asking, w, a)
+		}
 		cancel()
 		if err != nil {
 			return c.failed(ctx, "request", err)
@@ -135,6 +140,12 @@ func (c *Client) follow(ctx context.Context, s clientSide, w *watch, t *ticketWa
 		select {
 		case a = <-w.notified:
 			timer.Stop()
+			asking, cancel := context.WithTimeout(ctx, registerTimeout)
+			a, err = s.collectWatched(asking, w, a)
+			cancel()
+			if err != nil {
+				return nil // register again: what was to be collected may have changed
+			}
 			continue
 		case <-timer.C:
 			return nil
@@ -145,7 +156,7 @@ func (c *Client) follow(ctx context.Context, s clientSide, w *watch, t *ticketWa
 		// What came before the end counts: it may say why.
 		select {
 		case a = <-w.notified:
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && (a.two == nil || !a.two.more) {
 				continue
 			}
 			clear(a.payload)
@@ -182,6 +193,8 @@ func (t *ticketWatch) take(a *answer) (fresh time.Duration, err error) {
 		return fresh, nil
 	case codes.TooManyRequests, codes.ServiceUnavailable:
 		return fresh, nil
+	case codes.RequestEntityIncomplete: // They have changed meanwhile.
+		return time.Second, nil
 	case codes.Forbidden, codes.Unauthorized:
 		return 0, ski.RequestDenied
 	case codes.NotFound:
@@ -212,6 +225,7 @@ func (s *clientSession) watch(path, query string) *watch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := newWatch(s.freeToken(), path, query)
+	w.early = s.path.early()
 	s.watches[w.token] = w
 	return w
 }
@@ -246,6 +260,12 @@ func (s *clientSession) unwatch(w *watch, have []byte, tell bool) {
 
 func (s *clientSession) register(ctx context.Context, w *watch, have []byte) (*answer, error) {
 	return s.askAs(ctx, codes.GET, w, w.request(observeRegister, have), nil)
+}
+
+// collectWatched returns the whole of an answer or a notification (RFC 7959,
+// Section 2.6).
+func (s *clientSession) collectWatched(ctx context.Context, w *watch, a *answer) (*answer, error) {
+	return s.collect(ctx, codes.GET, w.options, a)
 }
 
 func (s *clientSession) ended() <-chan struct{} { return s.link.done }
@@ -291,6 +311,11 @@ func (s *tcpClientSession) unwatch(w *watch, have []byte, tell bool) {
 
 func (s *tcpClientSession) register(ctx context.Context, w *watch, have []byte) (*answer, error) {
 	return s.askAs(ctx, w.token, message.Message{Code: codes.GET, Options: w.request(observeRegister, have)})
+}
+
+// collectWatched returns a: over TCP it is whole.
+func (s *tcpClientSession) collectWatched(_ context.Context, _ *watch, a *answer) (*answer, error) {
+	return a, nil
 }
 
 func (s *tcpClientSession) ended() <-chan struct{} { return s.link.done }

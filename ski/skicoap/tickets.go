@@ -40,6 +40,7 @@ type ticketRequest struct {
 	site    string
 	have    ski.TicketTag
 	observe uint32 // one of the above, or noObserve
+	block   *block // that is asked for, or nil
 }
 
 const noObserve = math.MaxUint32
@@ -63,9 +64,13 @@ func (r *resource) ticketRequest(m *message.Message) (*ticketRequest, *refusal) 
 			return nil, refuse(codes.BadOption, "Uri-Query")
 		case o.ID == message.ETag && len(o.Value) == len(q.have):
 			copy(q.have[:], o.Value)
-		case o.ID == message.Block1, o.ID == message.Block2 && !wholeBlock(m.Options), o.ID&1 == 1 && !critical[o.ID]:
+		case o.ID == message.Block1, o.ID&1 == 1 && !critical[o.ID]:
 			return nil, refuse(codes.BadOption, "an option that has no place here")
 		}
+	}
+	b, bad := findBlocks(m.Options)
+	if q.block = b.two; bad != nil {
+		return nil, bad
 	}
 	if m.Code != codes.GET {
 		return nil, refuse(codes.MethodNotAllowed, "GET only")
@@ -82,14 +87,12 @@ func (r *resource) ticketRequest(m *message.Message) (*ticketRequest, *refusal) 
 	return q, nil
 }
 
-// wholeBlock reports whether the block that is asked for has room for every
-// answer.
-func wholeBlock(options message.Options) bool {
-	b, err := findBlock(options, message.Block2)
-	return err == nil && b != nil && b.num == 0 && b.szx == largestSZX
+// whole reports whether what is asked for has room for every answer.
+func (q *ticketRequest) whole() bool {
+	return q.block == nil || q.block.num == 0 && q.block.szx == largestSZX
 }
 
-// ticketResult is the answer to a ticketRequest. It always fits one message.
+// ticketResult is the answer to a ticketRequest.
 type ticketResult struct {
 	code    codes.Code
 	options message.Options
@@ -149,6 +152,8 @@ func ticketFailure(a *ski.TicketAnswer) *ticketResult {
 // observation is one site's ticket keys that a peer observes (RFC 7641).
 type observation struct {
 	token []byte
+	site  string
+	block *block        // of the size that is wished for, or nil
 	ended chan struct{} // closed when it is over
 }
 
@@ -218,7 +223,7 @@ func (s *session) observe(q *ticketRequest, r *ticketResult) (begin func()) {
 	} else {
 		close(old.ended)
 	}
-	o := &observation{token: q.token, ended: make(chan struct{})}
+	o := &observation{token: q.token, site: q.site, block: q.block, ended: make(chan struct{})}
 	s.observations[q.site] = o
 	return func() {
 		if !s.server.goRun(func() { s.keepTold(q.site, o, r) }) {

@@ -26,6 +26,7 @@ type ticketOffice struct {
 	changed chan struct{}
 	asked   int // questions that were not answered with Same
 	denied  int
+	number  int // of keys of a site; 0 stands for 1
 	// hold is called, if there is one, when the answer to a question is known.
 	hold func()
 }
@@ -52,9 +53,11 @@ func (o *ticketOffice) ServeTickets(_ context.Context, _ ski.Peer, site string, 
 		o.denied++
 		return &ski.TicketAnswer{Error: ski.RequestDenied}
 	}
-	keys := &ski.TicketKeys{Site: site, Keys: []ski.TicketKey{{
-		ID: ski.TicketKeyID{n}, From: time.Unix(1000, 0), To: time.Unix(2000, 0), Until: time.Unix(3000, 0)}}}
-	keys.Keys[0].Secret[0] = n
+	keys := &ski.TicketKeys{Site: site}
+	for i := range max(1, o.number) {
+		keys.Keys = append(keys.Keys, ski.TicketKey{
+			ID: ski.TicketKeyID{n, byte(i)}, From: time.Unix(1000, 0), To: time.Unix(2000, 0), Until: time.Unix(3000, 0), Secret: [32]byte{n}})
+	}
 	a := &ski.TicketAnswer{Changed: o.changed, Next: time.Now().Add(time.Hour)}
 	if a.Same = keys.Tag() == have; !a.Same {
 		a.Keys = keys
@@ -419,7 +422,8 @@ func TestWhatIsWrongWithARequestForTicketKeys(t *testing.T) {
 		{"POST", codes.POST, with(site), codes.MethodNotAllowed},
 		{"JSON", codes.GET, with(site, message.Option{ID: message.Accept, Value: []byte{50}}), codes.NotAcceptable},
 		{"an unknown critical option", codes.GET, with(site, message.Option{ID: 4001}), codes.BadOption},
-		{"a block of it", codes.GET, with(site, block{num: 1, szx: 6}.option(message.Block2)), codes.BadOption},
+		{"a block of a reserved size", codes.GET, with(site, block{szx: 7}.option(message.Block2)), codes.BadRequest},
+		{"a block of a request", codes.GET, with(site, block{szx: 6}.option(message.Block1)), codes.BadOption},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -455,7 +459,7 @@ func TestTicketKeysFitOneMessage(t *testing.T) {
 			message.Option{ID: message.MaxAge, Value: uintValue(ticketsMaxAge)}, message.Option{ID: message.Observe, Value: uintValue(seqMask)})),
 	})
 	require.NoError(t, err)
-	assert.LessOrEqual(t, len(datagram), maxMessage)
+	assert.LessOrEqual(t, len(datagram), maxMTU.message())
 }
 
 // TestNotificationsThatAreLostAreSentAgain loses every third datagram.

@@ -44,6 +44,7 @@ type transfer struct {
 	// Of an answer:
 	code    codes.Code
 	options message.Options
+	cut     bool // it was sent whole, and lost
 }
 
 func newTransfers(all *atomic.Int64, peer func() *atomic.Int64) *transfers {
@@ -95,14 +96,18 @@ func (t *transfers) put(key transferKey, b block, size1 uint32, payload []byte, 
 }
 
 // keep takes an answer, of which the client will ask for the blocks. From then
-// on data belongs to t. It reports false if there is no place for it.
+// on data belongs to t. The blocks have the answer's ETag, or one of their own. It
+// reports false if there is no place for it.
 func (t *transfers) keep(key transferKey, code codes.Code, options message.Options, data []byte, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.drop(t.answers, key)
-	t.lastETag++
-	etag := message.Option{ID: message.ETag, Value: binary.BigEndian.AppendUint32(nil, t.lastETag)}
-	tr := &transfer{data: data, moved: now, code: code, options: append(message.Options{etag}, options...)}
+	if !options.HasOption(message.ETag) {
+		t.lastETag++
+		etag := message.Option{ID: message.ETag, Value: binary.BigEndian.AppendUint32(nil, t.lastETag)}
+		options = append(message.Options{etag}, options...)
+	}
+	tr := &transfer{data: data, moved: now, code: code, options: options}
 	if !t.add(t.answers, key, tr) {
 		clear(data)
 		return false
@@ -134,6 +139,28 @@ func (t *transfers) next(key transferKey, asked block, now time.Time) *refusal {
 		t.drop(t.answers, key)
 	}
 	return a
+}
+
+// markCut notes that an answer goes in blocks because it was lost whole.
+func (t *transfers) markCut(key transferKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if tr := t.answers[key]; tr != nil {
+		tr.cut = true
+	}
+}
+
+// takeCut reports, once, whether an answer whose blocks are fetched is such a
+// one.
+func (t *transfers) takeCut(key transferKey) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tr := t.answers[key]
+	if tr == nil || !tr.cut {
+		return false
+	}
+	tr.cut = false
+	return true
 }
 
 // add is called with t.mu held, as drop is.

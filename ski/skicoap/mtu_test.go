@@ -1,0 +1,286 @@
+package skicoap
+
+import (
+	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+)
+
+// smallUDP is the payload of a datagram with IPv4 and UDP headers on a path with
+// an MTU of 576 bytes.
+const smallUDP = 576 - 20 - 8
+
+// large makes a certificate as long as a chain with RSA keys.
+func large(c *x509.Certificate) {
+	c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: make([]byte, 3000)})
+}
+
+func (r *relay) limit(up, down int) {
+	r.upLimit.Store(int64(up))
+	r.downLimit.Store(int64(down))
+}
+
+// longExchanges are the lengths of inputs and outputs: signatures of RSA-2048,
+// RSA-3072 and RSA-4096, decryption with RSA-4096, and both longer.
+var longExchanges = [][2]int{{136, 72}, {136, 256}, {136, 384}, {136, 512}, {512, 48}, {1000, 1000}, {3000, 3000}}
+
+func TestAPathThatLosesLongDatagramsIsServed(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	for _, tc := range []struct {
+		name     string
+		up, down int
+	}{{"both ways", smallUDP, smallUDP}, {"to the key server", smallUDP, 0}, {"to the edge", 0, smallUDP}} {
+		for auth, psk := range map[string]bool{"certificates": false, "pre-shared key": true} {
+			t.Run(tc.name+", "+auth, func(t *testing.T) {
+				t.Parallel()
+				var handler longEcho
+				s := serve(t, "127.0.0.1:0", ServerConfig{
+					Certificate: ca.issue(x509.ExtKeyUsageServerAuth, large), ClientCAs: ca.pool, Handler: &handler, PSK: newKeyring("edge").find,
+				})
+				r := newRelay(t, s.Addr().String())
+				r.limit(tc.up, tc.down)
+				cfg := ClientConfig{Certificate: ca.issue(x509.ExtKeyUsageClientAuth, large), RootCAs: ca.pool, Logger: quiet}
+				if psk {
+					usePSK("edge", pskKey)(&cfg)
+				}
+				c, err := NewClient("coaps://"+r.addr(), cfg)
+				require.NoError(t, err)
+				t.Cleanup(func() { assert.NoError(t, c.Close()) })
+				for n := range 3 {
+					for i, e := range longExchanges {
+						ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+						require.NoError(t, askLong(ctx, c, longRequest(n*10+i, e[0], e[1])), "%d: %d bytes, %d back", n, e[0], e[1])
+						cancel()
+					}
+				}
+				handler.assertOnce(t, 3*len(longExchanges))
+				assert.EqualValues(t, 1, r.hellos.Load(), "handshakes")
+			})
+		}
+	}
+}
+
+func TestAPathThatBecomesSmallIsServed(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	var handler longEcho
+	var log logBuffer
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: &handler, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	c, r := through(t, s, ca, func(cfg *ClientConfig) { cfg.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	n := 0
+	askAll := func() {
+		t.Helper()
+		var asking sync.WaitGroup
+		for range 5 {
+			for _, e := range longExchanges {
+				n++
+				asking.Go(func() { assert.NoError(t, askLong(t.Context(), c, longRequest(n, e[0], e[1]))) })
+			}
+			asking.Wait()
+		}
+	}
+	askAll()
+	assert.Greater(t, r.longest.Load(), int64(1000), "whole, as long as that works")
+	assert.NotContains(t, log.String(), "loses long datagrams")
+	first := c.current
+	r.limit(smallUDP, smallUDP)
+	askAll()
+	handler.assertOnce(t, n)
+	assert.Contains(t, log.String(), `msg="the path loses long datagrams`)
+	assert.Contains(t, log.String(), `msg="the path to a peer loses long datagrams`)
+
+	// It is tried again later whether the path is what it was.
+	r.limit(0, 0)
+	r.longest.Store(0)
+	c.udpPath.mu.Lock()
+	c.udpPath.until = time.Now()
+	c.udpPath.mu.Unlock()
+	require.NoError(t, askLong(t.Context(), c, longRequest(n+1, 512, 48)))
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "carries long datagrams again") }, time.Minute, time.Millisecond)
+	require.NoError(t, askLong(t.Context(), c, longRequest(n+2, 1000, 48)))
+	handler.assertOnce(t, n+2)
+	assert.Same(t, first, c.current)
+}
+
+// An MTU that is configured, on either side or both, is kept to from the first
+// datagram on.
+func TestAConfiguredMTUIsKeptTo(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	for _, mtu := range []int{400, 576, 800} {
+		for _, tc := range []struct {
+			name           string
+			server, client bool
+		}{{"both", true, true}, {"the edge", false, true}, {"the key server", true, false}} {
+			t.Run(fmt.Sprintf("%s %d", tc.name, mtu), func(t *testing.T) {
+				t.Parallel()
+				var handler longEcho
+				cfg := ServerConfig{Certificate: ca.issue(x509.ExtKeyUsageServerAuth, large), ClientCAs: ca.pool, Handler: &handler}
+				if tc.server {
+					cfg.MTU = mtu
+				}
+				s := serve(t, "127.0.0.1:0", cfg)
+				c, r := through(t, s, ca, func(cfg *ClientConfig) {
+					if tc.client {
+						cfg.MTU = mtu
+					}
+				})
+				var mu sync.Mutex
+				up, down := 0, 0
+				note := func(longest *int) *func(int) {
+					return new(func(n int) {
+						mu.Lock()
+						defer mu.Unlock()
+						*longest = max(*longest, n)
+					})
+				}
+				r.down.Store(note(&down))
+				r.upward.Store(note(&up))
+				for i, e := range longExchanges {
+					require.NoError(t, askLong(t.Context(), c, longRequest(i, e[0], e[1])))
+				}
+				handler.assertOnce(t, len(longExchanges))
+				mu.Lock()
+				defer mu.Unlock()
+				const headers = 40 + 8 // of IPv6 and UDP
+				if tc.client {
+					assert.LessOrEqual(t, up+headers, mtu, "to the key server")
+					if mtu >= 576 { // its handshake knows nothing of the edge's MTU
+						assert.LessOrEqual(t, down+headers, mtu, "answers that it asked for")
+					}
+				}
+				if tc.server {
+					assert.LessOrEqual(t, down+headers, mtu, "to the edge")
+				}
+			})
+		}
+	}
+}
+
+func TestAnMTUThatCannotBeIsRefused(t *testing.T) {
+	ca := newTestCA(t)
+	for _, mtu := range []int{-1, 1, 399, 65536} {
+		_, err := NewClient("coaps://localhost", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, MTU: mtu})
+		assert.ErrorContains(t, err, "an MTU of")
+		_, err = Listen("127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), MTU: mtu})
+		assert.ErrorContains(t, err, "an MTU of")
+	}
+	for _, mtu := range []int{0, 400, 1280, 9000, 65535} {
+		c, err := NewClient("coaps://localhost", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, MTU: mtu})
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+	}
+}
+
+// A key server that takes its time is not a path that loses something: nothing is
+// executed twice.
+func TestASlowKeyServerIsNoSmallPath(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	var handler longEcho
+	var log logBuffer
+	answers := make(chan struct{})
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(
+		func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			resp := handler.ServeSKI(ctx, p, req)
+			<-answers
+			return resp
+		})})
+	c, r := through(t, s, ca, func(cfg *ClientConfig) { cfg.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	errs := make(chan error, len(longExchanges))
+	for i, e := range longExchanges {
+		go func() { errs <- askLong(t.Context(), c, longRequest(i, e[0], e[1])) }()
+	}
+	// The requests have been sent often enough for a probe, and its answer has come.
+	require.Eventually(t, func() bool {
+		c.mu.Lock()
+		s, ok := c.current.(*clientSession)
+		c.mu.Unlock()
+		if !ok {
+			return false
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return !s.lastProbe.IsZero()
+	}, time.Minute, time.Millisecond)
+	close(answers)
+	for range longExchanges {
+		require.NoError(t, <-errs)
+	}
+	handler.assertOnce(t, len(longExchanges))
+	assert.NotContains(t, log.String(), "loses long datagrams")
+	assert.Greater(t, r.longest.Load(), int64(1000))
+}
+
+// A path that loses one datagram in five, whatever its length, is not taken for
+// one that loses the long ones.
+func TestLossIsNoSmallPath(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	mistaken := 0
+	const runs = 200
+	for range runs {
+		var l lossy
+		for range 1000 {
+			l.sent()
+			lost := 0
+			for lost <= sendsWhole && random.Float64() < 0.2 {
+				lost++
+			}
+			if lost >= sendsWhole && l.arrived(time.Now()) {
+				mistaken++
+				break
+			}
+		}
+	}
+	assert.LessOrEqual(t, mistaken, runs/10)
+
+	var l lossy // one that loses all long ones
+	for range 1000 {
+		l.sent()
+	}
+	n := 0
+	for l.sent(); !l.arrived(time.Now()); l.sent() {
+		n++
+	}
+	assert.Less(t, n, 30)
+	assert.Equal(t, safeMTU, l.limit(maxMTU, time.Now()))
+	assert.Equal(t, maxMTU, l.limit(maxMTU, time.Now().Add(narrowFor+time.Second)))
+}
+
+// The longest ticket keys there can be come in blocks, at first and when they
+// change.
+func TestTicketKeysOnAPathThatLosesLongDatagrams(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	for name, tc := range map[string]struct{ server, client int }{"nothing configured": {}, "the edge's": {0, 576}, "the key server's": {576, 0}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			office := newTicketOffice()
+			office.number = ski.MaxTicketKeys
+			s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool, MTU: tc.server},
+				func(s *Server) { s.ackTimeout = 20 * time.Millisecond })
+			c, r := through(t, s, ca, func(cfg *ClientConfig) { cfg.MTU = tc.client })
+			r.limit(smallUDP, smallUDP)
+			w := watchSite(t, c, "a.test")
+			for n := byte(1); n < 10; n++ {
+				assert.Equal(t, n, w.next(t))
+				office.change("a.test", n+1)
+			}
+			assert.EqualValues(t, 1, r.hellos.Load(), "handshakes")
+		})
+	}
+}
