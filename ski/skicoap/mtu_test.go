@@ -88,7 +88,8 @@ func TestAPathThatBecomesSmallIsServed(t *testing.T) {
 		for range 5 {
 			for _, e := range longExchanges {
 				n++
-				asking.Go(func() { assert.NoError(t, askLong(t.Context(), c, longRequest(n, e[0], e[1]))) })
+				req := longRequest(n, e[0], e[1])
+				asking.Go(func() { assert.NoError(t, askLong(t.Context(), c, req)) })
 			}
 			asking.Wait()
 		}
