@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"internal/guarded":          {},
 	"internal/certuse":          {},
 	"internal/netlab":           {},
+	"internal/logqueue":         {"github.com/prometheus/"},
 	"edgeserver/internal/split": {"ski", "ski/tlsprf", "github.com/fxamacker/cbor/v2", "github.com/pion/dtls/v3/pkg/crypto/ccm"},
 }
 

@@ -334,10 +334,11 @@ func TestKeyLog(t *testing.T) {
 			require.NoError(t, err)
 			c.Close()
 		}
-		atEdge, err := os.ReadFile(cfg.KeyLog)
-		require.NoError(t, err)
 		assert.Contains(t, atClient.String(), "CLIENT_RANDOM ")
-		assert.Equal(t, atClient.String(), string(atEdge))
+		assert.Eventually(t, func() bool { // No handshake waits for it.
+			atEdge, _ := os.ReadFile(cfg.KeyLog)
+			return atClient.String() == string(atEdge)
+		}, 10*time.Second, time.Millisecond)
 		assert.Contains(t, e.log.String(), "level=WARN msg=\"key_log writes down the secrets of every connection")
 		info, err := os.Stat(cfg.KeyLog)
 		require.NoError(t, err)
@@ -349,6 +350,50 @@ func TestKeyLog(t *testing.T) {
 	cfg.KeyLog = open
 	_, err := New(cfg, p.transport(), nil)
 	assert.ErrorContains(t, err, "key_log: "+open+" can be used by others")
+	// Nobody reads it: to open it would be to wait for ever, a reload too.
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	cfg.KeyLog = pipe
+	_, err = New(cfg, p.transport(), nil)
+	assert.ErrorContains(t, err, "key_log: "+pipe+" is neither a file nor a character device")
+	// A check makes none.
+	cfg.KeyLog = filepath.Join(t.TempDir(), "none.txt")
+	srv, err := New(cfg, p.transport(), nil)
+	require.NoError(t, err)
+	require.NoError(t, srv.Close())
+	assert.NoFileExists(t, cfg.KeyLog)
+}
+
+// A disk that takes nothing, or a write that does not return, is no handshake's
+// concern.
+func TestNoHandshakeWaitsForTheKeyLog(t *testing.T) {
+	p := newPKI(t)
+	for _, engine := range []string{EngineStandard, EngineSplit} {
+		cfg := bothSites(t, p, true)
+		for i := range cfg.Sites {
+			cfg.Sites[i].Engine = engine
+		}
+		cfg.KeyLog = filepath.Join(t.TempDir(), "keys.txt")
+		require.NoError(t, os.WriteFile(cfg.KeyLog, nil, 0o600))
+		e := start(t, cfg, p.transport())
+		r, w, err := os.Pipe() // takes 64 KiB, and nobody reads it
+		require.NoError(t, err)
+		defer r.Close()
+		f := e.current().keys.file
+		f.mu.Lock() // run has not been woken up
+		f.out = w
+		f.mu.Unlock()
+		f.write(bytes.Repeat([]byte("stuck\n"), 1<<14))
+		for e.value(t, "key_log_lost_total") == 0 {
+			client := only(tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256)
+			client.ServerName = "rsa.test"
+			c, err := e.dial(p, client)
+			require.NoError(t, err)
+			c.Close()
+			f.write(bytes.Repeat([]byte("more\n"), 1<<14))
+		}
+		assert.Contains(t, e.log.String(), `level=ERROR msg="key log: lines are lost" key_log=`+cfg.KeyLog)
+	}
 }
 
 // foreign is a file of another user.

@@ -56,7 +56,7 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 		return nil, err
 	}
 	if cfg.KeyLog != "" {
-		if g.keys, err = openKeyLog(cfg.KeyLog); err != nil {
+		if g.keys, err = s.keyLogs.openKeyLog(cfg.KeyLog); err != nil {
 			g.sites.close()
 			return nil, cfg.errorAt("key_log", err)
 		}

@@ -5,20 +5,31 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"sync"
 	"syscall"
 )
 
 // keyLog writes the secrets of connections in the format of NSS, which
 // Wireshark reads. A nil keyLog writes nothing.
 type keyLog struct {
-	mu   sync.Mutex
-	file io.WriteCloser
+	file  *logFile
+	files *logFiles
 }
 
-// openKeyLog opens the file, which its owner alone can read.
-func openKeyLog(name string) (*keyLog, error) {
-	file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+// openKeyLog opens the file of this name, which its owner alone can read.
+func (files *logFiles) openKeyLog(name string) (*keyLog, error) {
+	file, err := files.use(name)
+	if err != nil {
+		return nil, err
+	}
+	return &keyLog{file, files}, nil
+}
+
+// openKeyLogFile opens the file to append to.
+func openKeyLogFile(name string, create bool) (*os.File, error) {
+	if err := checkKind(name); err != nil {
+		return nil, err
+	}
+	file, err := openToAppend(name, create, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +41,7 @@ func openKeyLog(name string) (*keyLog, error) {
 		file.Close()
 		return nil, err
 	}
-	return &keyLog{file: file}, nil
+	return file, nil
 }
 
 // checkKeyLog refuses a file that someone else can read: by its mode, or since
@@ -45,19 +56,17 @@ func checkKeyLog(name string, info fs.FileInfo) error {
 	return nil
 }
 
-// Write writes one line, or several.
+// Write writes one line, or several. No handshake waits for the disk.
 func (k *keyLog) Write(b []byte) (int, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.file.Write(b)
+	k.file.write(b)
+	return len(b), nil
 }
 
-// Close closes the file.
-func (k *keyLog) Close() error {
-	if k == nil {
-		return nil
+// Close lets the file go.
+func (k *keyLog) Close() {
+	if k != nil {
+		k.files.release(k.file)
 	}
-	return k.file.Close()
 }
 
 // writer is for tls.Config.KeyLogWriter.

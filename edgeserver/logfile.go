@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
@@ -28,9 +29,11 @@ const (
 	logStderr = "stderr"
 )
 
-// logFiles are the files of access logs that are open, each once, whoever writes
+// logFiles are the files of one kind of log that are open, each once, whoever writes
 // to it. A file is there until it is not used any more.
 type logFiles struct {
+	kind string // "access log"; with an underscore, the key in log
+	file func(name string, create bool) (*os.File, error)
 	lost func(lines int) // counts
 	log  *slog.Logger
 
@@ -47,7 +50,7 @@ func (all *logFiles) use(name string) (*logFile, error) {
 		f.users++
 		return f, nil
 	}
-	out, err := openLogFile(name, false)
+	out, err := all.file(name, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		out, err = nil, checkFolder(name)
 	}
@@ -55,7 +58,7 @@ func (all *logFiles) use(name string) (*logFile, error) {
 		return nil, err
 	}
 	f := &logFile{
-		name: name, users: 1, lost: all.lost, log: all.log.With("access_log", name), out: out,
+		name: name, users: 1, all: all, log: all.log.With(strings.ReplaceAll(all.kind, " ", "_"), name), out: out,
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	if all.open == nil {
@@ -98,7 +101,7 @@ func (all *logFiles) reopen() {
 type logFile struct {
 	name  string
 	users int // guarded by that of logFiles
-	lost  func(lines int)
+	all   *logFiles
 	log   *slog.Logger
 
 	mu      sync.Mutex
@@ -115,18 +118,24 @@ type logFile struct {
 
 // write appends a line, its newline included. It does not wait for the disk.
 func (f *logFile) write(line []byte) {
+	if err := f.push(line); err != nil {
+		f.lose(1, err)
+	}
+}
+
+// push returns why the line is lost, or nil.
+func (f *logFile) push(line []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.closed:
-		f.lose(1, errors.New("the request has ended too late"))
-		return
+		return errors.New("the request has ended too late")
 	case len(f.waiting)+len(line) > maxWaiting:
-		f.lose(1, errors.New("too many lines wait to be written"))
-		return
+		return errors.New("too many lines wait to be written")
 	}
 	f.waiting = append(f.waiting, line...)
 	f.wakeUp()
+	return nil
 }
 
 // wakeUp is called with mu held, and never after closed.
@@ -140,13 +149,28 @@ func (f *logFile) wakeUp() {
 	}
 }
 
-// lose counts lines. It is called with mu held.
+// lose counts lines, and says so of the first. It is called without mu: who logs
+// may wait.
 func (f *logFile) lose(lines int, err error) {
-	f.lost(lines)
-	if f.missing == 0 {
-		f.log.Error("access log: lines are lost", "error", err)
-	}
+	f.all.lost(lines)
+	f.mu.Lock()
+	first := f.missing == 0
 	f.missing += lines
+	f.mu.Unlock()
+	if first {
+		f.log.Error(f.all.kind+": lines are lost", "error", err)
+	}
+}
+
+// found ends what lose has begun.
+func (f *logFile) found() {
+	f.mu.Lock()
+	missing := f.missing
+	f.missing = 0
+	f.mu.Unlock()
+	if missing > 0 {
+		f.log.Warn(f.all.kind+": lines are written again", "lost", missing)
+	}
 }
 
 // run writes what waits, as long as there may be something.
@@ -178,7 +202,7 @@ func (f *logFile) append(lines []byte) {
 	}
 	err := error(nil)
 	if f.out == nil {
-		f.out, err = openLogFile(f.name, true)
+		f.out, err = f.all.file(f.name, true)
 	}
 	if err == nil && f.torn {
 		_, err = f.out.Write([]byte{'\n'})
@@ -189,13 +213,10 @@ func (f *logFile) append(lines []byte) {
 		n, err = f.out.Write(lines)
 		f.torn = n > 0 && lines[n-1] != '\n'
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if err != nil {
 		f.lose(bytes.Count(lines[n:], []byte{'\n'}), err)
-	} else if f.missing > 0 {
-		f.log.Warn("access log: lines are written again", "lost", f.missing)
-		f.missing = 0
+	} else {
+		f.found()
 	}
 }
 
@@ -204,9 +225,9 @@ func (f *logFile) openAnew() {
 	if f.out == nil || f.out == os.Stdout || f.out == os.Stderr {
 		return
 	}
-	out, err := openLogFile(f.name, true)
+	out, err := f.all.file(f.name, true)
 	if err != nil {
-		f.log.Error("access log: the file is not opened anew, lines go to the old one", "error", err)
+		f.log.Error(f.all.kind+": the file is not opened anew, lines go to the old one", "error", err)
 		return
 	}
 	f.out.Close()
@@ -224,8 +245,9 @@ func (f *logFile) close() {
 	case <-f.done:
 	case <-time.After(lastLines):
 		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.lose(bytes.Count(f.waiting, []byte{'\n'}), errors.New("the last lines cannot be written in time"))
+		lines := bytes.Count(f.waiting, []byte{'\n'})
+		f.mu.Unlock()
+		f.lose(lines, errors.New("the last lines cannot be written in time"))
 	}
 }
 
@@ -238,15 +260,27 @@ func openLogFile(name string, create bool) (*os.File, error) {
 	case logStderr:
 		return os.Stderr, nil
 	}
-	// To open a pipe would mean to wait for its other end.
-	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() && info.Mode()&fs.ModeCharDevice == 0 {
-		return nil, fmt.Errorf(`%s is neither a file nor a character device ("-" is standard output)`, name)
+	if err := checkKind(name); err != nil {
+		return nil, err
 	}
+	return openToAppend(name, create, 0o640)
+}
+
+// checkKind refuses what is neither a file nor a character device, if it is there:
+// to open a pipe would mean to wait for its other end.
+func checkKind(name string) error {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() && info.Mode()&fs.ModeCharDevice == 0 {
+		return fmt.Errorf(`%s is neither a file nor a character device ("-" is standard output)`, name)
+	}
+	return nil
+}
+
+func openToAppend(name string, create bool, mode fs.FileMode) (*os.File, error) {
 	flags := os.O_APPEND | os.O_WRONLY
 	if create {
 		flags |= os.O_CREATE
 	}
-	return os.OpenFile(name, flags, 0o640)
+	return os.OpenFile(name, flags, mode)
 }
 
 // checkFolder checks that a file could be made.

@@ -20,7 +20,7 @@ import (
 // newLogFiles returns logFiles, what they have lost, and their log.
 func newLogFiles() (*logFiles, *atomic.Int64, *logBuffer) {
 	lost, log := new(atomic.Int64), new(logBuffer)
-	return &logFiles{log: slog.New(slog.NewTextHandler(log, nil)), lost: func(n int) { lost.Add(int64(n)) }}, lost, log
+	return &logFiles{kind: "access log", file: openLogFile, log: slog.New(slog.NewTextHandler(log, nil)), lost: func(n int) { lost.Add(int64(n)) }}, lost, log
 }
 
 func linesOf(t *testing.T, file string) []string {

@@ -38,6 +38,7 @@ type Metrics struct {
 	reloads        *prometheus.CounterVec
 	loaded         prometheus.Gauge
 	lostLines      prometheus.Counter
+	lostKeyLines   prometheus.Counter
 	identityEnd    prometheus.Gauge
 	buildInfo      prometheus.Gauge
 
@@ -103,6 +104,9 @@ func newMetrics() *Metrics {
 		}),
 		lostLines: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: metricsPrefix + "access_log_lost_total", Help: "Lines of access logs that could not be written.",
+		}),
+		lostKeyLines: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: metricsPrefix + "key_log_lost_total", Help: "Lines of key_log that could not be written.",
 		}),
 		identityEnd: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: metricsPrefix + "identity_expiry_timestamp_seconds", Help: "When the first of the certificates ends that key servers know the edge server by; 0 if there is none.",
@@ -254,7 +258,7 @@ func statusClass(status int) string {
 func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.handshakes, m.handshakeTimes, m.attempts, m.attemptTimes, m.answers, m.requests, m.requestTimes, m.origins,
-		m.reloads, m.loaded, m.lostLines, m.identityEnd, m.buildInfo,
+		m.reloads, m.loaded, m.lostLines, m.lostKeyLines, m.identityEnd, m.buildInfo,
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/ski"
 )
 
@@ -230,6 +231,9 @@ func TestDashboardAndAlerts(t *testing.T) {
 
 	descs := make(chan *prometheus.Desc, 100)
 	e.Metrics().Describe(descs)
+	for _, c := range new(logqueue.Queue).Metrics(metricsPrefix) {
+		c.Describe(descs)
+	}
 	close(descs)
 	exist := map[string]bool{}
 	for d := range descs {

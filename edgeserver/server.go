@@ -19,6 +19,7 @@ type Server struct {
 	bounds   *bounds
 	metrics  *Metrics
 	logs     *logFiles // access logs
+	keyLogs  *logFiles
 	draining atomic.Bool
 	requests *refs // those under way, on upgraded connections too
 
@@ -63,7 +64,8 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 	s := &Server{log: log, metrics: newMetrics(), bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
 		stopping: make(chan struct{}), failed: make(chan error, 1)}
 	s.metrics.server = s
-	s.logs = &logFiles{log: log, lost: func(lines int) { s.metrics.lostLines.Add(float64(lines)) }}
+	s.logs = &logFiles{kind: "access log", file: openLogFile, log: log, lost: func(lines int) { s.metrics.lostLines.Add(float64(lines)) }}
+	s.keyLogs = &logFiles{kind: "key log", file: openKeyLogFile, log: log, lost: func(lines int) { s.metrics.lostKeyLines.Add(float64(lines)) }}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	g, err := s.newGeneration(cfg, transport, nil)
 	if err != nil {
@@ -123,9 +125,12 @@ func (s *Server) Listener(l net.Listener) net.Listener {
 	return h
 }
 
-// ReopenLogs opens the files of access logs anew, since they may have been moved
-// away. It does not wait for that; the log says what goes wrong.
-func (s *Server) ReopenLogs() { s.logs.reopen() }
+// ReopenLogs opens the files of access logs and the key log anew, since they may
+// have been moved away. It does not wait for that; the log says what goes wrong.
+func (s *Server) ReopenLogs() {
+	s.logs.reopen()
+	s.keyLogs.reopen()
+}
 
 // current returns the generation of new connections.
 func (s *Server) current() *generation {

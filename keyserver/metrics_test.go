@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/ski"
 )
 
@@ -232,6 +233,9 @@ func TestDashboardAndAlerts(t *testing.T) {
 	descs := make(chan *prometheus.Desc, 100)
 	NewMetrics("v1").Describe(descs)
 	TokenMetrics(nil).Describe(descs)
+	for _, c := range new(logqueue.Queue).Metrics(metricsPrefix) {
+		c.Describe(descs)
+	}
 	close(descs)
 	exist := make(map[string]bool)
 	for d := range descs {

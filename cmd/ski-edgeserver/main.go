@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/internal/logqueue"
 )
 
 const usage = `Usage: ski-edgeserver -config FILE [-check]
@@ -185,7 +186,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
-	log := cfg.Log.Logger(stderr)
+	log, logged := cfg.Log.Logger(stderr), (*logqueue.Queue)(nil)
+	if !*check { // From here on nothing waits for who reads the log.
+		logged = logqueue.New(stderr, func(w io.Writer) slog.Handler { return cfg.Log.Logger(w).Handler() })
+		defer logged.Close()
+		log, stderr = slog.New(logged.Handler()), logged
+	}
 	// What net/http has no other logger for: above all what an origin has sent
 	// unasked, which is quoted and can be meant for a client.
 	stdlog.SetFlags(0)
@@ -218,7 +224,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	// A reader of standard output or error that has gone is an error of the write,
 	// not the end of the edge server.
 	signal.Ignore(syscall.SIGPIPE)
-	stopMetrics, err := serveMetrics(cfg, d.srv, own, log)
+	stopMetrics, err := serveMetrics(cfg, d.srv, own, log, logged)
 	if err != nil {
 		return fail(stderr, err)
 	}

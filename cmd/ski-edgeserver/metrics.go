@@ -8,23 +8,24 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/tlsski/tlsski/cmd/internal/monitor"
 	"github.com/tlsski/tlsski/edgeserver"
+	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/ski"
 )
 
 // serveMetrics answers GET /metrics, /healthz and /readyz where the configuration
 // says so, until the returned function is called: while the server drains, too.
-func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServer, log *slog.Logger) (func(), error) {
+// logged is where log goes.
+func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServer, log *slog.Logger, logged *logqueue.Queue) (func(), error) {
 	if cfg.Metrics == "" {
 		return func() {}, nil
 	}
-	metrics := []prometheus.Collector{
+	metrics := append(logged.Metrics("ski_edgeserver_"),
 		srv.Metrics(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	}
+	)
 	if own != nil {
 		metrics = append(metrics, own.metrics()...)
 	}

@@ -7,12 +7,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
 
 	"github.com/tlsski/tlsski/hsm"
+	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/keyserver"
 )
 
@@ -199,7 +201,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, err)
 	}
 	box := enterSandbox(cfg)
-	log := cfg.Logger(stderr)
+	log, logged := cfg.Logger(stderr), (*logqueue.Queue)(nil)
+	if !*check { // From here on nothing waits for who reads the log.
+		logged = logqueue.New(stderr, func(w io.Writer) slog.Handler { return cfg.Logger(w).Handler() })
+		defer logged.Close()
+		log, stderr = slog.New(logged.Handler()), logged
+	}
 	p, err := load(cfg, log)
 	if err != nil {
 		return fail(stderr, err)
@@ -218,7 +225,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	}
-	return serve(p, box, hangups, log, stderr)
+	return serve(p, box, hangups, log, logged)
 }
 
 // wrongPIN is the exit status that keeps systemd from starting it again

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,12 +14,13 @@ import (
 
 	"github.com/tlsski/tlsski/cmd/internal/keyparts"
 	"github.com/tlsski/tlsski/cmd/internal/monitor"
+	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/keyserver"
 )
 
-// serve runs the key server until a signal ends it. hangups are those to reload.
-// It returns the exit status.
-func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, stderr io.Writer) int {
+// serve runs the key server until a signal ends it. hangups are those to reload,
+// stderr is where log goes. It returns the exit status.
+func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, stderr *logqueue.Queue) int {
 	// Before anything can be heard of the server, so that a signal is never
 	// met unprepared.
 	signals := make(chan os.Signal, 2)
@@ -65,8 +65,8 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 	if p.cfg.Metrics != "" {
 		health := func(context.Context) error { return server.Health() }
 		// Not those of the process: the sandbox keeps /proc from it.
-		if metrics, err = monitor.Serve(p.cfg.Metrics, map[string]monitor.Check{"/healthz": health}, log,
-			p.metrics, keyserver.TokenMetrics(p.keys.Tokens), collectors.NewGoCollector()); err != nil {
+		counts := append(stderr.Metrics("ski_keyserver_"), p.metrics, keyserver.TokenMetrics(p.keys.Tokens), collectors.NewGoCollector())
+		if metrics, err = monitor.Serve(p.cfg.Metrics, map[string]monitor.Check{"/healthz": health}, log, counts...); err != nil {
 			_ = all.Close()
 			return fail(stderr, err)
 		}

@@ -109,7 +109,7 @@ func (d *dev) demo(ctx context.Context, w io.Writer) error {
 	}
 	_ = t.Flush()
 	fmt.Fprintln(w)
-	failed = !d.compareKeys(w, keyLog.String()) || failed
+	failed = !d.compareKeys(ctx, w, keyLog.String()) || failed
 	if d.token != nil {
 		failed = !d.token.show(w) || failed
 	} else {
@@ -126,13 +126,14 @@ const demoKeyLog = "keys.txt"
 
 // compareKeys looks for the client's secrets in the edge server's key log, says
 // how many it finds, and reports whether those are all.
-func (d *dev) compareKeys(w io.Writer, client string) bool {
-	edge, err := os.ReadFile(d.path("edge/" + demoKeyLog))
-	all, same := 0, 0
-	for line := range strings.Lines(client) {
-		all++
-		if strings.Contains(string(edge), line) {
-			same++
+func (d *dev) compareKeys(ctx context.Context, w io.Writer, client string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	all, same, err := d.countKeys(client)
+	for ; same < all && ctx.Err() == nil; all, same, err = d.countKeys(client) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond): // it is written after the handshake
 		}
 	}
 	fmt.Fprintln(w, "secrets of the sessions")
@@ -143,6 +144,18 @@ func (d *dev) compareKeys(w io.Writer, client string) bool {
 	}
 	fmt.Fprintf(w, "%-42s %s, %d of %d\n\n", "  the same in the key logs of both ends", verdict, same, all)
 	return good
+}
+
+// countKeys counts the client's secrets, and those that the edge server has too.
+func (d *dev) countKeys(client string) (all, same int, err error) {
+	edge, err := os.ReadFile(d.path("edge/" + demoKeyLog))
+	for line := range strings.Lines(client) {
+		all++
+		if strings.Contains(string(edge), line) {
+			same++
+		}
+	}
+	return all, same, err
 }
 
 // handshake makes one handshake, fetches the site's page, and returns the row.

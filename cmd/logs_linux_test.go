@@ -1,0 +1,291 @@
+package cmd_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// unread is a daemon whose standard error is a pipe that is read only now and
+// then. The test's process has the other end open, so that nothing breaks.
+type unread struct {
+	t       *testing.T
+	cmd     *exec.Cmd
+	log     *bufio.Reader
+	seen    []string
+	metrics string
+	prefix  string // of the metrics
+}
+
+// startUnread starts a program of bin and reads its log until it says where the
+// metrics are. A nil stdout is /dev/null.
+func startUnread(t *testing.T, program, config string, stdout *os.File) *unread {
+	t.Helper()
+	r, w := smallPipe(t)
+	u := &unread{t: t, cmd: exec.Command(filepath.Join(bin, program), "-config", config), log: bufio.NewReaderSize(r, 1<<12)}
+	u.prefix = "ski_" + strings.TrimSuffix(strings.TrimPrefix(program, "ski-"), "-embedded") + "_"
+	u.cmd.Stderr = w
+	if stdout != nil {
+		u.cmd.Stdout = stdout
+	}
+	require.NoError(t, u.cmd.Start())
+	require.NoError(t, w.Close())
+	hung := time.AfterFunc(time.Minute, func() { _ = u.cmd.Process.Kill() }) // or until would wait for ever
+	t.Cleanup(func() {
+		hung.Stop()
+		_ = u.cmd.Process.Kill()
+		if t.Failed() {
+			t.Log(strings.Join(u.seen[max(0, len(u.seen)-40):], ""))
+		}
+	})
+	u.metrics = u.until(`msg=metrics addr=(\S+)`)[1]
+	return u
+}
+
+// smallPipe returns a pipe that a page fills.
+func smallPipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = r.Close(); _ = w.Close() })
+	_, _, errno := syscall.Syscall(syscall.SYS_FCNTL, w.Fd(), syscall.F_SETPIPE_SZ, 4096)
+	require.Zero(t, errno)
+	return r, w
+}
+
+// until returns the submatches of the first line of the log that matches. It reads
+// on until there is one.
+func (u *unread) until(pattern string) []string {
+	u.t.Helper()
+	expression := regexp.MustCompile(pattern)
+	for _, line := range u.seen {
+		if match := expression.FindStringSubmatch(line); match != nil {
+			return match
+		}
+	}
+	for {
+		line, err := u.log.ReadString('\n')
+		require.NoError(u.t, err, "no line matches %s", pattern)
+		u.seen = append(u.seen, line)
+		if match := expression.FindStringSubmatch(line); match != nil {
+			return match
+		}
+	}
+}
+
+// get returns the status and the body of a page of the metrics' address.
+func (u *unread) get(path string) (status int, body string) {
+	u.t.Helper()
+	client := http.Client{Timeout: 20 * time.Second}
+	resp, err := client.Get("http://" + u.metrics + path)
+	require.NoError(u.t, err)
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	require.NoError(u.t, err)
+	return resp.StatusCode, string(data)
+}
+
+// value returns a metric, of which there is one line that begins so.
+func (u *unread) value(name string) float64 {
+	u.t.Helper()
+	_, body := u.get("/metrics")
+	match := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(u.prefix+name) + ` (\S+)$`).FindStringSubmatch(body)
+	require.NotNil(u.t, match, "%s: %s", name, body)
+	v, err := strconv.ParseFloat(match[1], 64)
+	require.NoError(u.t, err)
+	return v
+}
+
+// fill does what is logged until lines of it are dropped.
+func (u *unread) fill(logged func()) {
+	u.t.Helper()
+	before := u.value("log_lines_dropped_total")
+	for i := 0; u.value("log_lines_dropped_total") == before; i++ {
+		require.Less(u.t, i, 2000, "no line is dropped")
+		logged()
+	}
+	require.Positive(u.t, u.value("log_waits_seconds"))
+}
+
+func (u *unread) signal(s os.Signal) {
+	u.t.Helper()
+	require.NoError(u.t, u.cmd.Process.Signal(s))
+}
+
+// reload has the configuration read until a metric is more than before.
+func (u *unread) reload(metric string) {
+	u.t.Helper()
+	before := u.value(metric)
+	u.signal(syscall.SIGHUP)
+	require.Eventually(u.t, func() bool { return u.value(metric) > before }, 20*time.Second, 10*time.Millisecond, metric)
+}
+
+// stop ends the process while nobody reads its log.
+func (u *unread) stop() {
+	u.t.Helper()
+	u.signal(syscall.SIGTERM)
+	ended := make(chan error, 1)
+	go func() { ended <- u.cmd.Wait() }()
+	select {
+	case err := <-ended:
+		assert.NoError(u.t, err)
+	case <-time.After(30 * time.Second):
+		assert.Fail(u.t, "it does not end while nobody reads its log")
+	}
+}
+
+// repeated checks that what matters is read when somebody reads the log again, and
+// that it says how much was lost.
+func (u *unread) repeated(lines ...string) {
+	u.t.Helper()
+	match := u.until(`level=WARN msg="log lines were dropped.* lines=(\d+) first=(\S+) last=(\S+) repeated=(\d+)`)
+	first, err := time.Parse(time.RFC3339, match[2])
+	require.NoError(u.t, err)
+	last, err := time.Parse(time.RFC3339, match[3])
+	require.NoError(u.t, err)
+	for _, line := range lines {
+		logged, err := time.Parse(time.RFC3339, u.until(`^time=(\S+) ` + line)[1])
+		require.NoError(u.t, err)
+		// The record has its time before it is dropped.
+		assert.WithinRange(u.t, logged, first.Add(-time.Second), last, line)
+	}
+}
+
+// warningPolicy is a policy whose loading logs a warning for each of many rules.
+func warningPolicy(policy string) string {
+	return policy + strings.Repeat("  - edges: [edge]\n    keys: [rsa.localhost]\n    methods: [RSA]\n", 1000)
+}
+
+func TestTheKeyServerAnswersWhileNobodyReadsItsLog(t *testing.T) {
+	d := startDev(t)
+	write := func(name, content string) {
+		file := filepath.Join(d.dir, name)
+		require.NoError(t, os.WriteFile(file+".new", []byte(content), 0o600))
+		require.NoError(t, os.Rename(file+".new", file))
+	}
+	policy := d.read("keyserver/policy.yaml")
+	write("keyserver/unread-policy.yaml", policy)
+	config := regexp.MustCompile(`(?m)^(listen|coaps_tcp|https): .*$`).ReplaceAllString(d.read("keyserver/keyserver.yaml"), "$1: 127.0.0.1:0")
+	config = strings.NewReplacer("file: audit.log", "file: unread.log", "policy.yaml", "unread-policy.yaml").Replace(config)
+	write("keyserver/unread.yaml", config+"metrics: 127.0.0.1:0\nadmin: unread.sock\nstate: unread.json\n")
+	u := startUnread(t, "ski-keyserver", filepath.Join(d.dir, "keyserver/unread.yaml"), nil)
+	endpoints := []string{
+		"coaps://" + u.until(`msg=listening addr=(\S+)`)[1] + "/ski",
+		"https://" + u.until(`msg="listening over HTTPS" addr=(\S+)`)[1] + "/ski",
+		"coaps+tcp://" + u.until(`msg="listening for CoAP over TLS" addr=(\S+)`)[1] + "/ski",
+	}
+	request := func() (status []int) {
+		for _, endpoint := range endpoints {
+			_, _, s := d.skictl("request", "--endpoint", endpoint, "--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA,
+				"--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", "@"+filepath.Join(d.dir, "edge/sites/ecdsa.localhost.pem"),
+				"--input", strings.Repeat("00", 64)+"03001d2009"+strings.Repeat("00", 31))
+			status = append(status, s)
+		}
+		return status
+	}
+	edge := func(args ...string) {
+		_, all, status := d.skictl(append([]string{"edge", "--socket", filepath.Join(d.dir, "keyserver/unread.sock")}, args...)...)
+		assert.Zero(t, status, all)
+	}
+	healthy := func() {
+		status, _ := u.get("/healthz")
+		assert.Equal(t, http.StatusOK, status)
+	}
+	require.Equal(t, []int{0, 0, 0}, request())
+
+	const loaded, refused = `policy_loads_total{result="ok"}`, `policy_loads_total{result="failed"}`
+	write("keyserver/unread-policy.yaml", warningPolicy(policy))
+	fill := func() { u.fill(func() { u.reload(loaded) }) }
+	fill()
+	assert.Equal(t, []int{0, 0, 0}, request())
+	healthy()
+	edge("suspend", "edge", "--reason", "while nobody reads")
+	assert.NotContains(t, request(), 0, "the suspension is in force")
+	write("keyserver/unread-policy.yaml", "no policy")
+	u.reload(refused)
+	write("keyserver/unread-policy.yaml", warningPolicy(policy))
+	u.reload(loaded)
+	edge("resume", "edge")
+	assert.Equal(t, []int{0, 0, 0}, request())
+	healthy()
+
+	u.repeated(
+		`level=WARN msg="edge suspended" edge=edge by=".*" reason="while nobody reads"`,
+		`level=ERROR msg="policy refused, the one before stays"`,
+		`level=WARN msg="edge resumed" edge=edge`,
+	)
+	fill()
+	u.stop()
+}
+
+// longName is no site's, and makes a long line at the level debug.
+var longName = strings.Repeat(strings.Repeat("a", 60)+".", 4) + "test"
+
+// hello begins a handshake with a name, and returns how it ends.
+func hello(addr, name string) error {
+	c, err := tls.DialWithDialer(&(net.Dialer{Timeout: 20 * time.Second}), "tcp", addr, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
+func TestTheEdgeServerServesWhileNobodyReadsItsLogs(t *testing.T) {
+	d := startDev(t)
+	file := filepath.Join(d.dir, "edge/unread.yaml")
+	config := strings.ReplaceAll(d.read("edge/edge.yaml"), d.edgeAddr(), "127.0.0.1:0") + "metrics: 127.0.0.1:0\naccess_log: {file: \"-\"}\n"
+	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+	_, stdout := smallPipe(t)
+	u := startUnread(t, "ski-edgeserver", file, stdout)
+	addr := u.until(`msg=listening addr=(\S+)`)[1]
+
+	refused := func() {
+		for range 100 {
+			require.Error(t, hello(addr, longName))
+		}
+	}
+	page := func(name, path string) {
+		_, port, _ := strings.Cut(addr, ":")
+		_, all, status := run(t, "", "curl", "-sS", "--max-time", "20", "--cacert", d.endpoints.CA,
+			"--resolve", name+":"+port+":127.0.0.1", "https://"+name+":"+port+path)
+		assert.Zero(t, status, all)
+	}
+	works := func() {
+		page("ecdsa.localhost", "/")
+		page("split.rsa.localhost", "/")
+		for _, path := range []string{"/healthz", "/readyz"} {
+			status, body := u.get(path)
+			assert.Equal(t, http.StatusOK, status, body)
+		}
+	}
+	u.fill(refused)
+	works()
+	require.NoError(t, os.WriteFile(file, []byte("no configuration"), 0o600))
+	u.reload(`reloads_total{result="failed"}`)
+	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+	u.reload(`reloads_total{result="ok"}`)
+	works()
+	// The access log is no more read, and neither holds up requests nor the log.
+	for u.value("access_log_lost_total") == 0 {
+		page("ecdsa.localhost", "/[1-50]?"+strings.Repeat("x", 2000))
+	}
+	works()
+	u.repeated(`level=ERROR msg="configuration refused, the one before stays"`, `level=ERROR msg="access log: lines are lost" access_log=-`)
+
+	u.fill(refused)
+	u.stop()
+}
