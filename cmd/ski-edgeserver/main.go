@@ -141,7 +141,8 @@ it names again: new connections get what is new, those that there are go on and
 end with the answer to their next request. A configuration with a fault in it is
 refused with a line in the log, and the one before stays. What stands in log,
 embedded, metrics and keyserver.yaml takes a restart. On SIGHUP the files of access
-logs are opened anew, too.
+logs and key_log are opened anew, too. Nothing waits for a log: lines that cannot
+be written, or that nobody reads, are dropped and counted.
 On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A
 second signal ends it at once.
 systemd is told when it is ready, reloads and stops (Type=notify), and that it is

@@ -159,6 +159,8 @@ latter when a file changes. A policy with a fault in it is refused with a line i
 the log, and the one before stays.
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.
+Nothing waits for who reads the log: lines that find no room are dropped and
+counted. The audit log alone keeps answers waiting.
 `
 
 func main() {
