@@ -38,6 +38,7 @@ type clientSession struct {
 	nextTag   uint32
 	nextMID   uint16
 	rtt       roundTrips
+	credit    credit
 	heard     time.Time // when the last message came
 	pinged    time.Time
 	looked    time.Time // when look was last called
@@ -51,25 +52,11 @@ type call struct {
 	mid      uint16
 	datagram []byte
 	began    time.Time
-	next     time.Time     // when to send again
-	interval time.Duration // between the last sending and next
-	resent   int           // how often
-	accepted bool          // an empty acknowledgement came: a response will
-	done     chan outcome  // of capacity 1
-}
-
-// overdue reports whether the request is to be sent again. The interval doubles
-// from the second time on: of two that are lost, the network is rarely to blame
-// for more than chance, and an answer is still there within four round trips.
-func (c *call) overdue(now time.Time) bool {
-	if now.Before(c.next) {
-		return false
-	}
-	if c.resent++; c.resent > 1 {
-		c.interval = min(2*c.interval, maxRTO)
-	}
-	c.next = now.Add(c.interval)
-	return true
+	schedule schedule
+	sent     int          // how often
+	next     time.Time    // when to send it again
+	accepted bool         // an empty acknowledgement came: a response will
+	done     chan outcome // of capacity 1
 }
 
 type outcome struct {
@@ -160,10 +147,10 @@ func (s *clientSession) beginLocked(method codes.Code, w *watch, options message
 		token:    token,
 		mid:      s.nextMID,
 		began:    now,
-		interval: s.rtt.timeout(),
+		schedule: s.rtt.schedule(),
 		done:     make(chan outcome, 1),
 	}
-	c.next = now.Add(c.interval)
+	c.sentAt(now)
 	s.nextMID++
 
 	datagram, err := encode(message.Message{
@@ -234,7 +221,8 @@ func (s *clientSession) receiveAnswer(m *message.Message, now time.Time) (expect
 		if w != nil {
 			w.drop()
 		}
-		s.rtt.answered(now.Sub(c.began), c.resent > 0)
+		s.rtt.answered(now.Sub(c.began), c.sent > 1)
+		s.credit.answered()
 		s.settle(c, outcome{a, err})
 	case isNew:
 		w.deliver(a)
@@ -319,7 +307,6 @@ func (s *clientSession) retransmit() {
 
 // look does what is due and reports whether requests wait.
 func (s *clientSession) look(now time.Time) bool {
-	var due [][]byte
 	s.mu.Lock()
 	waiting := len(s.calls) > 0
 	if now.Sub(s.looked) > s.deadAfter/4 {
@@ -334,15 +321,13 @@ func (s *clientSession) look(now time.Time) bool {
 		s.nextMID++
 	}
 	mid := s.nextMID - 1
+	var due [][]byte
 	doubt, narrow := false, false
-	for _, c := range s.calls {
-		if c.accepted || !c.overdue(now) {
-			continue
-		}
+	for _, c := range s.overdue(now) {
 		switch {
 		case c != s.probing:
-			doubt = doubt || c.resent >= sendsWhole && isLong(c.datagram)
-		case c.resent >= maxProbes && s.heard.After(c.began):
+			doubt = doubt || c.sent > sendsWhole && isLong(c.datagram)
+		case c.sent > maxProbes && s.heard.After(c.began):
 			narrow = true
 			continue
 		}

@@ -3,7 +3,6 @@ package skicoap
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"runtime"
 	"slices"
@@ -87,49 +86,6 @@ func TestRequestsOverABadNetworkAreEachExecutedOnceAndAnswered(t *testing.T) {
 				float64(took[n-1])/float64(roundTrip), float64(r.up.Load()-before)/n)
 		})
 	}
-}
-
-// When two in a hundred datagrams or more are lost, a request in a hundred is
-// lost twice: its answer has to be there within four round trips.
-func TestARequestThatIsLostTwiceTakesLessThanFourRoundTrips(t *testing.T) {
-	const roundTrip, lost = 100 * time.Millisecond, 0.05
-	random := rand.New(rand.NewPCG(3, 4))
-	var r roundTrips
-	r.measured(roundTrip)
-	var took []time.Duration
-	for range 20_000 {
-		began := time.Now()
-		c := call{began: began, interval: r.timeout()}
-		c.next = began.Add(c.interval)
-		// The first sending that gets there and whose answer comes back.
-		sent := began
-		for random.Float64() > (1-lost)*(1-lost) {
-			for now := sent; ; now = now.Add(tick) {
-				if c.overdue(now) {
-					sent = now
-					break
-				}
-			}
-		}
-		jitter := time.Duration(random.Float64() * float64(roundTrip) / 20)
-		took = append(took, sent.Sub(began)+roundTrip+jitter)
-		r.answered(took[len(took)-1], c.resent > 0)
-	}
-	slices.Sort(took)
-	assert.Less(t, took[len(took)*99/100], 4*roundTrip)
-	assert.Less(t, took[len(took)*995/1000], 4*roundTrip, "not by chance")
-}
-
-func TestRetransmissionsFallOff(t *testing.T) {
-	began := time.Now()
-	c := call{began: began, interval: 100 * time.Millisecond, next: began.Add(100 * time.Millisecond)}
-	var at []time.Duration
-	for now := began; now.Before(began.Add(10 * time.Second)); now = now.Add(time.Millisecond) {
-		if c.overdue(now) {
-			at = append(at, now.Sub(began)/time.Millisecond)
-		}
-	}
-	assert.Equal(t, []time.Duration{100, 200, 400, 800, 1600, 3200, 5200, 7200, 9200}, at, "milliseconds")
 }
 
 // Without connection IDs the server would know the client by its port only.

@@ -22,20 +22,20 @@ type roundTrips struct {
 
 // manyUnclear is how many such answers in a row mean that the key server has
 // become slow, and not that the network loses something.
-const manyUnclear = 4
+const manyUnclear = 8
 
 // answered takes the answer to a request into account. If that was sent again,
 // nobody knows which of the two was answered, so that it does not count (Karn's
 // algorithm): at some loss the time-out would be half as long again. But if
-// no other answers come, these have to: each request would be sent twice for
-// ever.
+// no other answers come, these have to, a little at a time: each request would be
+// sent twice for ever.
 func (r *roundTrips) answered(took time.Duration, resent bool) {
 	if !resent {
 		r.unclear = 0
 	} else if r.unclear++; r.unclear < manyUnclear {
 		return
 	}
-	r.measured(took)
+	r.measured(min(took, 2*r.timeout()))
 }
 
 // measured takes a round trip into account.
@@ -48,10 +48,14 @@ func (r *roundTrips) measured(rtt time.Duration) {
 	r.srtt += (rtt - r.srtt) / 8
 }
 
-// timeout returns how long to wait for an answer.
+// schedule returns when a request is sent again that is sent now.
+func (r *roundTrips) schedule() schedule { return schedule{rto: r.timeout(), srtt: r.srtt} }
+
+// timeout returns how long to wait for an answer. What answers vary by is bounded:
+// those to requests that were sent again make it look like more than it is.
 func (r *roundTrips) timeout() time.Duration {
 	if r.srtt == 0 {
 		return firstRTO
 	}
-	return min(max(r.srtt+4*r.rttvar, minRTO), maxRTO)
+	return min(max(r.srtt+min(4*r.rttvar, maxPause), minRTO), maxRTO)
 }
