@@ -46,8 +46,8 @@ type ClientConfig struct {
 	// DialTimeout is how long the DTLS handshake may take. Default: 3 s.
 	DialTimeout time.Duration
 	// DeadAfter is how long a key server may be silent, while requests wait
-	// and it is asked for a sign of life, before the session counts as lost.
-	// Default: 1 s.
+	// and it is asked for a sign of life, before the session counts as lost; it
+	// is longer where round trips are. Default: 1 s.
 	DeadAfter time.Duration
 	// MTU is the longest IP packet that the path to the key server carries, in
 	// bytes: what is sent to it, and the answers that it is asked for, fit. It is

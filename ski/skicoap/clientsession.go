@@ -338,9 +338,11 @@ func (s *clientSession) look(now time.Time) bool {
 		due = slices.DeleteFunc(due, isLong)
 	}
 	doubt = doubt && s.probing == nil && now.Sub(s.lastProbe) > probePause
+	// On a long path an answer and a few that are lost take their time.
+	dead := silence > max(s.deadAfter, 4*s.rtt.timeout())
 	s.mu.Unlock()
 
-	if waiting && silence > s.deadAfter {
+	if waiting && dead {
 		s.link.close(errSilent)
 		return false
 	}
