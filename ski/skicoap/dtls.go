@@ -93,8 +93,6 @@ func clientOptions(cfg *ClientConfig, v *verifier, limit mtu) []dtls.ClientOptio
 	}
 	opts = append(opts,
 		dtls.WithServerName(cfg.ServerName),
-		// Only DialTimeout bounds it: a session is made at a fifth lost each way, too.
-		dtls.WithDisableRetransmitBackoff(true),
 		dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()),
 	)
 	if cfg.PSK != nil {
