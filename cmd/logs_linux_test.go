@@ -25,6 +25,7 @@ import (
 type unread struct {
 	t       *testing.T
 	cmd     *exec.Cmd
+	pipe    *os.File
 	log     *bufio.Reader
 	seen    []string
 	metrics string
@@ -36,7 +37,7 @@ type unread struct {
 func startUnread(t *testing.T, program, config string, stdout *os.File) *unread {
 	t.Helper()
 	r, w := smallPipe(t)
-	u := &unread{t: t, cmd: exec.Command(filepath.Join(bin, program), "-config", config), log: bufio.NewReaderSize(r, 1<<12)}
+	u := &unread{t: t, cmd: exec.Command(filepath.Join(bin, program), "-config", config), pipe: r, log: bufio.NewReaderSize(r, 1<<12)}
 	u.prefix = "ski_" + strings.TrimSuffix(strings.TrimPrefix(program, "ski-"), "-embedded") + "_"
 	u.cmd.Stderr = w
 	if stdout != nil {
@@ -99,11 +100,15 @@ func (u *unread) get(path string) (status int, body string) {
 	return resp.StatusCode, string(data)
 }
 
-// value returns a metric, of which there is one line that begins so.
+// value returns a metric by its name and labels, with or without the beginning of the
+// program's own.
 func (u *unread) value(name string) float64 {
 	u.t.Helper()
+	if !strings.HasPrefix(name, "ski_") {
+		name = u.prefix + name
+	}
 	_, body := u.get("/metrics")
-	match := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(u.prefix+name) + ` (\S+)$`).FindStringSubmatch(body)
+	match := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindStringSubmatch(body)
 	require.NotNil(u.t, match, "%s: %s", name, body)
 	v, err := strconv.ParseFloat(match[1], 64)
 	require.NoError(u.t, err)
@@ -229,19 +234,42 @@ func TestTheKeyServerAnswersWhileNobodyReadsItsLog(t *testing.T) {
 		`level=WARN msg="edge resumed" edge=edge`,
 	)
 	fill()
+	require.NoError(t, u.pipe.Close())
+	assert.Equal(t, []int{0, 0, 0}, request(), "who was to read the log has gone")
+	healthy()
 	u.stop()
 }
 
-// longName is no site's, and makes a long line at the level debug.
-var longName = strings.Repeat(strings.Repeat("a", 60)+".", 4) + "test"
+// clientHello asks for a name that no site has, which makes a long line at the level
+// debug.
+func clientHello(t *testing.T) []byte {
+	ours, theirs := net.Pipe()
+	go func() {
+		_ = tls.Client(ours, &tls.Config{ServerName: strings.Repeat(strings.Repeat("a", 60)+".", 4) + "test"}).Handshake()
+	}()
+	defer ours.Close()
+	hello := make([]byte, 1<<14)
+	n, err := theirs.Read(hello)
+	require.NoError(t, err)
+	return hello[:n]
+}
 
-// hello begins a handshake with a name, and returns how it ends.
-func hello(addr, name string) error {
-	c, err := tls.DialWithDialer(&(net.Dialer{Timeout: 20 * time.Second}), "tcp", addr, &tls.Config{ServerName: name, InsecureSkipVerify: true})
-	if err == nil {
-		c.Close()
+// refusedHandshakes returns what has an edge server refuse some.
+func refusedHandshakes(t *testing.T, addr string) func() {
+	hello := clientHello(t)
+	return func() {
+		for range 100 {
+			c, err := net.DialTimeout("tcp", addr, 20*time.Second)
+			require.NoError(t, err)
+			_, err = c.Write(hello)
+			require.NoError(t, err)
+			require.NoError(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
+			answer, err := io.ReadAll(c)
+			require.NoError(t, err)
+			require.NotEmpty(t, answer, "an alert")
+			require.NoError(t, c.Close())
+		}
 	}
-	return err
 }
 
 func TestTheEdgeServerServesWhileNobodyReadsItsLogs(t *testing.T) {
@@ -249,15 +277,11 @@ func TestTheEdgeServerServesWhileNobodyReadsItsLogs(t *testing.T) {
 	file := filepath.Join(d.dir, "edge/unread.yaml")
 	config := strings.ReplaceAll(d.read("edge/edge.yaml"), d.edgeAddr(), "127.0.0.1:0") + "metrics: 127.0.0.1:0\naccess_log: {file: \"-\"}\n"
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
-	_, stdout := smallPipe(t)
+	_, stdout := smallPipe(t) // which nobody ever reads
 	u := startUnread(t, "ski-edgeserver", file, stdout)
 	addr := u.until(`msg=listening addr=(\S+)`)[1]
 
-	refused := func() {
-		for range 100 {
-			require.Error(t, hello(addr, longName))
-		}
-	}
+	refused := refusedHandshakes(t, addr)
 	page := func(name, path string) {
 		_, port, _ := strings.Cut(addr, ":")
 		_, all, status := run(t, "", "curl", "-sS", "--max-time", "20", "--cacert", d.endpoints.CA,
@@ -279,7 +303,7 @@ func TestTheEdgeServerServesWhileNobodyReadsItsLogs(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
 	u.reload(`reloads_total{result="ok"}`)
 	works()
-	// The access log is no more read, and neither holds up requests nor the log.
+	// Standard output is not read, too: that holds up neither requests nor the log.
 	for u.value("access_log_lost_total") == 0 {
 		page("ecdsa.localhost", "/[1-50]?"+strings.Repeat("x", 2000))
 	}
@@ -288,4 +312,58 @@ func TestTheEdgeServerServesWhileNobodyReadsItsLogs(t *testing.T) {
 
 	u.fill(refused)
 	u.stop()
+}
+
+func TestAnEdgeServerWithItsOwnKeyServerServesWhileNobodyReadsItsLog(t *testing.T) {
+	e := newEmbedded(t)
+	config, err := os.ReadFile(e.at("edge.yaml"))
+	require.NoError(t, err)
+	e.write("edge.yaml", string(config)+"log: {level: debug}\n")
+	u := startUnread(t, "ski-edgeserver-embedded", e.at("edge.yaml"), nil)
+	p := &embeddedEdge{embeddedSetup: e, addr: u.until(`msg=listening addr=(\S+)`)[1]}
+	refused := refusedHandshakes(t, p.addr)
+	works := func() {
+		for _, site := range []string{"ec.test", "rsa.test"} {
+			all, status := p.curl(site, "1.3")
+			assert.Zero(t, status, all)
+		}
+		status, body := u.get("/readyz")
+		assert.Equal(t, http.StatusOK, status, body)
+	}
+	u.fill(refused)
+	works()
+	e.write("policy.yaml", "no policy")
+	u.reload(`ski_keyserver_policy_loads_total{result="failed"}`)
+	e.write("policy.yaml", embeddedPolicyYAML)
+	u.reload(`ski_keyserver_policy_loads_total{result="ok"}`)
+	works()
+	u.repeated(`level=ERROR msg="policy refused, the one before stays" keyserver=embedded`)
+	u.stop()
+}
+
+// Why a start fails is the last line of the log, and no reader is waited for.
+func TestAStartThatFailsSaysWhyAndEndsWhereNobodyReads(t *testing.T) {
+	d := startDev(t)
+	used, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer used.Close()
+	for program, file := range map[string]string{"ski-keyserver": "keyserver/keyserver.yaml", "ski-edgeserver": "edge/edge.yaml"} {
+		config := filepath.Join(d.dir, strings.Replace(file, ".yaml", ".failing.yaml", 1))
+		text := regexp.MustCompile(`127\.0\.0\.1:\d+("?\]?)\n`).ReplaceAllString(d.read(file), "127.0.0.1:0$1\n")
+		text = strings.Replace(text, "file: audit.log", "file: failing.log", 1) + "metrics: " + used.Addr().String() + "\n"
+		require.NoError(t, os.WriteFile(config, []byte(text), 0o600))
+		_, all, status := run(t, "", filepath.Join(bin, program), "-config", config)
+		assert.Equal(t, 1, status)
+		assert.Regexp(t, `level=(INFO|WARN)(.*\n)+`+program+`: metrics: listen tcp .*: address already in use\n$`, all)
+
+		_, w := smallPipe(t)
+		_, err := w.Write(make([]byte, 4096))
+		require.NoError(t, err)
+		cmd := exec.Command(filepath.Join(bin, program), "-config", config)
+		cmd.Stderr = w
+		hung := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Run()
+		assert.True(t, hung.Stop(), "it waits for who reads its log")
+		assert.Equal(t, 1, cmd.ProcessState.ExitCode())
+	}
 }

@@ -208,6 +208,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		logged = logqueue.New(stderr, func(w io.Writer) slog.Handler { return cfg.Logger(w).Handler() })
 		defer logged.Close()
 		log, stderr = slog.New(logged.Handler()), logged
+		slog.SetDefault(log) // and the standard library's log, which net/http has for the admin socket
 	}
 	p, err := load(cfg, log)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/keyserver"
 )
 
@@ -45,7 +47,9 @@ answered for --patience, and where its log is not what FILE has.`,
   skictl audit witness --key audit.pub --to ks-1.witness -- ssh -T -o BatchMode=yes ski-witness@ks-1.example.net`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.command, o.stderr = args, cmd.ErrOrStderr()
+			stderr := logqueue.New(cmd.ErrOrStderr(), func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) })
+			defer stderr.Close() // No question waits for who reads it.
+			o.command, o.stderr = args, stderr
 			return o.run(cmd)
 		},
 	}
