@@ -15,6 +15,7 @@ type asking struct {
 	transport ski.Transport
 	timeout   time.Duration
 	known     *answering
+	notFound  func() // is told of a key that a key server does not have; nil: nobody is
 }
 
 // RoundTrip asks the Transport below.
@@ -35,6 +36,9 @@ func (a asking) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response,
 		if resp.Error != ski.UnspecifiedError {
 			a.known.answered()
 		}
+	}
+	if a.notFound != nil && errors.Is(verdict, ski.SPKINotFound) {
+		a.notFound()
 	}
 	if c := connFrom(ctx); c != nil {
 		c.asked = question{method: req.KeyExchange(), took: c.asked.took + time.Since(start), err: verdict}

@@ -39,6 +39,9 @@ func loadChain(t ski.Transport, file string, names []string) (*ski.Certificate, 
 	if len(chain) == 0 {
 		return nil, fmt.Errorf("%s has no PEM block of type CERTIFICATE", file)
 	}
+	if bytes.Count(data, []byte("-----BEGIN ")) != len(chain) { // pem.Decode leaves out what it cannot read.
+		return nil, fmt.Errorf("%s has a PEM block that is not whole", file)
+	}
 	cert, err := ski.NewCertificate(t, chain...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)

@@ -24,7 +24,7 @@ func TestAClientCertificateThatHasExpiredIsNotResumed(t *testing.T) {
 		site := e.current().sites.all[0]
 		site.config.Time = clock
 		if site.split != nil {
-			site.split.Time = clock
+			site.served.Load().split.Time = clock
 		}
 		visits := func() (resumed bool, err error) {
 			e := e.on(e.also(t, "127.0.0.1:0")) // which serves after what was set before

@@ -90,12 +90,14 @@ func (e *engines) splitConfig(ctx context.Context, hello *split.ClientHello) (*s
 	if !bound || c.site.split == nil {
 		return nil, nil
 	}
+	c.site.awaitAnswer(ctx)
+	config := c.site.served.Load().split
 	if c.site.refusesHTTP(hello.ALPNProtocols) {
-		config := *c.site.split
-		config.NextProtos = notHTTP
-		return &config, nil
+		other := *config
+		other.NextProtos = notHTTP
+		return &other, nil
 	}
-	return c.site.split, nil
+	return config, nil
 }
 
 // has reports whether the site serves a version: one of its Versions, or of the
@@ -107,7 +109,8 @@ func (s *Site) has(p ski.Protocol) bool {
 	return slices.Contains(s.Versions, string(p))
 }
 
-// splitConfig returns what the split engine is to do for the site.
+// splitConfig returns what the split engine is to do for the site, but for the
+// Chains, which can be others later.
 func (s *site) splitConfig(keys *keyLog) *split.Config {
 	cfg := &split.Config{
 		StaticRSA:          s.StaticRSA,
@@ -120,11 +123,16 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 		KeyLog:             keys.masterSecret(),
 	}
 	s.askClientsOfSplit(cfg)
-	for _, chain := range s.chains {
+	return cfg
+}
+
+// splitChains returns the chains as the split engine has them.
+func splitChains(chains []*ski.Certificate) (all []*split.Chain) {
+	for _, chain := range chains {
 		standard := chain.ForClientHello(&tls.ClientHelloInfo{})
 		key := chain.Key
 		signedBy, _ := split.SignedBy(standard.Certificate) // loadChain has parsed them all
-		cfg.Chains = append(cfg.Chains, &split.Chain{
+		all = append(all, &split.Chain{
 			Certificates: standard.Certificate,
 			Leaf:         chain.Leaf,
 			Schemes:      standard.SupportedSignatureAlgorithms,
@@ -141,5 +149,5 @@ func (s *site) splitConfig(keys *keyLog) *split.Config {
 			},
 		})
 	}
-	return cfg
+	return all
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // generation is what a Server has made of one Config. It is not changed once
-// made: a Reload makes another. A connection keeps to the one that was current
+// made, but for a certificate that had to wait for its key: a Reload makes another. A connection keeps to the one that was current
 // when it was accepted, and the generation is there until the last of them has
 // ended.
 type generation struct {
@@ -20,6 +20,7 @@ type generation struct {
 	timeout time.Duration // of a handshake
 	keys    *keyLog
 	feeds   ticketFeeds
+	asks    asks
 
 	*refs                 // the connections, what goes on on them, and the Server while this is current
 	old      atomic.Bool  // another one is current
@@ -48,7 +49,11 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 		g.timeout = max(g.timeout, timeout+cfg.Limits.HandshakeTimeout)
 	}
 	var err error
-	if g.sites, err = newSites(&cfg, transport, s.log); err != nil {
+	var sitesBefore *sites
+	if before != nil {
+		sitesBefore = before.sites
+	}
+	if g.sites, err = newSites(&cfg, transport, sitesBefore, s.clock(), s.log); err != nil {
 		return nil, err
 	}
 	if err = s.logs.openAccessLogs(&cfg, g.sites); err != nil {
@@ -62,9 +67,7 @@ func (s *Server) newGeneration(cfg Config, transport func(name string) ski.Trans
 		}
 		s.log.Warn("key_log writes down the secrets of every connection: who reads the file reads them all", "file", cfg.KeyLog)
 	}
-	if before != nil {
-		g.sites.keepTickets(before.sites)
-	}
+	g.sites.keepTickets(sitesBefore)
 	g.engines = newEngines(g.sites, newTLSConfig(g.sites, g.keys))
 	for _, site := range g.sites.all {
 		site.web = &web{Server: s.newHTTP(g, site), ready: newHTTPListener()}
@@ -77,6 +80,7 @@ func (g *generation) close() error {
 	err := g.sites.disconnect()
 	g.ending.Do(func() {
 		g.feeds.close()
+		g.asks.close()
 		g.sites.close()
 		g.keys.Close()
 		close(g.ended)

@@ -43,7 +43,7 @@ type Metrics struct {
 	buildInfo      prometheus.Gauge
 
 	// Read when they are asked for.
-	connections, inHandshake, limited, certificateEnd, sharedTickets *prometheus.Desc
+	connections, inHandshake, limited, certificateEnd, sharedTickets, pending, pendingSince *prometheus.Desc
 
 	mu         sync.Mutex
 	keyServers []string // those there are; nil: any
@@ -119,7 +119,9 @@ func newMetrics() *Metrics {
 		inHandshake:    desc("handshakes_in_flight", "TLS handshakes that are under way, from the ClientHello on."),
 		limited:        desc("limited_total", "Connections that a limit has delayed or refused.", "limit"),
 		sharedTickets:  desc("shared_ticket_key", "1 if the site has a key of the key server that makes session tickets, 0 if not; of sites that share tickets.", "site"),
-		certificateEnd: desc("certificate_expiry_timestamp_seconds", "When the first of the site's certificates ends.", "site"),
+		certificateEnd: desc("certificate_expiry_timestamp_seconds", "When the first of the certificates ends that the site's clients get.", "site"),
+		pending:        desc("certificates_pending", "The site's certificate files that are not served: no key server is known to have the key, or they cannot be used.", "site"),
+		pendingSince:   desc("certificate_pending_timestamp_seconds", "Since when the first of them is not; 0 if all are.", "site"),
 	}
 	m.buildInfo.Set(1)
 	m.loaded.SetToCurrentTime()
@@ -272,6 +274,8 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.limited
 	ch <- m.certificateEnd
 	ch <- m.sharedTickets
+	ch <- m.pending
+	ch <- m.pendingSince
 }
 
 // Collect implements prometheus.Collector.
@@ -300,12 +304,21 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 			}
 			now(m.sharedTickets, has, s.label)
 		}
-		end := s.chains[0].Leaf.NotAfter
-		for _, chain := range s.chains[1:] {
+		chains := s.chains()
+		end := chains[0].Leaf.NotAfter
+		for _, chain := range chains[1:] {
 			if chain.Leaf.NotAfter.Before(end) {
 				end = chain.Leaf.NotAfter
 			}
 		}
 		now(m.certificateEnd, float64(end.Unix()), s.label)
+		pending, since := s.pending(), 0.
+		for _, p := range pending {
+			if at := float64(p.Since.Unix()); since == 0 || at < since {
+				since = at
+			}
+		}
+		now(m.pending, float64(len(pending)), s.label)
+		now(m.pendingSince, since, s.label)
 	}
 }

@@ -22,25 +22,37 @@ import (
 // SiteInfo describes a site that is ready to serve.
 type SiteInfo struct {
 	Site
-	// Leaves are the first certificates of Site.Certificates, in their order.
+	// Leaves are the first certificates of Site.Certificates, in their order. Of a
+	// file that cannot be used any more it is the one that it had.
 	Leaves []*x509.Certificate
+	// Served are those that clients get: others where Server.Pending names some.
+	Served []*x509.Certificate
 }
 
 // Sites returns what the Server serves, in the order of the Config.
 func (s *Server) Sites() []SiteInfo {
-	var infos []SiteInfo
-	for _, site := range s.current().sites.all {
+	return s.current().sites.infos()
+}
+
+func (t *sites) infos() (infos []SiteInfo) {
+	for _, site := range t.all {
 		info := SiteInfo{Site: site.Site}
-		for _, chain := range site.chains {
-			info.Leaves = append(info.Leaves, chain.Leaf)
+		site.renewing.Lock()
+		for _, place := range site.slots {
+			info.Leaves = append(info.Leaves, place.chain().Leaf)
+			if place.now != nil {
+				info.Served = append(info.Served, place.now.Leaf)
+			}
 		}
+		site.renewing.Unlock()
 		infos = append(infos, info)
 	}
 	return infos
 }
 
-// Probe asks the key server, each of several, for the key of each certificate, and
-// logs a warning for each that it would not use or that it cannot be asked for.
+// Probe asks the key server, each of several, for the key of each certificate that
+// is served, and logs a warning for each that it would not use or that it cannot be
+// asked for. Those that wait (Pending) are asked for anyway.
 // It returns when all answers are there, at the latest after KeyServer.Timeout.
 func (s *Server) Probe(ctx context.Context) {
 	g := s.current()
@@ -51,9 +63,9 @@ func (s *Server) Probe(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, site := range g.sites.all {
 		all := site.asking.each()
-		for i, chain := range site.chains {
+		for file, chain := range site.inUse() {
 			for name, asked := range all {
-				wg.Go(func() { s.probe(ctx, site, name, asked, site.Certificates[i], chain) })
+				wg.Go(func() { s.probe(ctx, site, name, asked, file, chain) })
 			}
 		}
 	}
@@ -79,6 +91,7 @@ func javaProbe() []byte {
 func (a asking) each() map[string]asking {
 	pool, ok := a.transport.(interface{ Members() []ski.Transport })
 	if !ok {
+		a.notFound = nil
 		return map[string]asking{"": a}
 	}
 	all := map[string]asking{}
@@ -91,7 +104,7 @@ func (a asking) each() map[string]asking {
 		if client, ok := pool.(*ski.Client); ok {
 			one.OnAttempt = client.OnAttempt
 		}
-		all[name] = asking{one, a.timeout, a.known}
+		all[name] = asking{transport: one, timeout: a.timeout, known: a.known}
 	}
 	return all
 }
@@ -182,6 +195,15 @@ func (q inquiry) requests() []*ski.Request {
 		all = append(all, &req)
 	}
 	return all
+}
+
+// with returns the question for another chain.
+func (q inquiry) with(chain *ski.Certificate) inquiry {
+	q.SPKI = chain.Key.ID()
+	if q.Scheme != 0 {
+		q.Scheme = scheme(chain.Leaf.PublicKey)
+	}
+	return q
 }
 
 // scheme returns a signature scheme of TLS 1.3 for a key (RFC 8446, Section 4.2.3).

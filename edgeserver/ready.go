@@ -87,7 +87,7 @@ func (s *Server) Ready(ctx context.Context) error {
 	failed := make(chan error, len(one))
 	for known, site := range one {
 		go func() {
-			failed <- known.check(func() error { return site.asking.would(ctx, site.questions(site.chains[0])[0].requests()[0]) })
+			failed <- known.check(func() error { return site.asking.would(ctx, site.questions(site.chains()[0])[0].requests()[0]) })
 		}()
 	}
 	ready, reasons := false, map[string]bool{}

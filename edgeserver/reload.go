@@ -20,6 +20,12 @@ import (
 // ended is closed when the last connection of the configuration before has
 // ended, for whoever has Transports to close.
 func (s *Server) Reload(cfg Config, transports map[string]ski.Transport) (ended <-chan struct{}, err error) {
+	return s.ReloadIf(cfg, transports, nil)
+}
+
+// ReloadIf is Reload, if check, which is called with what Sites will return, has no
+// error. A nil check has none. The transports are not used before that.
+func (s *Server) ReloadIf(cfg Config, transports map[string]ski.Transport, check func([]SiteInfo) error) (ended <-chan struct{}, err error) {
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
 	before := s.current()
@@ -27,7 +33,13 @@ func (s *Server) Reload(cfg Config, transports map[string]ski.Transport) (ended 
 	if err != nil {
 		return nil, err
 	}
-	added, err := s.openNew(&g.cfg)
+	if check != nil {
+		err = check(g.sites.infos())
+	}
+	var added []*listener
+	if err == nil {
+		added, err = s.openNew(&g.cfg)
+	}
 	if err != nil {
 		g.close()
 		return nil, err
@@ -59,6 +71,8 @@ func (s *Server) replace(g *generation, added []*listener) bool {
 	if before.feeds.stop() {
 		g.feeds.start(s.ctx, g.sites.all, s.log)
 	}
+	before.asks.stop()
+	g.asks.start(s, g.sites.all)
 	before.sites.forgetTickets(g.sites)
 	before.release()
 	s.retiring.Go(func() {

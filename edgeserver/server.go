@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/tlsski/tlsski/ski"
 )
@@ -16,6 +17,8 @@ import (
 // or Close. It is not used again after that.
 type Server struct {
 	log      *slog.Logger
+	clock    func() time.Time
+	again    time.Duration // firstRenewalPause
 	bounds   *bounds
 	metrics  *Metrics
 	logs     *logFiles // access logs
@@ -61,7 +64,7 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 	if log == nil {
 		log = slog.Default()
 	}
-	s := &Server{log: log, metrics: newMetrics(), bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
+	s := &Server{log: log, clock: time.Now, again: firstRenewalPause, metrics: newMetrics(), bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
 		stopping: make(chan struct{}), failed: make(chan error, 1)}
 	s.metrics.server = s
 	s.logs = &logFiles{kind: "access log", file: openLogFile, log: log, lost: func(lines int) { s.metrics.lostLines.Add(float64(lines)) }}

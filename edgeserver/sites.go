@@ -10,22 +10,23 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tlsski/tlsski/edgeserver/internal/split"
-	"github.com/tlsski/tlsski/internal/certuse"
 	"github.com/tlsski/tlsski/ski"
 )
 
 // site is a Site that is ready to serve.
 type site struct {
 	Site
-	label   string // in the log
-	asking  asking // for what needs its private keys
-	draft   bool   // the key server knows no extensions of the draft
-	java    bool   // it is the one in Java
-	chains  []*ski.Certificate
+	label   string       // in the log
+	asking  asking       // for what needs its private keys
+	draft   bool         // the key server knows no extensions of the draft
+	java    bool         // it is the one in Java
 	handler http.Handler // nil for a tcp site
 	relay   *relay       // of a tcp site
 	content io.Closer    // what one of them has open
@@ -38,10 +39,16 @@ type site struct {
 
 	config    *tls.Config   // for its connections
 	staticRSA *tls.Config   // for those of clients without forward secrecy; nil where not offered
-	split     *split.Config // nil without that engine
+	split     *split.Config // nil without that engine; but for the Chains
+
+	keyServer KeyServer
+	slots     []*certSlot
+	renewing  sync.Mutex // of changes of slots, which the holder of Server.reloading makes
+	served    atomic.Pointer[served]
 }
 
-// sites is the table of all sites. It is not changed once made.
+// sites is the table of all sites. It is not changed once made, but for what is
+// served of the sites' slots.
 type sites struct {
 	all       []*site
 	byAddress map[netip.AddrPort]*names
@@ -49,8 +56,8 @@ type sites struct {
 }
 
 // newSites opens everything that the sites of cfg consist of. transport returns
-// what the keys at a key server are asked over.
-func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.Logger) (*sites, error) {
+// what the keys at a key server are asked over. What there was before may be nil.
+func newSites(cfg *Config, transport func(name string) ski.Transport, before *sites, now time.Time, log *slog.Logger) (*sites, error) {
 	table := new(sites)
 	trusted, err := cfg.trustedProxies()
 	if err != nil {
@@ -71,7 +78,7 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 		if known[name] == nil {
 			known[name] = new(answering)
 		}
-		s, err := newSite(cfg, i, asking{transport(name), cfg.keyServer(name).Timeout, known[name]}, trusted, log)
+		s, err := newSite(cfg, i, asking{transport: transport(name), timeout: cfg.keyServer(name).Timeout, known: known[name]}, trusted, before, now, log)
 		if err != nil {
 			table.close()
 			return nil, err
@@ -82,36 +89,20 @@ func newSites(cfg *Config, transport func(name string) ski.Transport, log *slog.
 	return table, nil
 }
 
-func newSite(cfg *Config, i int, a asking, trusted networks, log *slog.Logger) (*site, error) {
+func newSite(cfg *Config, i int, a asking, trusted networks, before *sites, now time.Time, log *slog.Logger) (*site, error) {
 	keyServer := cfg.keyServer(cfg.Sites[i].KeyServer)
-	s := &site{Site: cfg.Sites[i], label: cfg.label(i), asking: a,
+	s := &site{Site: cfg.Sites[i], label: cfg.label(i), asking: a, keyServer: keyServer,
 		draft: keyServer.DraftOnly, java: keyServer.JavaNames != "", tickets: new(tickets)}
+	s.asking.notFound = s.kick
 	log = log.With("site", s.label)
 
-	hasRSA := false
-	for j, file := range s.Certificates {
-		field := fmt.Sprintf("sites[%d].certificates[%d]", i, j)
-		chain, err := loadChain(s.asking, file, s.Names)
-		if err != nil {
-			return nil, cfg.errorAt(field, err)
-		}
-		if now := time.Now(); now.After(chain.Leaf.NotAfter) || now.Before(chain.Leaf.NotBefore) {
-			log.Warn("the certificate is not valid now", "file", file,
-				"not_before", chain.Leaf.NotBefore, "not_after", chain.Leaf.NotAfter)
-		}
-		if more := certuse.Beyond(chain.Leaf); more != "" {
-			log.Warn("what is signed with the site's key could be taken for something else than a TLS handshake: its certificate "+more, "file", file)
-		}
-		if s.draft {
-			chain = chain.DraftOnly()
-		}
-		if _, ok := chain.Leaf.PublicKey.(*rsa.PublicKey); ok {
-			hasRSA = true
-		} else if s.java {
-			return nil, cfg.errorAt(field, errors.New("the key server in Java has RSA keys alone"))
-		}
-		s.chains = append(s.chains, chain)
+	if err := s.loadChains(cfg, i, before, now, log); err != nil {
+		return nil, err
 	}
+	hasRSA := slices.ContainsFunc(s.slots, func(slot *certSlot) bool {
+		_, ok := slot.chain().Leaf.PublicKey.(*rsa.PublicKey)
+		return ok
+	})
 	if s.StaticRSA {
 		if !hasRSA {
 			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].static_rsa", i), errors.New("needs an RSA certificate"))

@@ -19,9 +19,12 @@ type tickets struct {
 	shared   sharedTickets // with TicketsShared
 }
 
-// keepTickets has the sites take over the ticket keys of those in before that
-// are the same.
+// keepTickets has the sites take over the ticket keys of those in before, which may
+// be nil, that are the same.
 func (t *sites) keepTickets(before *sites) {
+	if before == nil {
+		return
+	}
 	kept := map[string]*tickets{}
 	for _, s := range before.all {
 		kept[s.ticketID()] = s.tickets

@@ -44,6 +44,7 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 		if s.Engine == EngineSplit {
 			s.split = s.splitConfig(keys)
 		}
+		s.serve()
 	}
 
 	// A connection for which no site is found goes on with base. It has no
@@ -60,6 +61,7 @@ func newTLSConfig(table *sites, keys *keyLog) *tls.Config {
 		if !bound {
 			return nil, nil
 		}
+		c.site.awaitAnswer(hello.Context())
 		return c.site.configFor(hello), nil
 	}
 	return base
@@ -136,7 +138,7 @@ func (s *site) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	}
 	cert, err := s.choose(hello)
 	if err != nil {
-		cert = s.chains[0].ForClientHello(hello)
+		cert = s.chains()[0].ForClientHello(hello)
 	}
 	return cert, nil
 }
@@ -152,7 +154,7 @@ func (s *site) choose(hello *tls.ClientHelloInfo) (cert *tls.Certificate, err er
 	if most := s.config.MaxVersion; most != 0 {
 		anonymous.SupportedVersions = without(hello.SupportedVersions, func(v uint16) bool { return v > most })
 	}
-	for _, chain := range s.chains {
+	for _, chain := range s.chains() {
 		cert := chain.ForClientHello(hello)
 		if err = anonymous.SupportsCertificate(cert); err == nil {
 			return cert, nil

@@ -122,12 +122,13 @@ func (d *daemon) tryReload() error {
 	if err != nil {
 		return err
 	}
-	if err := all.try(cfg, transports); err != nil {
-		all.Close()
+	ended, err := d.srv.ReloadIf(cfg, transports, func(sites []edgeserver.SiteInfo) error {
+		err := all.check(sites)
+		if err == nil {
+			all.start()
+		}
 		return err
-	}
-	all.start()
-	ended, err := d.srv.Reload(cfg, transports)
+	})
 	if err != nil {
 		all.Close()
 		return err
@@ -162,16 +163,6 @@ func warnOfFiles(connections int, log *slog.Logger) {
 		log.Warn("limits.connections: with one to the origin for each, there are not as many open files as that takes (LimitNOFILE=, ulimit -n)",
 			"connections", connections, "open_files", files.Cur)
 	}
-}
-
-// try finds what only the server can that cfg is for.
-func (all keyServers) try(cfg edgeserver.Config, transports map[string]ski.Transport) error {
-	srv, err := edgeserver.NewWithKeyServers(cfg, transports, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
-	}
-	defer srv.Close()
-	return all.check(srv.Sites())
 }
 
 // watch asks for a reload when a file changes, until the daemon ends.

@@ -157,6 +157,7 @@ func certificateNames(sites []edgeserver.SiteInfo, keyServer string) func(ski.Ke
 	for _, site := range sites {
 		if site.KeyServer == keyServer {
 			all = append(all, site.Leaves...)
+			all = append(all, site.Served...)
 		}
 	}
 	return skihttp.CertificateNames(all...)

@@ -29,18 +29,20 @@ func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServe
 	if own != nil {
 		metrics = append(metrics, own.metrics()...)
 	}
-	live := func(context.Context) error {
+	live := func(context.Context) ([]string, error) {
 		srv.Alive()
-		return nil
+		return nil, nil
 	}
-	ready := func(ctx context.Context) error {
-		if err := srv.Ready(ctx); err != nil || own == nil {
-			return err
+	ready := func(ctx context.Context) ([]string, error) {
+		if err := srv.Ready(ctx); err != nil {
+			return nil, err
 		}
-		if err := own.Health(); err != nil { // which a question whether a key is there does not show
-			return fmt.Errorf("the embedded key server: %w", err)
+		if own != nil {
+			if err := own.Health(); err != nil { // which a question whether a key is there does not show
+				return nil, fmt.Errorf("the embedded key server: %w", err)
+			}
 		}
-		return nil
+		return pendingLines(srv.Pending()), nil
 	}
 	server, err := monitor.Serve(cfg.Metrics, map[string]monitor.Check{"/healthz": live, "/readyz": ready}, log, metrics...)
 	if err != nil {
@@ -51,6 +53,15 @@ func serveMetrics(cfg edgeserver.Config, srv *edgeserver.Server, own ownKeyServe
 		log.Warn("unsafe choice", "what", warning)
 	}
 	return func() { server.Close() }, nil
+}
+
+// pendingLines says which certificates are not served yet.
+func pendingLines(all []edgeserver.PendingCertificate) (lines []string) {
+	for _, p := range all {
+		lines = append(lines, fmt.Sprintf("certificate pending: site %q, file %q, spki %v, since %s: %s",
+			p.Site, p.File, p.SPKI, p.Since.UTC().Format(time.RFC3339), p.Reason))
+	}
+	return lines
 }
 
 // metricsWarning returns what the operator should know of the address, or "".

@@ -63,7 +63,7 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 	}
 	var metrics *http.Server
 	if p.cfg.Metrics != "" {
-		health := func(context.Context) error { return server.Health() }
+		health := func(context.Context) ([]string, error) { return nil, server.Health() }
 		// Not those of the process: the sandbox keeps /proc from it.
 		counts := append(stderr.Metrics("ski_keyserver_"), p.metrics, keyserver.TokenMetrics(p.keys.Tokens), collectors.NewGoCollector())
 		if metrics, err = monitor.Serve(p.cfg.Metrics, map[string]monitor.Check{"/healthz": health}, log, counts...); err != nil {

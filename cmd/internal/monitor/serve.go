@@ -15,8 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Check returns nil, or why the answer is no. The context is the request's.
-type Check func(context.Context) error
+// Check returns nil, or why the answer is no, and what else there is to say where
+// it is yes, a line each. The context is the request's.
+type Check func(context.Context) (details []string, err error)
 
 // Serve answers GET /metrics, and GET PATH of each check with 200 or 503, on an
 // address until the returned server is closed.
@@ -35,11 +36,15 @@ func Serve(addr string, checks map[string]Check, log *slog.Logger, metrics ...pr
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	for path, check := range checks {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-			if err := check(r.Context()); err != nil {
+			details, err := check(r.Context())
+			if err != nil {
 				http.Error(w, err.Error(), http.StatusServiceUnavailable)
 				return
 			}
 			fmt.Fprintln(w, "ok")
+			for _, detail := range details {
+				fmt.Fprintln(w, detail)
+			}
 		})
 	}
 	server := &http.Server{

@@ -15,11 +15,12 @@ import (
 
 func TestMetricsAndChecks(t *testing.T) {
 	var wrong error
+	var details []string
 	count := prometheus.NewCounter(prometheus.CounterOpts{Name: "things_total", Help: "Things."})
 	count.Inc()
 	server, err := Serve("127.0.0.1:0", map[string]Check{
-		"/healthz": func(context.Context) error { return nil },
-		"/readyz":  func(context.Context) error { return wrong },
+		"/healthz": func(context.Context) ([]string, error) { return nil, nil },
+		"/readyz":  func(context.Context) ([]string, error) { return details, wrong },
 	}, slog.New(slog.DiscardHandler), count)
 	require.NoError(t, err)
 	defer server.Close()
@@ -38,6 +39,10 @@ func TestMetricsAndChecks(t *testing.T) {
 	status, body = get("/readyz")
 	assert.Equal(t, http.StatusOK, status)
 	assert.Equal(t, "ok\n", body)
+	details = []string{"a certificate waits", "another, too"}
+	status, body = get("/readyz")
+	assert.Equal(t, http.StatusOK, status)
+	assert.Equal(t, "ok\na certificate waits\nanother, too\n", body)
 	wrong = errors.New("no key server answers")
 	status, body = get("/readyz")
 	assert.Equal(t, http.StatusServiceUnavailable, status)
