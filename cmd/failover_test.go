@@ -53,7 +53,7 @@ func startFleet(t *testing.T, lines string) *fleet {
 		fmt.Sprintf("  urls: [coaps://%s/ski, coaps://%s/ski]\n  server_name: 127.0.0.1\n%s", f.addrs[0], f.addrs[1], lines))
 	config = strings.ReplaceAll(config, f.edgeAddr(), "127.0.0.1:0")
 	file := filepath.Join(f.dir, "edge/fleet.yaml")
-	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(config+"metrics: 127.0.0.1:0\n"), 0o600))
 	f.edge = exec.Command(filepath.Join(bin, "ski-edgeserver"), "-config", file)
 	log, err := os.Create(filepath.Join(f.dir, f.edgeLog))
 	require.NoError(t, err)
