@@ -153,9 +153,9 @@ func (s *site) rebind(chain *ski.Certificate) *ski.Certificate {
 }
 
 // keepCertificates decides what the slots of a site begin with, whose files have
-// been read. A chain whose key is in use already is taken up: it is a mere renewal.
-// One with another key waits, and the chain whose place it takes stays until then.
-// A site for which nothing stays takes up all.
+// been read. A chain whose key the site, or the file, had before is taken up: it is
+// a mere renewal. One with another key waits, and the chain whose place it takes stays
+// until then. A site for which nothing stays takes up all.
 func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) {
 	taken := map[*certSlot]bool{} // of before, by those that go on with it
 	same := before.sameSite(s)
@@ -164,7 +164,12 @@ func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) 
 			isIt := slot.next == nil && old.file == slot.file || slot.next != nil && old.has(slot.next.Key.ID())
 			taken[old] = taken[old] || isIt
 		}
-		if slot.next != nil && before.serve(slot.next.Key.ID()) {
+		if slot.next == nil {
+			continue
+		}
+		id := slot.next.Key.ID()
+		isSame := func(old *certSlot) bool { return old.has(id) }
+		if old := before.slot(slot.file); old != nil && isSame(old) || slices.ContainsFunc(same.certSlots(), isSame) {
 			slot.takeUp()
 		}
 	}
@@ -244,13 +249,6 @@ func (t *sites) sameSite(s *site) *site {
 		}
 	}
 	return nil
-}
-
-// serve reports whether one of the sites has a certificate with the key now.
-func (t *sites) serve(id ski.KeyID) bool {
-	return t != nil && slices.ContainsFunc(t.all, func(s *site) bool {
-		return slices.ContainsFunc(s.slots, func(slot *certSlot) bool { return slot.has(id) })
-	})
 }
 
 // slot returns the first place of a file in any site, or nil.

@@ -21,7 +21,7 @@ const (
 	lastRenewalPause  = time.Minute
 	// leastRenewalPause is that after a handshake that failed since the key before is
 	// not there any more.
-	leastRenewalPause = 500 * time.Millisecond
+	leastRenewalPause = time.Second
 )
 
 // PendingCertificate is one that a site does not show its clients yet: no key

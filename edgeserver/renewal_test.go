@@ -415,6 +415,23 @@ func TestASiteThatIsNewTakesItsCertificatesUp(t *testing.T) {
 	assert.Contains(t, e.log.String(), `level=WARN msg="the key server does not serve the key: handshakes will fail" site=b.test`)
 }
 
+// A key that is in use at another site may be one that nobody has, where that site is
+// new.
+func TestAKeyOfAnotherSiteIsAskedForToo(t *testing.T) {
+	p := newPKI(t)
+	a, nobodys := p.lasting(t, month, "a.test"), p.unknown(t, "a.test", "b.test")
+	cfg := Config{KeyServer: fixed, Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{a.file}, Static: p.dir}}}
+	e := start(t, cfg, p.transport())
+	cfg.Sites = append(cfg.Sites, Site{Names: []string{"b.test"}, Certificates: []string{nobodys.file}, Static: p.dir})
+	_, err := e.Reload(cfg, over(p.transport()))
+	require.NoError(t, err)
+	a.renew(t, nobodys)
+	_, err = e.Reload(cfg, over(p.transport()))
+	require.NoError(t, err)
+	e.untilLogged(t, waits)
+	assert.Equal(t, a.id(), e.shows(t, p, &tls.Config{ServerName: "a.test"}))
+}
+
 // Where the key servers are others too, nothing says that they have the key before:
 // no handshake is lost while that is asked.
 func TestARenewalWithAnotherKeyServerCostsNoHandshake(t *testing.T) {

@@ -139,10 +139,12 @@ moved away, and the policy is read again, as it is when it changes.
 On SIGHUP, and when one of them changes, it reads the configuration and the files
 it names again: new connections get what is new, those that there are go on and
 end with the answer to their next request. A configuration with a fault in it is
-refused with a line in the log, and the one before stays. What stands in log,
-embedded, metrics and keyserver.yaml takes a restart. On SIGHUP the files of access
-logs and key_log are opened anew, too. Nothing waits for a log: lines that cannot
-be written, or that nobody reads, are dropped and counted.
+refused with a line in the log, and the one before stays. A site's certificate with
+a new key is taken up once the key servers have the key, or in the last hour of the
+one before, which stays until then; so it does when the file is broken. What stands
+in log, embedded, metrics and keyserver.yaml takes a restart. On SIGHUP the files of
+access logs and key_log are opened anew, too. Nothing waits for a log: lines that
+cannot be written, or that nobody reads, are dropped and counted.
 On SIGINT or SIGTERM it stops listening and lets requests in flight finish. A
 second signal ends it at once.
 systemd is told when it is ready, reloads and stops (Type=notify), and that it is
