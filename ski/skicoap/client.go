@@ -18,6 +18,7 @@ import (
 	dtlsnet "github.com/pion/dtls/v3/pkg/net"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/source"
 )
 
 // ClientConfig says how to reach a key server. Certificate and RootCAs are
@@ -364,6 +365,8 @@ func (c *Client) connectUDP(ctx context.Context) (clientSide, error) {
 		_ = udp.Close()
 		return nil, err
 	}
+	ctx, cancel := source.Context(ctx, udp.LocalAddr())
+	defer cancel()
 	began := time.Now()
 	err = conn.HandshakeContext(ctx)
 	took := time.Since(began)
@@ -372,7 +375,7 @@ func (c *Client) connectUDP(ctx context.Context) (clientSide, error) {
 	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, err
+		return nil, source.Cause(ctx, err)
 	}
 	s := newClientSession(conn, c.cfg.DeadAfter, c.udpPath)
 	s.rtt.measured(took / 3) // a cookie and two flights each way

@@ -8,11 +8,14 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pion/dtls/v3"
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"github.com/tlsski/tlsski/ski/internal/source"
 )
 
 // tick is how often requests that wait are looked at.
@@ -93,10 +96,14 @@ func (s *clientSession) alive() bool {
 // run reads answers until the session ends, fails the requests that still wait
 // and returns the reason.
 func (s *clientSession) run() error {
-	var retransmitting sync.WaitGroup
-	retransmitting.Go(s.retransmit)
+	var others sync.WaitGroup
+	others.Go(s.retransmit)
+	others.Go(func() { every(time.Second, s.link.done, s.attend) })
+	others.Go(func() {
+		source.Watch(s.link.conn.LocalAddr(), s.link.done, func() { s.link.close(source.ErrGone) })
+	})
 	err := s.link.run(s.receive)
-	retransmitting.Wait()
+	others.Wait()
 	return err
 }
 
@@ -113,7 +120,7 @@ func (s *clientSession) askAs(ctx context.Context, method codes.Code, w *watch, 
 		return nil, err
 	}
 	defer s.end(c)
-	if err := s.link.write(c.datagram); err != nil {
+	if err := s.transmit(c.datagram); err != nil {
 		return nil, err
 	}
 	select {
@@ -124,6 +131,21 @@ func (s *clientSession) askAs(ctx context.Context, method codes.Code, w *watch, 
 	case <-s.link.done:
 		return nil, fmt.Errorf("%w: %w", errEnded, s.link.cause)
 	}
+}
+
+// transmit writes a datagram. One that the network does not take now counts as lost,
+// as if it were lost further on: a route may come back, and where none does, the
+// silence ends the session. Without the address that it is sent from none does.
+// The error is of a datagram that no path takes.
+func (s *clientSession) transmit(datagram []byte) error {
+	err := s.link.write(datagram)
+	switch {
+	case errors.Is(err, syscall.EMSGSIZE):
+		return err
+	case err != nil && source.Gone(s.link.conn.LocalAddr()):
+		s.link.close(source.ErrGone)
+	}
+	return nil
 }
 
 // begin registers a message under a message ID of its own, and a token that is
@@ -152,10 +174,14 @@ func (s *clientSession) beginLocked(method codes.Code, w *watch, options message
 	}
 	c.sentAt(now)
 	s.nextMID++
+	onWire := tokenBytes(c.token)
+	if method == codes.Empty {
+		onWire = nil // RFC 7252, Section 4.1
+	}
 
 	datagram, err := encode(message.Message{
 		Type: message.Confirmable, Code: method, MessageID: int32(c.mid),
-		Token: tokenBytes(c.token), Options: options, Payload: payload,
+		Token: onWire, Options: options, Payload: payload,
 	})
 	if err != nil {
 		return nil, err
@@ -353,9 +379,7 @@ func (s *clientSession) look(now time.Time) bool {
 		s.probe()
 	}
 	for _, datagram := range due {
-		if s.link.write(datagram) != nil {
-			break // the link's reader finds out why
-		}
+		_ = s.transmit(datagram)
 	}
 	return waiting
 }

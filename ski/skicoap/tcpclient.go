@@ -17,6 +17,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/source"
 )
 
 // connectTCP makes a session over TLS. It has come about when the key server
@@ -41,6 +42,8 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 			return nil
 		},
 	})
+	ctx, cancel := source.Context(ctx, conn.LocalAddr())
+	defer cancel()
 	err = secure.HandshakeContext(ctx)
 	untrusted := (*tls.CertificateVerificationError)(nil)
 	if errors.As(err, &untrusted) {
@@ -48,7 +51,7 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, err
+		return nil, source.Cause(ctx, err)
 	}
 	s := &tcpClientSession{
 		link:      newTCPLink(secure),
@@ -103,6 +106,10 @@ func (s *tcpClientSession) run() error {
 	var others sync.WaitGroup
 	others.Go(s.writeAll)
 	others.Go(func() { every(max(s.deadAfter/4, tick), s.link.done, s.look) })
+	others.Go(func() { every(time.Second, s.link.done, s.attend) })
+	others.Go(func() {
+		source.Watch(s.link.conn.LocalAddr(), s.link.done, func() { s.link.close(source.ErrGone) })
+	})
 	err := s.link.run(s.receive, s.release)
 	others.Wait()
 	return err
@@ -185,7 +192,7 @@ func (s *tcpClientSession) receive(m *message.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heard = time.Now()
-	if m.Code < 64 || m.Code >= codes.CSM || len(m.Token) != 4 {
+	if m.Code < 64 || m.Code >= codes.CSM && m.Code != codes.Pong || len(m.Token) != 4 {
 		return // no answer
 	}
 	token := binary.BigEndian.Uint32(m.Token)

@@ -22,6 +22,11 @@ const (
 	// reorderTime is after how long a notification is newer whatever its number
 	// (RFC 7641, Section 3.4).
 	reorderTime = 128 * time.Second
+	// watchPing is after how much silence a key server is asked for a sign of life
+	// that has nothing to say but notifications: it may be gone, and a NAT between
+	// the two forgets a session in as little as 30 s. RFC 8085, Section 3.5, has
+	// 15 s as the least.
+	watchPing = 20 * time.Second
 )
 
 // watch is a resource that the client observes in one session. It has a token of
@@ -270,6 +275,20 @@ func (s *clientSession) collectWatched(ctx context.Context, w *watch, a *answer)
 
 func (s *clientSession) ended() <-chan struct{} { return s.link.done }
 
+// attend asks a key server for a sign of life that is silent while there is
+// something to be notified of (RFC 7252, Section 4.3). Where none comes, the
+// session ends as with any request.
+func (s *clientSession) attend(now time.Time) {
+	s.mu.Lock()
+	due := len(s.watches) > 0 && len(s.calls) == 0 && now.Sub(s.heard) > watchPing
+	s.mu.Unlock()
+	if due {
+		ctx, cancel := context.WithTimeout(context.Background(), registerTimeout)
+		defer cancel()
+		_, _ = s.askAs(ctx, codes.Empty, nil, nil, nil)
+	}
+}
+
 // watch begins to expect notifications under a token of their own.
 func (s *tcpClientSession) watch(path, query string) *watch {
 	s.mu.Lock()
@@ -319,3 +338,17 @@ func (s *tcpClientSession) collectWatched(_ context.Context, _ *watch, a *answer
 }
 
 func (s *tcpClientSession) ended() <-chan struct{} { return s.link.done }
+
+// attend asks a key server for a sign of life that is silent while there is
+// something to be notified of (RFC 8323, Section 5.4).
+func (s *tcpClientSession) attend(now time.Time) {
+	s.mu.Lock()
+	due := len(s.watches) > 0 && len(s.calls) == 0 && now.Sub(s.heard) > watchPing
+	token := s.freeToken()
+	s.mu.Unlock()
+	if due {
+		ctx, cancel := context.WithTimeout(context.Background(), registerTimeout)
+		defer cancel()
+		_, _ = s.askAs(ctx, token, message.Message{Code: codes.Ping})
+	}
+}

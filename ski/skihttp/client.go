@@ -15,9 +15,11 @@ import (
 	"net/netip"
 	"net/url"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/source"
 )
 
 // ClientConfig says how to reach a key server. Certificate and RootCAs are
@@ -47,9 +49,10 @@ type ClientConfig struct {
 	// DialTimeout is how long a connection may take, TLS handshake included.
 	// Default: 3 s.
 	DialTimeout time.Duration
-	// DeadAfter is how long a key server that speaks HTTP/2 may be silent, in
-	// the second half of which it is asked for a sign of life, before the
-	// session counts as lost. Default: 2 s.
+	// DeadAfter is how long a key server may be silent before the session counts as
+	// lost. One that speaks HTTP/2 is asked for a sign of life after a third of it;
+	// over HTTP/1.1, which cannot ask, it is how long what was sent may go
+	// unacknowledged by its machine, on Linux. Default: 1.5 s.
 	DeadAfter time.Duration
 	// Logger gets a line for each session that begins, ends or fails to begin.
 	// Default: slog.Default().
@@ -132,7 +135,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 	defaults(&cfg.MaxInFlight, 512)
 	defaults(&cfg.MaxConns, 8)
 	defaults(&cfg.DialTimeout, 3*time.Second)
-	defaults(&cfg.DeadAfter, 2*time.Second)
+	defaults(&cfg.DeadAfter, 1500*time.Millisecond)
 	defaults(&cfg.Logger, slog.Default())
 	endpoint := rawURL
 	if cfg.Address.IsValid() {
@@ -159,8 +162,8 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeader,
 		HTTP2: &http.HTTP2Config{
-			SendPingTimeout:  cfg.DeadAfter / 2,
-			PingTimeout:      cfg.DeadAfter / 2,
+			SendPingTimeout:  cfg.DeadAfter / 3,
+			PingTimeout:      cfg.DeadAfter - cfg.DeadAfter/3,
 			WriteByteTimeout: cfg.DeadAfter,
 		},
 	}
@@ -225,8 +228,9 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 		return nil, c.failure(ctx, "request", net.ErrClosed)
 	}
 	op := "dial" // what fails next
+	pings := false
 	asking, cancel := context.WithCancel(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { op = "request" },
+		GotConn: func(got httptrace.GotConnInfo) { op, pings = "request", speaksHTTP2(got.Conn) },
 	}))
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
@@ -243,7 +247,17 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 	if c.ctx.Err() != nil {
 		op, err = "request", net.ErrClosed
 	}
+	if op == "request" && !pings && !errors.Is(ctx.Err(), context.Canceled) {
+		// The other connections lie idle since before the silence. Each could cost
+		// a request its time.
+		c.transport.CloseIdleConnections()
+	}
 	return nil, c.failure(ctx, op, err)
+}
+
+func speaksHTTP2(conn net.Conn) bool {
+	secure, ok := conn.(*tls.Conn)
+	return ok && secure.ConnectionState().NegotiatedProtocol == "h2"
 }
 
 // streamError is what errors.As reads net/http's own error of a stream as. It has
@@ -353,19 +367,21 @@ func (c *Client) connect(network, addr string) (net.Conn, error) {
 		_, port, _ := net.SplitHostPort(addr)
 		addr = net.JoinHostPort(c.cfg.Address.String(), port)
 	}
-	var d net.Dialer
+	d := net.Dialer{Control: acknowledgedWithin(c.cfg.DeadAfter)}
 	raw, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	link := &clientConn{Conn: raw, client: c}
+	ctx, cancel = source.Context(ctx, raw.LocalAddr())
+	defer cancel()
+	link := &clientConn{Conn: raw, client: c, done: make(chan struct{})}
 	conn := tls.Client(link, c.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		if verdict := (*tls.CertificateVerificationError)(nil); errors.As(err, &verdict) {
 			return nil, &untrustedError{verdict.Err}
 		}
-		return nil, err
+		return nil, source.Cause(ctx, err)
 	}
 	if !c.enter() {
 		_ = raw.Close()
@@ -375,6 +391,7 @@ func (c *Client) connect(network, addr string) (net.Conn, error) {
 	c.mu.Lock()
 	c.conns[link] = struct{}{}
 	c.mu.Unlock()
+	go source.Watch(raw.LocalAddr(), link.done, func() { _ = link.end(source.ErrGone) })
 	c.log.Info("session begins", "local", raw.LocalAddr(), "protocol", conn.ConnectionState().NegotiatedProtocol)
 	return conn, nil
 }
@@ -385,19 +402,35 @@ type clientConn struct {
 	client      *Client
 	established bool
 	once        sync.Once
+	done        chan struct{} // closed when it is
+}
+
+// Read notices that the key server's machine no longer acknowledges anything:
+// net/http would ask over the next idle connection, which is no better.
+func (l *clientConn) Read(b []byte) (int, error) {
+	n, err := l.Conn.Read(b)
+	if errors.Is(err, syscall.ETIMEDOUT) {
+		l.client.transport.CloseIdleConnections()
+	}
+	return n, err
 }
 
 // Close is how net/http, too, ends a session.
-func (l *clientConn) Close() error {
+func (l *clientConn) Close() error { return l.end(nil) }
+
+func (l *clientConn) end(reason error) error {
 	err := l.Conn.Close()
 	if l.established {
 		l.once.Do(func() {
+			close(l.done)
 			c := l.client
 			c.mu.Lock()
 			delete(c.conns, l)
 			closed := c.closed
 			c.mu.Unlock()
-			if !closed {
+			if !closed && reason != nil {
+				c.log.Info("session ends", "local", l.LocalAddr(), "reason", reason)
+			} else if !closed {
 				c.log.Info("session ends", "local", l.LocalAddr())
 			}
 			c.running.Done()
