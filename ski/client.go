@@ -88,7 +88,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 
 	var (
 		last      error
-		given     []*member // who may have used req.State
+		given     []*member // who does not open req.State
 		uncertain *Response // an UnspecifiedError
 		kind      = FirstAttempt
 	)
@@ -108,9 +108,12 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 				uncertain = r.resp
 				continue
 			}
-			// Who has another fleet's secret finds every state malformed, which
-			// is not the TLS client's fault.
-			if r.err == nil && !(last != nil && len(req.State) > 0 && r.resp.Error == MalformedRequest) {
+			// Who has another fleet's secret finds every state malformed, and who has
+			// used one, whose answer was lost, denies it: neither is the TLS client's
+			// fault.
+			spent := r.err == nil && last != nil && len(req.State) > 0 &&
+				(r.resp.Error == MalformedRequest || r.resp.Error == RequestDenied)
+			if r.err == nil && !spent {
 				return r.resp, nil
 			}
 			if ctx.Err() != nil {
@@ -126,12 +129,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 			if !r.ranOut && !isTransport {
 				return nil, r.err // The request itself is at fault.
 			}
-			// A state opens once at each key server (docs/protocol.md, Section 5).
-			used := len(req.State) > 0 && !(isTransport && te.Op == "dial")
-			if used {
-				given = append(given, m)
-			}
-			hopeless = hopeless && (isTransport && te.Permanent || used)
+			hopeless = hopeless && isTransport && te.Permanent
 		}
 		if uncertain != nil {
 			return uncertain, nil

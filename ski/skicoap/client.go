@@ -112,6 +112,8 @@ type clientSide interface {
 	run() error
 	exchange(ctx context.Context, path string, f ski.Format, body []byte) (*answer, error)
 	close(cause error)
+	// local is the address that it was made from.
+	local() net.Addr
 	// ended is closed when there is nothing more to come.
 	ended() <-chan struct{}
 	// watch begins to expect notifications, unwatch ends that, and register asks
@@ -217,6 +219,9 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 	if err != nil {
 		return nil, err
 	}
+	if len(req.State) > 0 {
+		c.leaveGone()
+	}
 	a, err := c.exchange(ctx, c.cfg.Format, body)
 	if err != nil {
 		return nil, err
@@ -226,6 +231,18 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 		return nil, &ski.TransportError{Endpoint: c.endpoint, Op: "answer", Err: err, Permanent: !a.passing()}
 	}
 	return resp, nil
+}
+
+// leaveGone ends a session whose address is gone now, and not when that is next
+// looked at. What it carries may get to the key server all the same, whose answer
+// is lost; and a state opens once (docs/protocol.md, Section 5).
+func (c *Client) leaveGone() {
+	c.mu.Lock()
+	s := c.current
+	c.mu.Unlock()
+	if s != nil && s.alive() && source.Gone(s.local()) {
+		s.close(source.ErrGone)
+	}
 }
 
 // Exchange posts body as it is and returns the answer's payload. It is for

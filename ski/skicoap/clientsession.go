@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"syscall"
@@ -84,6 +85,8 @@ func newClientSession(conn *dtls.Conn, deadAfter time.Duration, path *clientPath
 
 func (s *clientSession) close(cause error) { s.link.close(cause) }
 
+func (s *clientSession) local() net.Addr { return s.link.conn.LocalAddr() }
+
 func (s *clientSession) alive() bool {
 	select {
 	case <-s.link.done:
@@ -100,7 +103,7 @@ func (s *clientSession) run() error {
 	others.Go(s.retransmit)
 	others.Go(func() { every(time.Second, s.link.done, s.attend) })
 	others.Go(func() {
-		source.Watch(s.link.conn.LocalAddr(), s.link.done, func() { s.link.close(source.ErrGone) })
+		source.Watch(s.local(), s.link.done, func() { s.link.close(source.ErrGone) })
 	})
 	err := s.link.run(s.receive)
 	others.Wait()
@@ -142,7 +145,7 @@ func (s *clientSession) transmit(datagram []byte) error {
 	switch {
 	case errors.Is(err, syscall.EMSGSIZE):
 		return err
-	case err != nil && source.Gone(s.link.conn.LocalAddr()):
+	case err != nil && source.Gone(s.local()):
 		s.link.close(source.ErrGone)
 	}
 	return nil

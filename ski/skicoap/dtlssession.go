@@ -26,6 +26,7 @@ type dtlsSession struct {
 func newDTLSSession(s *Server, conn *dtls.Conn, peer ski.Peer) *dtlsSession {
 	l := newLink(conn)
 	sess := &dtlsSession{session: newSession(s, peer, l.close), link: l}
+	sess.from = conn.RemoteAddr
 	sess.transfers = newTransfers(&s.transfers, sess.peerTransfers)
 	sess.notify, sess.tell = sess.notifyReliably, sess.notifyOnce
 	sess.expire = func(now time.Time) {

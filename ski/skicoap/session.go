@@ -3,6 +3,7 @@ package skicoap
 import (
 	"context"
 	"log/slog"
+	"net"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type session struct {
 	peer    ski.Peer
 	ctx     context.Context
 	cancel  context.CancelFunc
+	from    func() net.Addr     // where the peer is now; nil where it cannot move
 	close   func(cause error)   // ends it
 	expire  func(now time.Time) // forgets what is old
 	active  atomic.Int64        // time of the last message, Unix nanoseconds
@@ -46,6 +48,16 @@ func newSession(s *Server, peer ski.Peer, close func(error)) *session {
 	sess.ctx, sess.cancel = context.WithCancel(s.ctx)
 	sess.active.Store(time.Now().UnixNano())
 	return sess
+}
+
+// asker returns the peer with the address that it asks from now. With a connection
+// ID it may have moved (RFC 9146, Section 6), and policy goes by where it is.
+func (s *session) asker() ski.Peer {
+	peer := s.peer
+	if s.from != nil {
+		peer.Addr = addrPort(s.from())
+	}
+	return peer
 }
 
 func (s *session) lastActive() time.Time { return time.Unix(0, s.active.Load()) }
@@ -148,5 +160,5 @@ func (s *session) serve(in ski.Format, body []byte, out ski.Format) (data []byte
 			data, _ = ski.EncodeResponse(out, resp)
 		}
 	}()
-	return ski.Serve(s.ctx, s.server.cfg.Handler, s.peer, in, body, out)
+	return ski.Serve(s.ctx, s.server.cfg.Handler, s.asker(), in, body, out)
 }

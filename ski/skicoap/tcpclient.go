@@ -89,6 +89,8 @@ type tcpClientSession struct {
 
 func (s *tcpClientSession) close(cause error) { s.link.close(cause) }
 
+func (s *tcpClientSession) local() net.Addr { return s.link.conn.LocalAddr() }
+
 func (s *tcpClientSession) alive() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,7 +110,7 @@ func (s *tcpClientSession) run() error {
 	others.Go(func() { every(max(s.deadAfter/4, tick), s.link.done, s.look) })
 	others.Go(func() { every(time.Second, s.link.done, s.attend) })
 	others.Go(func() {
-		source.Watch(s.link.conn.LocalAddr(), s.link.done, func() { s.link.close(source.ErrGone) })
+		source.Watch(s.local(), s.link.done, func() { s.link.close(source.ErrGone) })
 	})
 	err := s.link.run(s.receive, s.release)
 	others.Wait()

@@ -114,7 +114,7 @@ func (s *session) serveTickets(q *ticketRequest) (r *ticketResult) {
 			r = ticketFailure(&ski.TicketAnswer{Error: ski.UnspecifiedError})
 		}
 	}()
-	a := s.server.cfg.Handler.(ski.TicketHandler).ServeTickets(s.ctx, s.peer, q.site, q.have)
+	a := s.server.cfg.Handler.(ski.TicketHandler).ServeTickets(s.ctx, s.asker(), q.site, q.have)
 	if a.Error != "" {
 		s.slow(a.RetryAfter)
 		return ticketFailure(a)

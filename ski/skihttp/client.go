@@ -93,7 +93,7 @@ type Client struct {
 	mu       sync.Mutex
 	closed   bool
 	running  sync.WaitGroup // requests and connections; Add only under mu and before closed
-	conns    map[net.Conn]struct{}
+	conns    map[*clientConn]struct{}
 	pause    time.Duration // after the next failure
 	redialAt time.Time     // until when failed stands for another attempt
 	failed   error
@@ -147,7 +147,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		url:      u.String(),
 		log:      cfg.Logger.With("keyserver", endpoint),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
-		conns:    make(map[net.Conn]struct{}),
+		conns:    make(map[*clientConn]struct{}),
 		pause:    firstRedial,
 	}
 	c.tls = clientTLS(&c.cfg)
@@ -183,6 +183,9 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 	if err != nil {
 		return nil, err
 	}
+	if len(req.State) > 0 {
+		c.leaveGone()
+	}
 	a, err := c.exchange(ctx, c.cfg.Format, body)
 	if err != nil {
 		return nil, err
@@ -192,6 +195,23 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 		return nil, c.unusable(a, err)
 	}
 	return resp, nil
+}
+
+// leaveGone ends the sessions whose address is gone now, and not when that is next
+// looked at. What they carry may get to the key server all the same, whose answer
+// is lost; and a state opens once (docs/protocol.md, Section 5).
+func (c *Client) leaveGone() {
+	var gone []*clientConn
+	c.mu.Lock()
+	for conn := range c.conns {
+		if source.Gone(conn.LocalAddr()) {
+			gone = append(gone, conn)
+		}
+	}
+	c.mu.Unlock()
+	for _, conn := range gone {
+		_ = conn.end(source.ErrGone)
+	}
 }
 
 // Exchange posts body as it is and returns the answer's body. It is for those
@@ -449,7 +469,7 @@ func (e *untrustedError) Unwrap() error { return e.error }
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
-	var conns []net.Conn
+	var conns []*clientConn
 	for conn := range c.conns {
 		conns = append(conns, conn)
 	}
