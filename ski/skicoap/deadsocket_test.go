@@ -1,0 +1,177 @@
+package skicoap
+
+import (
+	"context"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	dtlsnet "github.com/pion/dtls/v3/pkg/net"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/source"
+)
+
+// faultySocket is a client's socket whose writes fail with an error while there is
+// one.
+type faultySocket struct {
+	net.PacketConn
+	err   atomic.Pointer[syscall.Errno]
+	tried atomic.Int64
+	local net.Addr // if not nil, in the place of its own
+}
+
+func (s *faultySocket) WriteTo(b []byte, to net.Addr) (int, error) {
+	if err := s.err.Load(); err != nil {
+		s.tried.Add(1)
+		return 0, &net.OpError{Op: "write", Net: "udp", Err: os.NewSyscallError("write", *err)}
+	}
+	return s.PacketConn.WriteTo(b, to)
+}
+
+func (s *faultySocket) LocalAddr() net.Addr {
+	if s.local != nil {
+		return s.local
+	}
+	return s.PacketConn.LocalAddr()
+}
+
+// overFaulty returns a session with s over a faultySocket, and what ends with it.
+func overFaulty(t *testing.T, s *Server, ca *testCA, deadAfter time.Duration) (*clientSession, *faultySocket, <-chan error) {
+	t.Helper()
+	udp, err := net.Dial("udp", s.Addr().String())
+	require.NoError(t, err)
+	socket := &faultySocket{PacketConn: dtlsnet.PacketConnFromConn(udp)}
+	cfg := &ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, ServerName: "localhost", Logger: quiet}
+	conn, err := dtls.ClientWithOptions(admitting{socket}, udp.RemoteAddr(), clientOptions(cfg, newVerifier(cfg))...)
+	require.NoError(t, err)
+	require.NoError(t, conn.HandshakeContext(t.Context()))
+	session, ended := newClientSession(conn, deadAfter), make(chan error, 1)
+	go func() { ended <- session.run() }()
+	t.Cleanup(func() { session.close(net.ErrClosed) })
+	return session, socket, ended
+}
+
+func TestARequestWaitsForANetworkThatIsAway(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	body, err := ski.EncodeRequest(ski.CBOR, request(1))
+	require.NoError(t, err)
+	for _, errno := range []syscall.Errno{syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.EPERM, syscall.EINVAL, syscall.ENOBUFS, syscall.ENETDOWN} {
+		session, socket, _ := overFaulty(t, s, ca, time.Minute)
+		socket.err.Store(&errno)
+		answered := make(chan error, 1)
+		go func() {
+			_, err := session.exchange(t.Context(), "/ski", ski.CBOR, body)
+			answered <- err
+		}()
+		require.Eventually(t, func() bool { return socket.tried.Load() > 1 }, time.Minute, time.Millisecond, "it is sent again")
+		socket.err.Store(nil)
+		require.NoError(t, <-answered, errno.Error())
+		assert.True(t, session.alive())
+	}
+}
+
+func TestANetworkThatStaysAwayEndsTheSession(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	body, err := ski.EncodeRequest(ski.CBOR, request(1))
+	require.NoError(t, err)
+	session, socket, ended := overFaulty(t, s, ca, 200*time.Millisecond)
+	errno := syscall.ENETUNREACH
+	socket.err.Store(&errno)
+	_, err = session.exchange(t.Context(), "/ski", ski.CBOR, body)
+	require.ErrorIs(t, err, errSilent)
+	require.ErrorIs(t, <-ended, errSilent)
+}
+
+// What no path takes does not wait.
+func TestADatagramThatIsTooLongIsAnErrorAtOnce(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	body, err := ski.EncodeRequest(ski.CBOR, request(1))
+	require.NoError(t, err)
+	session, socket, _ := overFaulty(t, s, ca, time.Minute)
+	errno := syscall.EMSGSIZE
+	socket.err.Store(&errno)
+	_, err = session.exchange(t.Context(), "/ski", ski.CBOR, body)
+	require.ErrorIs(t, err, errno)
+	assert.True(t, session.alive())
+}
+
+func TestASessionWhoseAddressIsGoneEndsByItself(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	udp, err := net.Dial("udp", s.Addr().String())
+	require.NoError(t, err)
+	socket := &faultySocket{PacketConn: dtlsnet.PacketConnFromConn(udp), local: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}}
+	cfg := &ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, ServerName: "localhost", Logger: quiet}
+	conn, err := dtls.ClientWithOptions(socket, udp.RemoteAddr(), clientOptions(cfg, newVerifier(cfg))...)
+	require.NoError(t, err)
+	require.NoError(t, conn.HandshakeContext(t.Context()))
+	require.ErrorIs(t, newClientSession(conn, time.Minute).run(), source.ErrGone)
+}
+
+// A client with nothing to ask but something to be notified of asks for a sign of
+// life, and only then.
+func TestAnObserverNoticesThatItsKeyServerIsSilent(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
+	later := func() time.Time { return time.Now().Add(watchPing + time.Second) }
+	session, socket, ended := overFaulty(t, s, ca, 500*time.Millisecond)
+	heard := func() time.Time {
+		session.mu.Lock()
+		defer session.mu.Unlock()
+		return session.heard
+	}
+	before := heard()
+	session.attend(later())
+	assert.Equal(t, before, heard(), "it observes nothing")
+	w := session.watch("/ski/tickets", "site=shop")
+	session.attend(time.Now())
+	assert.Equal(t, before, heard(), "it has heard something lately")
+	session.attend(later())
+	assert.True(t, session.alive())
+	assert.True(t, heard().After(before))
+
+	errno := syscall.EPERM
+	socket.err.Store(&errno)
+	session.attend(later())
+	require.ErrorIs(t, <-ended, errSilent)
+	session.unwatch(w, nil, false)
+}
+
+// Policy and audit log go by where an edge is, not by where it was.
+func TestAPeerThatMovesIsSeenWhereItIs(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	seen := make(chan ski.Peer, 1)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool,
+		Handler: ski.HandlerFunc(func(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
+			seen <- peer
+			return echo(ctx, peer, req)
+		})})
+	c, r := through(t, s, ca)
+	at := func() ski.Peer {
+		require.NoError(t, ask(t.Context(), c, 0))
+		return <-seen
+	}
+	first := at()
+	assert.Equal(t, first, at())
+	r.rebind()
+	moved := at()
+	assert.NotEqual(t, first.Addr, moved.Addr)
+	assert.Equal(t, first.ID(), moved.ID())
+	assert.Len(t, s.all(), 1)
+}
