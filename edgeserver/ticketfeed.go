@@ -193,10 +193,12 @@ func clearKeys(keys []ski.TicketKey) {
 }
 
 // The pause after a key server, or all of them, have been lost. It doubles from
-// the first value to the second.
+// the first value to the second, or to the third where no session came about: a
+// network that was away for long is to be back at once.
 const (
 	firstTicketPause = 250 * time.Millisecond
 	lastTicketPause  = 30 * time.Second
+	lastTicketRedial = 2 * time.Second
 )
 
 // errNoTicketSource is for a Transport of an embedding program.
@@ -242,7 +244,11 @@ func followTickets(ctx context.Context, site string, source ski.TicketSource, se
 			timer.Stop()
 			return
 		}
-		pause = min(2*pause, lastTicketPause)
+		longest := lastTicketPause
+		if te := (*ski.TransportError)(nil); errors.As(err, &te) && te.Op == "dial" && !te.Permanent {
+			longest = lastTicketRedial
+		}
+		pause = min(2*pause, longest)
 	}
 }
 

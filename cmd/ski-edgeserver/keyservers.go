@@ -94,7 +94,10 @@ func openKeyServers(cfg edgeserver.Config, before keyServers, count func(url str
 				return nil, err
 			}
 			k.from = from
-			k.client.OnAttempt = func(a ski.Attempt) { count(k.URL(a.Transport), a) }
+			k.client.OnAttempt = func(a ski.Attempt) {
+				k.Note(a)
+				count(k.URL(a.Transport), a)
+			}
 		}
 		k.users.Add(1)
 		all[name] = k
@@ -127,12 +130,7 @@ func newKeyServer(cfg *edgeserver.Config, name string, k edgeserver.KeyServer, l
 	if wrong := (*skiurl.URLError)(nil); errors.As(err, &wrong) {
 		return nil, cfg.ErrorAt(cfg.URLField(name, wrong.Index), wrong.Err)
 	}
-	made.client.OnHealth = func(h ski.Health) {
-		logHealth(log, h)
-		if !h.Answers {
-			made.Kick()
-		}
-	}
+	made.client.OnHealth = func(h ski.Health) { logHealth(log, h) }
 	return made, nil
 }
 

@@ -49,10 +49,10 @@ func overFaulty(t *testing.T, s *Server, ca *testCA, deadAfter time.Duration) (*
 	require.NoError(t, err)
 	socket := &faultySocket{PacketConn: dtlsnet.PacketConnFromConn(udp)}
 	cfg := &ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, ServerName: "localhost", Logger: quiet}
-	conn, err := dtls.ClientWithOptions(admitting{socket}, udp.RemoteAddr(), clientOptions(cfg, newVerifier(cfg))...)
+	conn, err := dtls.ClientWithOptions(admitting{socket}, udp.RemoteAddr(), clientOptions(cfg, newVerifier(cfg), maxMTU)...)
 	require.NoError(t, err)
 	require.NoError(t, conn.HandshakeContext(t.Context()))
-	session, ended := newClientSession(conn, deadAfter), make(chan error, 1)
+	session, ended := newClientSession(conn, deadAfter, &clientPath{mtu: maxMTU, log: quiet}), make(chan error, 1)
 	go func() { ended <- session.run() }()
 	t.Cleanup(func() { session.close(net.ErrClosed) })
 	return session, socket, ended
@@ -116,10 +116,10 @@ func TestASessionWhoseAddressIsGoneEndsByItself(t *testing.T) {
 	require.NoError(t, err)
 	socket := &faultySocket{PacketConn: dtlsnet.PacketConnFromConn(udp), local: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}}
 	cfg := &ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, ServerName: "localhost", Logger: quiet}
-	conn, err := dtls.ClientWithOptions(socket, udp.RemoteAddr(), clientOptions(cfg, newVerifier(cfg))...)
+	conn, err := dtls.ClientWithOptions(socket, udp.RemoteAddr(), clientOptions(cfg, newVerifier(cfg), maxMTU)...)
 	require.NoError(t, err)
 	require.NoError(t, conn.HandshakeContext(t.Context()))
-	require.ErrorIs(t, newClientSession(conn, time.Minute).run(), source.ErrGone)
+	require.ErrorIs(t, newClientSession(conn, time.Minute, &clientPath{mtu: maxMTU, log: quiet}).run(), source.ErrGone)
 }
 
 // A client with nothing to ask but something to be notified of asks for a sign of

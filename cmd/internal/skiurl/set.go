@@ -2,6 +2,7 @@ package skiurl
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -16,9 +17,9 @@ import (
 const (
 	// lookupTime bounds the look-ups of all names at once.
 	lookupTime = 2 * time.Second
-	// Names are looked up again after the first time, and where a key server
-	// does not answer as soon as the second has passed since the last look-up.
-	lookupEvery, lookupSooner = time.Minute, 5 * time.Second
+	// Names are looked up again after the first time, and while a key server
+	// does not answer whenever the second has passed since the last look-up.
+	lookupEvery, lookupSooner = time.Minute, 2 * time.Second
 	// retirement is how long a client whose address is gone is kept: requests may
 	// be in flight over it.
 	retirement = 10 * time.Second
@@ -105,9 +106,12 @@ func (s *Set) Start() {
 	s.running.Go(func() { s.keep(ctx, hosts) })
 }
 
-// Kick has the names looked up soon: a key server does not answer. It does not
-// wait.
-func (s *Set) Kick() {
+// Note has the names looked up soon where an attempt was not answered. It does not
+// wait. It is for ski.Client.OnAttempt.
+func (s *Set) Note(a ski.Attempt) {
+	if a.Err == nil || errors.Is(a.Err, context.Canceled) {
+		return
+	}
 	select {
 	case s.kick <- struct{}{}:
 	default:
@@ -174,9 +178,13 @@ func (s *Set) resolve(ctx context.Context, hosts []string) {
 				s.log.Warn("a key server's name cannot be looked up", "name", host, "error", err)
 				return
 			}
+			good := usable(addrs)
+			if len(good) == 0 && len(addrs) > 0 {
+				return // It is this machine's network that is away.
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			found[host] = usable(addrs)
+			found[host] = good
 		})
 	}
 	all.Wait()

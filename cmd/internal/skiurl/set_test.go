@@ -43,6 +43,7 @@ type network struct {
 	mu      sync.Mutex
 	answers []netip.Addr // what a look-up of keys.test says
 	err     error
+	asked   int // look-ups
 }
 
 func newNetwork(t *testing.T) *network {
@@ -131,6 +132,7 @@ func (n *network) lookup(_ context.Context, _, host string) ([]netip.Addr, error
 	if host != "keys.test" {
 		return nil, errors.New("no such host")
 	}
+	n.asked++
 	return append([]netip.Addr(nil), n.answers...), n.err
 }
 
@@ -150,6 +152,13 @@ func (l *logged) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.Buffer.String()
+}
+
+// lookups returns how often keys.test has been looked up.
+func (n *network) lookups() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.asked
 }
 
 // dial makes a set for client, which the test ends.
@@ -268,19 +277,37 @@ func TestANameWithTooManyAddresses(t *testing.T) {
 }
 
 func TestAKeyServerThatDoesNotAnswerHasItsNameLookedUpAgain(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t)
 	a, b := n.pair("coaps")
 	n.answer(nil, "127.0.0.3", "127.0.0.4") // where nobody listens
 	var set *Set
-	c := &ski.Client{Timeout: 20 * time.Second, OnHealth: func(h ski.Health) {
-		if !h.Answers {
-			set.Kick()
-		}
-	}}
+	c := &ski.Client{Timeout: 20 * time.Second, OnAttempt: func(a ski.Attempt) { set.Note(a) }}
 	set, _ = n.dial(c, "coaps://keys.test:"+portOf(a))
-	n.answer(nil, "127.0.0.1", "127.0.0.2")
+	before := n.lookups()
+	asked := make(chan struct{})
+	go func() { // The name moves when it has been looked up in vain.
+		defer close(asked)
+		for n.lookups() == before {
+			time.Sleep(time.Millisecond)
+		}
+		n.answer(nil, "127.0.0.1", "127.0.0.2")
+	}()
 	n.ask(c) // waits for the look-up
+	<-asked
 	assert.EqualValues(t, 1, a.asked.Load()+b.asked.Load())
+}
+
+// Without a network there is a way to none of the addresses.
+func TestAMachineWithoutANetworkKeepsItsKeyServers(t *testing.T) {
+	n := newNetwork(t)
+	n.answer(nil, "127.0.0.1", "127.0.0.2")
+	set, _ := n.dial(&ski.Client{}, "coaps://keys.test")
+	known := set.clients
+	require.Len(t, known, 2)
+	n.answer(nil, "fe80::1", "fe80::2") // without an interface there is no way to them
+	set.resolve(t.Context(), set.hosts())
+	assert.Equal(t, known, set.clients)
 }
 
 // What can be wrong with a key server costs no request that another can answer,
