@@ -127,7 +127,7 @@ func (s *Server) renew(ctx context.Context, site *site, slot *certSlot) {
 	})
 	defer answered()
 	said := ""
-	for pause := s.again; ctx.Err() == nil; pause = min(2*pause, lastRenewalPause) {
+	for pause := s.renewalPause; ctx.Err() == nil; pause = min(2*pause, lastRenewalPause) {
 		if now != nil && endsSoon(now, s.clock()) {
 			if s.takeUp(ctx, site, slot) {
 				log.Warn("the renewed certificate is taken up, though no key server is known to have its key: the one before ends within the hour")
@@ -153,7 +153,7 @@ func (s *Server) renew(ctx context.Context, site *site, slot *certSlot) {
 		}
 		if slot.awaitKick(ctx, pause/2+rand.N(pause/2)) {
 			sleep(ctx, time.Until(asked.Add(leastRenewalPause)))
-			pause = s.again / 2
+			pause = s.renewalPause / 2
 		}
 	}
 }
@@ -262,8 +262,11 @@ func (s *site) lacks(ctx context.Context, next, now *ski.Certificate) string {
 		})
 	}
 	all.Wait()
-	if serves && !worse {
+	switch {
+	case serves && !worse:
 		return ""
+	case len(reasons) == 0: // A name has no addresses.
+		return "there is no key server"
 	}
 	return strings.Join(slices.Sorted(maps.Keys(reasons)), ", ")
 }

@@ -215,7 +215,7 @@ func TestAKeyThatIsReplacedIsNoticedByTheNextHandshake(t *testing.T) {
 	old, next := p.lasting(t, month, "a.test"), p.unknown(t, "a.test")
 	cfg := Config{KeyServer: fixed, Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{old.file}, Static: p.dir}}}
 	e := start(t, cfg, p.transport())
-	e.again = time.Hour
+	e.renewalPause = time.Hour
 	old.renew(t, next)
 	_, err := e.Reload(cfg, over(p.transport()))
 	require.NoError(t, err)
@@ -265,17 +265,27 @@ func TestARenewedCertificateWaitsWhileNoKeyServerAnswers(t *testing.T) {
 	p := newPKI(t)
 	old, next := p.lasting(t, month, "a.test"), p.lasting(t, month, "a.test")
 	var down atomic.Bool
-	e, _ := func() (*edge, Config) {
-		down.Store(true)
-		return pendingSite(t, p, old, next, ski.TransportFunc(func(ctx context.Context, req *ski.Request) (*ski.Response, error) {
-			if down.Load() {
-				return unreachable.RoundTrip(ctx, req)
-			}
-			return p.transport().RoundTrip(ctx, req)
-		}))
-	}()
+	down.Store(true)
+	e, _ := pendingSite(t, p, old, next, ski.TransportFunc(func(ctx context.Context, req *ski.Request) (*ski.Response, error) {
+		if down.Load() {
+			return unreachable.RoundTrip(ctx, req)
+		}
+		return p.transport().RoundTrip(ctx, req)
+	}))
 	assert.Equal(t, "unreachable", e.Pending()[0].Reason)
 	down.Store(false)
+	e.settled(t)
+}
+
+// So it does while there is none: a name of theirs has no addresses.
+func TestARenewedCertificateWaitsWhileThereIsNoKeyServer(t *testing.T) {
+	p := newPKI(t)
+	old, next := p.lasting(t, month, "a.test"), p.lasting(t, month, "a.test")
+	client := &ski.Client{}
+	defer client.Close()
+	e, _ := pendingSite(t, p, old, next, client)
+	assert.Equal(t, "there is no key server", e.Pending()[0].Reason)
+	client.Replace([]ski.Transport{p.transport()})
 	e.settled(t)
 }
 

@@ -18,13 +18,14 @@ import (
 type Server struct {
 	log      *slog.Logger
 	clock    func() time.Time
-	again    time.Duration // firstRenewalPause
 	bounds   *bounds
 	metrics  *Metrics
 	logs     *logFiles // access logs
 	keyLogs  *logFiles
 	draining atomic.Bool
 	requests *refs // those under way, on upgraded connections too
+	// renewalPause is firstRenewalPause, but for tests.
+	renewalPause time.Duration
 
 	reloading sync.Mutex // there is one Reload at a time
 	mu        sync.Mutex // of all below
@@ -64,7 +65,7 @@ func newServer(cfg Config, transport func(name string) ski.Transport, log *slog.
 	if log == nil {
 		log = slog.Default()
 	}
-	s := &Server{log: log, clock: time.Now, again: firstRenewalPause, metrics: newMetrics(), bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
+	s := &Server{log: log, clock: time.Now, renewalPause: firstRenewalPause, metrics: newMetrics(), bounds: newBounds(log), requests: newRefs(), accepting: map[*handshaker]struct{}{},
 		stopping: make(chan struct{}), failed: make(chan error, 1)}
 	s.metrics.server = s
 	s.logs = &logFiles{kind: "access log", file: openLogFile, log: log, lost: func(lines int) { s.metrics.lostLines.Add(float64(lines)) }}

@@ -102,6 +102,34 @@ func TestReload(t *testing.T) {
 	assert.Equal(t, 0, p.end())
 }
 
+// A certificate file that is written in two steps, or removed, takes nothing away.
+func TestABrokenCertificateFileLeavesTheCertificate(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writePKI(dir))
+	p := startProcess(t, dir, startKeyServer(t, dir), staticSite)
+	addr := p.until(t, `msg=listening addr=(127\.0\.0\.1:\d+)`)[1]
+	before, _ := request(t, addr, "site.test")
+	file := filepath.Join(dir, "site.pem")
+	pair, err := tls.LoadX509KeyPair(file, filepath.Join(dir, "site.key"))
+	require.NoError(t, err)
+	renewed, err := certificate(pair.PrivateKey.(*ecdsa.PrivateKey), "site.test")
+	require.NoError(t, err)
+
+	require.NoError(t, os.Remove(file))
+	p.until(t, `level=ERROR msg="a certificate file cannot be used: the certificate before stays" site=site.test error="\S+edge.yaml:3:\d+: sites\[0\].certificates\[0\]: .*no such file(?s:.*)msg="configuration loaded"`)
+	require.NoError(t, os.WriteFile(file, renewed[:len(renewed)/2], 0o600))
+	p.until(t, `site.pem has no PEM block of type CERTIFICATE"(?s:.*)msg="configuration loaded"`)
+	shown, _ := request(t, addr, "site.test")
+	assert.Equal(t, before.Raw, shown.Raw)
+	require.NoError(t, os.WriteFile(file, renewed, 0o600))
+	require.Eventually(t, func() bool {
+		shown, _ = request(t, addr, "site.test")
+		return string(shown.Raw) != string(before.Raw)
+	}, time.Minute, 10*time.Millisecond)
+	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+	assert.Equal(t, 0, p.end())
+}
+
 // Configurations come and go, while clients are there: addresses, sites and a key
 // server among them. What is left is what there was; a key server that is in all
 // of them has kept its session; and at the end nothing is left.
