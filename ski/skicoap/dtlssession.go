@@ -28,7 +28,7 @@ func newDTLSSession(s *Server, conn *dtls.Conn, peer ski.Peer) *dtlsSession {
 	sess := &dtlsSession{session: newSession(s, peer, l.close), link: l}
 	sess.from = conn.RemoteAddr
 	sess.transfers = newTransfers(&s.transfers, sess.peerTransfers)
-	sess.notify, sess.tell = sess.notifyReliably, sess.notifyOnce
+	sess.notify = sess.notifyReliably
 	sess.expire = func(now time.Time) {
 		sess.exchanges.expire(now)
 		sess.transfers.expire(now)

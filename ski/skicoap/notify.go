@@ -148,12 +148,6 @@ func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded
 	return errUnacknowledged
 }
 
-func (s *dtlsSession) notifyOnce(o *observation, r *ticketResult) {
-	if datagram, err := s.notification(o, r, uint16(s.nextMID.Add(1)), s.limit()); err == nil {
-		_ = s.link.write(datagram)
-	}
-}
-
 // receiveTickets answers a request for ticket keys.
 func (s *tcpSession) receiveTickets(token []byte, q *ticketRequest, refused *refusal) {
 	if refused == nil && !q.whole() {

@@ -34,7 +34,6 @@ type session struct {
 	observing    sync.Mutex
 	observations map[string]*observation // by site
 	notify       notifyFunc
-	tell         func(o *observation, r *ticketResult) // notify that waits for nothing
 }
 
 // share is what one peer has of what all peers have together.

@@ -144,7 +144,7 @@ func (s *Server) serveTCP(raw net.Conn) {
 	var sess *tcpSession
 	if err == nil {
 		sess = &tcpSession{session: newSession(s, peer, link.close), link: link}
-		sess.notify, sess.tell = sess.notifyOrdered, func(o *observation, r *ticketResult) { _ = sess.notifyOrdered(o, r, nil) }
+		sess.notify = sess.notifyOrdered
 		defer sess.unobserve(func(string, *observation) bool { return true })
 		defer sess.cancel()
 		err = s.add(sess.session)

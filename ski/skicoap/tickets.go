@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -297,8 +298,9 @@ func (s *session) keepTold(site string, o *observation, last *ticketResult) {
 	}
 }
 
-// revoke tells the peer that it has lost what it observes, without waiting for
-// an answer or longer than for a moment: its session is about to end.
+// revoke tells the peer that it has lost what it observes, and waits for no longer
+// than a moment until it has heard: its session is about to end, and over DTLS a
+// message just before the end may not be read.
 func (s *session) revoke() {
 	s.observing.Lock()
 	all := slices.Collect(maps.Values(s.observations))
@@ -306,12 +308,14 @@ func (s *session) revoke() {
 	if len(all) == 0 {
 		return
 	}
+	var telling sync.WaitGroup // until the end of the session, where the peer does not read
+	for _, o := range all {
+		telling.Go(func() { _ = s.notify(o, ticketFailure(&ski.TicketAnswer{Error: ski.RequestDenied}), nil) })
+	}
 	told := make(chan struct{})
-	go func() { // A peer that does not read holds it up until the session's close.
+	go func() {
 		defer close(told)
-		for _, o := range all {
-			s.tell(o, ticketFailure(&ski.TicketAnswer{Error: ski.RequestDenied}))
-		}
+		telling.Wait()
 	}()
 	select {
 	case <-told:

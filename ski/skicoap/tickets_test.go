@@ -119,6 +119,25 @@ func (w watched) end(t *testing.T) error {
 	return nil
 }
 
+// What takes the keys back does not go missing where the end of the session overtakes
+// it.
+func TestTicketKeysAreTakenBackOverANetworkThatReorders(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	office := newTicketOffice()
+	office.change("a.test", 1)
+	s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool})
+	c, r := through(t, s, ca)
+	r.faults.Store(&faults{delay: 5 * time.Millisecond, held: 0.5})
+	for range 20 {
+		w := watchSite(t, c, "a.test")
+		assert.EqualValues(t, 1, w.next(t))
+		s.CloseSessions(errors.New("suspended"), func(ski.Peer) bool { return true })
+		assert.ErrorIs(t, w.end(t), ski.RequestDenied)
+		require.Eventually(t, func() bool { return !c.current.alive() }, time.Minute, time.Millisecond) // for the next
+	}
+}
+
 // bothBindings runs f over DTLS and over TLS.
 func bothBindings(t *testing.T, h ski.Handler, f func(t *testing.T, s *Server, connect func() *Client)) {
 	for _, scheme := range []string{"coaps", "coaps+tcp"} {
