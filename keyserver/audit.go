@@ -13,11 +13,13 @@ type Event string
 
 // The events.
 const (
-	EventRequest Event = "request" // a request was answered; the zero value stands for it
-	EventAlarm   Event = "alarm"   // a detector has found something; see Record.Detector
-	EventSuspend Event = "suspend" // an edge was cut off
-	EventResume  Event = "resume"  // an edge may ask again
-	EventTickets Event = "tickets" // ticket keys were asked for; see Record.TicketSite
+	EventRequest    Event = "request"     // a request was answered; the zero value stands for it
+	EventAlarm      Event = "alarm"       // a detector has found something; see Record.Detector
+	EventSuspend    Event = "suspend"     // an edge was cut off
+	EventResume     Event = "resume"      // an edge may ask again
+	EventTickets    Event = "tickets"     // ticket keys were asked for; see Record.TicketSite
+	EventKeyAdded   Event = "key-added"   // a key is served that was not; see Record.Key
+	EventKeyRemoved Event = "key-removed" // a key is not served any more
 	// EventRefusals stands for refused requests of an edge that have no Record
 	// of their own; see Record.Refused.
 	EventRefusals Event = "refusals"

@@ -7,8 +7,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 )
 
@@ -23,34 +21,14 @@ import (
 // it points at.
 //
 // One bad file fails the whole: a key server that starts without a key that it
-// is thought to have is found out by the clients.
+// is thought to have is found out by the clients. See KeyFolder for one that is
+// read again.
 func LoadFolder(dir string) (*MemoryStore, error) {
-	entries, err := os.ReadDir(dir)
+	f, err := OpenKeyFolder(dir)
 	if err != nil {
 		return nil, err
 	}
-	store := new(MemoryStore)
-	for _, e := range entries {
-		name, ok := keyFileName(e.Name())
-		if !ok {
-			continue
-		}
-		file := filepath.Join(dir, e.Name())
-		if info, err := os.Stat(file); err == nil && info.IsDir() {
-			continue
-		}
-		private, leaf, err := loadKey(file)
-		if err != nil {
-			return nil, err
-		}
-		if err := store.add(name, private, leaf); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-	}
-	if len(store.keys) == 0 {
-		return nil, fmt.Errorf("%s: no file with a key, *.pem or *.key", dir)
-	}
-	return store, nil
+	return f.Store(), nil
 }
 
 // keyFileName returns the name of the key in a file. ok is false for files

@@ -10,7 +10,7 @@ import (
 
 // keysHealth returns why no key can be used at the moment, or nil while one can.
 func (s *Server) keysHealth() error {
-	store, ok := s.keys.(HealthKeyStore)
+	store, ok := s.keyStore().(HealthKeyStore)
 	if !ok {
 		return nil
 	}
@@ -39,7 +39,7 @@ type keyFailures struct {
 // operationFailed logs a failure, once a minute for each key. Where the store
 // says that the key cannot be used, it has logged that.
 func (s *Server) operationFailed(k key, req *ski.Request, err error) {
-	if store, ok := s.keys.(HealthKeyStore); ok && store.Health(k.id) != nil {
+	if store, ok := k.store.(HealthKeyStore); ok && store.Health(k.id) != nil {
 		s.log.Debug("operation failed", "key", k.name, "method", req.KeyExchange(), "error", err)
 		return
 	}

@@ -16,7 +16,9 @@ import (
 // without this package.
 //
 // A Server calls Sign and DecryptPreMasterSecret only with an id for which
-// Lookup has said ok, and with an input that it has parsed.
+// Lookup has said ok, and with an input that it has parsed. A store may lose
+// keys: Lookup does not find them any more, and what fails is answered with
+// 'spki not found'. Keys that come are for Server.SetKeys.
 type KeyStore interface {
 	// IDs returns the fingerprints of all keys, in no particular order.
 	IDs() []ski.KeyID
@@ -94,6 +96,7 @@ type HealthKeyStore interface {
 
 // key is what the Server knows of the key that a request names.
 type key struct {
+	store  KeyStore // that it was found in, which stays that of the request
 	id     ski.KeyID
 	name   string
 	public crypto.PublicKey
@@ -103,7 +106,7 @@ type key struct {
 
 func lookup(store KeyStore, id ski.KeyID) (key, bool) {
 	name, public, ok := store.Lookup(id)
-	k := key{id: id, name: name, public: public}
+	k := key{store: store, id: id, name: name, public: public}
 	if d, isDevice := store.(DeviceKeyStore); isDevice && ok {
 		if k.at.device, k.at.parallel = d.Device(id); k.at.parallel > 0 {
 			k.device = d

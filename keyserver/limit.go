@@ -40,7 +40,8 @@ type limit struct {
 type limits struct {
 	edge, key limit // where there is no other
 	edges     map[string]limit
-	keys      map[ski.KeyID]limit
+	keys      map[string]limit    // by name
+	keysByID  map[ski.KeyID]limit // by fingerprint
 }
 
 func (l *limits) ofEdge(name string) limit {
@@ -50,11 +51,26 @@ func (l *limits) ofEdge(name string) limit {
 	return l.edge
 }
 
-func (l *limits) ofKey(id ski.KeyID) limit {
-	if own, ok := l.keys[id]; ok {
+func (l *limits) ofKey(k key) limit {
+	if own, ok := l.keys[k.name]; ok {
+		return own
+	}
+	if own, ok := l.keysByID[k.id]; ok {
 		return own
 	}
 	return l.key
+}
+
+// named returns the keys that have limits of their own.
+func (l *limits) named() *keySet {
+	s := newKeySet()
+	for name := range l.keys {
+		s.names[name] = true
+	}
+	for id := range l.keysByID {
+		s.ids[id] = true
+	}
+	return s
 }
 
 // String says it as -check does.
@@ -80,8 +96,15 @@ func (p *Policy) Limits() []string {
 		lines = append(lines, "edge "+name+": "+p.limits.edges[name].String())
 	}
 	var keys []string
-	for id, l := range p.limits.keys {
-		keys = append(keys, "key "+p.keys[id].name+": "+l.String())
+	for name, l := range p.limits.keys {
+		keys = append(keys, "key "+name+": "+l.String())
+	}
+	for id, l := range p.limits.keysByID {
+		name := id.String()
+		if k, ok := p.keys.byID[id]; ok {
+			name = k.name
+		}
+		keys = append(keys, "key "+name+": "+l.String())
 	}
 	return append(lines, slices.Sorted(slices.Values(keys))...)
 }

@@ -228,7 +228,7 @@ func TestLimitsThatAreRefused(t *testing.T) {
 		"limits:\n  edge: {audit: .inf}\n":                         "above 0",
 		"limits:\n  keys:\n    test-only-ecdsa-p256: {audit: 5}\n": "'audit' is for edges",
 		"limits:\n  edges:\n    nobody: {rate: 5}\n":               `policy.yaml:17:13: there is no edge called "nobody"`,
-		"limits:\n  keys:\n    www.example.com: {rate: 5}\n":       `there is no key "www.example.com"`,
+		"limits:\n  keys:\n    '*': {rate: 5}\n":                   `a key cannot have the name "*"`,
 		"limits:\n  keys:\n    test-only-ecdsa-p256: {rate: 0}\n":  "above 0",
 		"limits:\n  edges:\n    edge: {rates: 5}\n":                `unknown field "rates"`,
 	} {

@@ -38,7 +38,7 @@ type limitEntry struct {
 // addLimits reads the section, after the edges.
 func (b *policyBuilder) addLimits(entry limitsEntry) error {
 	l := &b.policy.limits
-	l.edges, l.keys = make(map[string]limit), make(map[ski.KeyID]limit)
+	l.edges, l.keys, l.keysByID = make(map[string]limit), make(map[string]limit), make(map[ski.KeyID]limit)
 	var err error
 	if l.edge, err = b.limit("$.limits.edge", entry.Edge, limit{inFlight: defaultEdgeInFlight, audit: defaultAuditRate}); err != nil {
 		return err
@@ -57,12 +57,16 @@ func (b *policyBuilder) addLimits(entry limitsEntry) error {
 	}
 	for name, e := range entry.Keys {
 		path := "$.limits.keys.'" + name + "'"
-		id, ok := b.keyNamed(name)
-		if !ok {
-			return b.errorAt(path, "there is no key %q", name)
-		}
-		if l.keys[id], err = b.keyLimit(path, e, l.key); err != nil {
+		own, err := b.keyLimit(path, e, l.key)
+		if err != nil {
 			return err
+		}
+		if id, err := ski.ParseKeyID(name); err == nil {
+			l.keysByID[id] = own
+		} else if err := checkKeyName(name); err != nil {
+			return b.errorAt(path, "%v", err)
+		} else {
+			l.keys[name] = own
 		}
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
+	"runtime"
 	"strings"
 
 	"github.com/tlsski/tlsski/ski"
@@ -31,10 +33,13 @@ const (
 // value is empty and ready for use. Add must not be called once a Server uses
 // the store.
 type MemoryStore struct {
-	keys map[ski.KeyID]memoryKey
+	keys map[ski.KeyID]*memoryKey
 }
 
+// memoryKey does not change once it is in a store. Whoever uses private keeps the
+// memoryKey alive meanwhile: see clearWhenUnused.
 type memoryKey struct {
+	id      ski.KeyID
 	name    string
 	private crypto.Signer
 	leaf    *x509.Certificate // nil for none
@@ -54,35 +59,74 @@ func (s *MemoryStore) Add(name string, private crypto.Signer) error { return s.a
 
 // add adds a key with its certificate, if there is one.
 func (s *MemoryStore) add(name string, private crypto.Signer, leaf *x509.Certificate) error {
-	if err := checkKeyName(name); err != nil {
+	k, err := newMemoryKey(name, private, leaf)
+	if err != nil {
 		return err
+	}
+	for _, other := range s.keys {
+		if err := k.conflict(other); err != nil {
+			return err
+		}
+	}
+	if s.keys == nil {
+		s.keys = make(map[ski.KeyID]*memoryKey)
+	}
+	s.keys[k.id] = k
+	return nil
+}
+
+func newMemoryKey(name string, private crypto.Signer, leaf *x509.Certificate) (*memoryKey, error) {
+	if err := checkKeyName(name); err != nil {
+		return nil, err
 	}
 	if err := checkKeyType(private); err != nil {
-		return err
+		return nil, err
 	}
-	k := memoryKey{name: name, private: private, leaf: leaf}
+	k := &memoryKey{name: name, private: private, leaf: leaf}
 	if given, ok := private.(*rsa.PrivateKey); ok {
 		own := *given
 		own.Precompute() // Otherwise every operation would check the key anew.
 		k.private, k.failure = &own, failureKey(&own)
 	}
-	id, err := ski.PublicKeyID(private.Public())
-	if err != nil {
-		return err
-	}
-	if other, ok := s.keys[id]; ok {
+	var err error
+	k.id, err = ski.PublicKeyID(private.Public())
+	return k, err
+}
+
+// conflict returns why a store cannot have both.
+func (k *memoryKey) conflict(other *memoryKey) error {
+	switch {
+	case k.id == other.id:
 		return fmt.Errorf("it is the same key as %q", other.name)
+	case k.name == other.name:
+		return fmt.Errorf("another key has the name %q", k.name)
 	}
-	for _, other := range s.keys {
-		if other.name == name {
-			return fmt.Errorf("another key has the name %q", name)
+	return nil
+}
+
+// clearWhenUnused overwrites the private key once no store has it any more and
+// no operation uses it: nothing but k may have it. What the standard library
+// keeps of a key for itself is out of reach.
+func (k *memoryKey) clearWhenUnused() { runtime.AddCleanup(k, clearPrivate, k.private) }
+
+func clearPrivate(private crypto.Signer) {
+	zero := func(numbers ...*big.Int) {
+		for _, n := range numbers {
+			if n != nil {
+				clear(n.Bits())
+			}
 		}
 	}
-	if s.keys == nil {
-		s.keys = make(map[ski.KeyID]memoryKey)
+	switch private := private.(type) {
+	case *ecdsa.PrivateKey:
+		//lint:ignore SA1019 There is no other way to overwrite it.
+		zero(private.D)
+	case *rsa.PrivateKey:
+		zero(private.D, private.Precomputed.Dp, private.Precomputed.Dq, private.Precomputed.Qinv)
+		zero(private.Primes...)
+	case ed25519.PrivateKey:
+		clear(private)
 	}
-	s.keys[id] = k
-	return nil
 }
 
 // checkKeyName keeps names apart from the other two ways in which a policy
@@ -159,7 +203,10 @@ func failureKey(private *rsa.PrivateKey) [32]byte {
 
 // FailureKey implements FailureKeyStore.
 func (s *MemoryStore) FailureKey(id ski.KeyID) (secret [32]byte, ok bool) {
-	k := s.keys[id]
+	k, ok := s.keys[id]
+	if !ok {
+		return secret, false
+	}
 	_, ok = k.private.(*rsa.PrivateKey)
 	return k.failure, ok
 }
@@ -167,8 +214,8 @@ func (s *MemoryStore) FailureKey(id ski.KeyID) (secret [32]byte, ok bool) {
 // Certificates implements CertificateKeyStore. Add gives a key none, LoadFolder
 // the first that is in the key's file.
 func (s *MemoryStore) Certificates(id ski.KeyID) []*x509.Certificate {
-	if leaf := s.keys[id].leaf; leaf != nil {
-		return []*x509.Certificate{leaf}
+	if k, ok := s.keys[id]; ok && k.leaf != nil {
+		return []*x509.Certificate{k.leaf}
 	}
 	return nil
 }
@@ -200,6 +247,7 @@ func (s *MemoryStore) Sign(_ context.Context, id ski.KeyID, digest []byte, opts 
 	if !ok {
 		return nil, errNotInStore
 	}
+	defer runtime.KeepAlive(k)
 	if _, isECDSA := k.private.(*ecdsa.PrivateKey); isECDSA {
 		return k.private.Sign(nil, digest, opts)
 	}
@@ -208,7 +256,12 @@ func (s *MemoryStore) Sign(_ context.Context, id ski.KeyID, digest []byte, opts 
 
 // DecryptPreMasterSecret implements KeyStore.
 func (s *MemoryStore) DecryptPreMasterSecret(_ context.Context, id ski.KeyID, ciphertext, secret []byte) error {
-	private, ok := s.keys[id].private.(*rsa.PrivateKey)
+	k, ok := s.keys[id]
+	if !ok {
+		return errNotInStore
+	}
+	defer runtime.KeepAlive(k)
+	private, ok := k.private.(*rsa.PrivateKey)
 	if !ok {
 		return errNotInStore
 	}

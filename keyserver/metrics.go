@@ -34,16 +34,17 @@ type Metrics struct {
 	policyLoaded   prometheus.Gauge
 	policyExpiry   prometheus.Gauge
 	certificateEnd prometheus.Gauge
+	reloadFaults   *prometheus.GaugeVec
 	auditFailures  prometheus.Counter
 	auditCounted   *prometheus.CounterVec
 	buildInfo      prometheus.Gauge
 
 	// Read when they are asked for.
-	inFlight, rsaWaiting, sessions, cookies, givenUp, detections, auditReserve *prometheus.Desc
-	auditWitness                                                               *prometheus.Desc
-	crlNextUpdate                                                              *prometheus.Desc
-	ticketFile                                                                 *prometheus.Desc
-	auditBroken, auditLost, auditTipWaits                                      *prometheus.Desc
+	keys, inFlight, rsaWaiting, sessions, cookies, givenUp, detections, auditReserve *prometheus.Desc
+	auditWitness                                                                     *prometheus.Desc
+	crlNextUpdate                                                                    *prometheus.Desc
+	ticketFile                                                                       *prometheus.Desc
+	auditBroken, auditLost, auditTipWaits                                            *prometheus.Desc
 }
 
 // latencyBuckets are in seconds: from a signature on a curve to the longest
@@ -80,6 +81,8 @@ func NewMetrics(version string) *Metrics {
 		policyLoaded:   gauge("policy_loaded_timestamp_seconds", "When the policy in force was loaded."),
 		policyExpiry:   gauge("policy_expiry_timestamp_seconds", "When the first rule of the policy that is in force ends; 0 if none does."),
 		certificateEnd: gauge("certificate_expiry_timestamp_seconds", "When the key server's own certificate ends."),
+		reloadFaults: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: metricsPrefix + "reload_faults",
+			Help: "Files and tokens that could not be read again, so that what was read of them before is still in use; by keys, tokens or certificate."}, []string{"of"}),
 		auditFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: metricsPrefix + "audit_failures_total", Help: "Audit records that could not be written.",
 		}),
@@ -89,6 +92,7 @@ func NewMetrics(version string) *Metrics {
 			Name: metricsPrefix + "build_info", Help: "1, with what runs as labels.",
 			ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 		}),
+		keys:          desc("keys", "Private keys that are served."),
 		inFlight:      desc("in_flight", "Requests that are worked on."),
 		rsaWaiting:    desc("rsa_waiting", "Operations with RSA, P-384 and P-521 that wait for a processor."),
 		sessions:      desc("sessions", "Live sessions of edge servers."),
@@ -108,6 +112,9 @@ func NewMetrics(version string) *Metrics {
 	// A rate needs its zero: a series that begins with 1 has not increased.
 	for _, result := range []string{"ok", "failed"} {
 		m.policyLoads.WithLabelValues(result)
+	}
+	for _, of := range []string{ReloadKeys, ReloadTokens, ReloadCertificate} {
+		m.reloadFaults.WithLabelValues(of)
 	}
 	for _, limit := range limitNames {
 		m.limited.WithLabelValues(limit)
@@ -161,6 +168,20 @@ func (m *Metrics) SetPolicyExpiry(t time.Time) {
 func (m *Metrics) SetCertificateExpiry(t time.Time) {
 	if m != nil {
 		m.certificateEnd.Set(unixSeconds(t))
+	}
+}
+
+// What ReloadFaults are of.
+const (
+	ReloadKeys        = "keys"        // files in the directory of keys
+	ReloadTokens      = "tokens"      // tokens
+	ReloadCertificate = "certificate" // the key server's own certificate with its key
+)
+
+// SetReloadFaults says how many files or tokens could not be read again.
+func (m *Metrics) SetReloadFaults(of string, n int) {
+	if m != nil {
+		m.reloadFaults.WithLabelValues(of).Set(float64(n))
 	}
 }
 
@@ -226,7 +247,7 @@ func methodLabel(m ski.Method) string {
 func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.requests, m.operations, m.answers, m.limited, m.alarms, m.ticketKeys, m.policyLoads,
-		m.policyLoaded, m.policyExpiry, m.certificateEnd, m.auditFailures, m.auditCounted, m.buildInfo,
+		m.policyLoaded, m.policyExpiry, m.certificateEnd, m.reloadFaults, m.auditFailures, m.auditCounted, m.buildInfo,
 	}
 }
 
@@ -238,6 +259,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.auditBroken
 	ch <- m.auditLost
 	ch <- m.auditTipWaits
+	ch <- m.keys
 	ch <- m.inFlight
 	ch <- m.rsaWaiting
 	ch <- m.sessions
@@ -270,6 +292,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		now(m.auditBroken, int64(log.Discontinuities()))
 		ch <- prometheus.MustNewConstMetric(m.auditTipWaits, prometheus.GaugeValue, log.TipWaits().Seconds())
 	}
+	now(m.keys, int64(len(m.server.policy.Load().keys.byID)))
 	now(m.inFlight, m.server.schedule.inFlight.Load())
 	reserve := int64(0)
 	if m.server.inReserve() {

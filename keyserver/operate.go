@@ -65,7 +65,7 @@ func (o *signing) do(ctx context.Context, s *Server) (outcome, error) {
 	digest := o.alg.digest(o.tbs)
 	var signature []byte
 	err := s.schedule.private(ctx, o.key, func(ctx context.Context) (err error) {
-		signature, err = s.keys.Sign(ctx, o.key.id, digest, o.alg.opts)
+		signature, err = o.key.store.Sign(ctx, o.key.id, digest, o.alg.opts)
 		return err
 	})
 	if err != nil {

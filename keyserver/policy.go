@@ -2,7 +2,6 @@ package keyserver
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"slices"
 	"strings"
 
@@ -11,23 +10,24 @@ import (
 
 // Policy says which peer may use which key, and how. What no rule grants is
 // denied. It is made by LoadPolicy or ParsePolicy and does not change: see
-// Server.SetPolicy and PolicyReloader.
+// Server.SetPolicy and PolicyReloader. What it says of keys holds for those that
+// come later, too: see Server.SetKeys.
 //
 // A peer can be several edges of the policy at once, by its fingerprint, by
 // each name in its certificate, or by the identity of its pre-shared key. It then has the rights of all of them: a
 // request is granted where one rule of one of them grants the whole of it.
 type Policy struct {
-	edges   []*edge
-	rules   []*rule
-	bySPKI  map[ski.KeyID][]*edge
-	byDNS   map[string][]*edge // in lower case
-	byURI   map[string][]*edge
-	byPSK   map[string][]*edge // by identity
-	keys    map[ski.KeyID]key  // all of the key store
-	certs   map[ski.KeyID][]*x509.Certificate
-	limits  limits
-	tickets map[string]*ticketSite // by name
-	digest  [sha256.Size]byte      // of the file
+	edges     []*edge
+	rules     []*rule
+	bySPKI    map[ski.KeyID][]*edge
+	byDNS     map[string][]*edge // in lower case
+	byURI     map[string][]*edge
+	byPSK     map[string][]*edge // by identity
+	keys      keyIndex           // of the key store
+	limits    limits
+	tickets   map[string]*ticketSite // by name
+	keyGroups []string
+	digest    [sha256.Size]byte // of the file
 
 	detectors detectorRules
 }

@@ -14,15 +14,15 @@ import (
 // certificate is TLS 1.3, where it chooses a hash.
 func (p *Policy) certificateWarnings() []string {
 	var warnings []string
-	for id, certs := range p.certs {
+	for id, certs := range p.keys.certs {
 		for _, cert := range certs {
 			more := certuse.Beyond(cert)
 			if more == "" {
 				continue
 			}
 			warning := fmt.Sprintf("key %s: its certificate %s: what is signed with it could be taken for something else than a TLS handshake. "+
-				"Give the site a key whose only certificates are for serverAuth", p.keys[id].name, more)
-			if slices.ContainsFunc(p.rules, func(r *rule) bool { return r.signsBeforeTLS13(p.keys[id]) }) {
+				"Give the site a key whose only certificates are for serverAuth", p.keys.byID[id].name, more)
+			if slices.ContainsFunc(p.rules, func(r *rule) bool { return r.signsBeforeTLS13(p.keys.byID[id]) }) {
 				warning += "; where its clients can do with TLS 1.3, grant it for that alone (protocols: [TLS 1.3])"
 			}
 			warnings = append(warnings, warning)
@@ -35,7 +35,7 @@ func (p *Policy) certificateWarnings() []string {
 // signsBeforeTLS13 reports whether the rule grants a signature on parameters
 // that an edge chooses: those have a group.
 func (r *rule) signsBeforeTLS13(k key) bool {
-	if !r.keys[k.id] {
+	if !r.keys.has(k.id, k.name) {
 		return false
 	}
 	right, _ := r.right(k)

@@ -91,7 +91,7 @@ func TestPolicyTimes(t *testing.T) {
 	for at, granted := range map[time.Time]bool{
 		from.Add(-time.Nanosecond): false, from: true, until: true, until.Add(time.Nanosecond): false,
 	} {
-		denial, ok := decide(p.match(edgePeer), access{key: keys.id(p256), method: ski.MethodECDHE, protocol: ski.TLS12, time: at})
+		denial, ok := decide(p.match(edgePeer), access{key: keys.id(p256), keyName: p256, method: ski.MethodECDHE, protocol: ski.TLS12, time: at})
 		require.Equal(t, granted, ok, at)
 		if !granted {
 			require.Equal(t, "no rule grants the time", denial)
@@ -250,7 +250,7 @@ func (r renamed) Lookup(id ski.KeyID) (string, crypto.PublicKey, bool) {
 
 func TestPolicyRefusesAmbiguousKeyNames(t *testing.T) {
 	for name, want := range map[string]string{
-		"same": `two keys called "same"`, "*": "cannot have the name", "": "cannot have the name",
+		"same": `two keys are called "same"`, "*": "cannot have the name", "": "cannot have the name",
 		strings.Repeat("a", 64): "looks like a fingerprint",
 	} {
 		_, err := ParsePolicy("policy.yaml", []byte(testPolicy), renamed{testKeys(), name})

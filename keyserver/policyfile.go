@@ -2,9 +2,7 @@ package keyserver
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -84,8 +82,9 @@ type ruleEntry struct {
 // modernProtocols are what a rule without 'protocols' grants.
 var modernProtocols = []ski.Protocol{ski.TLS12, ski.TLS13, ski.DTLS12, ski.DTLS13}
 
-// LoadPolicy reads a policy file. Its rules speak of the keys of the store. The
-// error names file, line and column.
+// LoadPolicy reads a policy file. Its rules speak of the keys of the store, and
+// may name keys that the store does not have, yet or any more: see
+// Policy.Warnings. The error names file, line and column.
 func LoadPolicy(file string, keys KeyStore) (*Policy, error) {
 	data, err := readTrustedFile(file)
 	if err != nil {
@@ -101,25 +100,24 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	index, err := indexKeys(keys)
+	if err != nil {
+		return nil, fmt.Errorf("%s: the key store: %w", name, err)
+	}
 	b := policyBuilder{
 		document:   doc,
-		keys:       make(map[string]ski.KeyID),
 		edges:      make(map[string]*edge),
 		edgeGroups: make(map[string][]*edge),
-		keyGroups:  make(map[string][]ski.KeyID),
+		keyGroups:  make(map[string]*keySet),
 		policy: &Policy{
 			bySPKI:  make(map[ski.KeyID][]*edge),
 			byDNS:   make(map[string][]*edge),
 			byURI:   make(map[string][]*edge),
 			byPSK:   make(map[string][]*edge),
-			keys:    make(map[ski.KeyID]key),
-			certs:   make(map[ski.KeyID][]*x509.Certificate),
+			keys:    index,
 			tickets: make(map[string]*ticketSite),
 			digest:  sha256.Sum256(data),
 		},
-	}
-	if err := b.addKeys(keys); err != nil {
-		return nil, err
 	}
 	for i, e := range f.Edges {
 		if err := b.addEdge(fmt.Sprintf("$.edges[%d]", i), e); err != nil {
@@ -159,31 +157,10 @@ func ParsePolicy(name string, data []byte, keys KeyStore) (*Policy, error) {
 // methods get is the entry's in the document.
 type policyBuilder struct {
 	*document
-	keys       map[string]ski.KeyID   // by name
-	edges      map[string]*edge       // by name
-	edgeGroups map[string][]*edge     // by name
-	keyGroups  map[string][]ski.KeyID // by name
+	edges      map[string]*edge   // by name
+	edgeGroups map[string][]*edge // by name
+	keyGroups  map[string]*keySet // by name
 	policy     *Policy
-}
-
-// addKeys refuses names that a policy could not tell apart. A MemoryStore has
-// none.
-func (b *policyBuilder) addKeys(keys KeyStore) error {
-	for _, id := range keys.IDs() {
-		k, _ := lookup(keys, id)
-		if err := checkKeyName(k.name); err != nil {
-			return fmt.Errorf("%s: the key store: %w", b.name, err)
-		}
-		if _, taken := b.keys[k.name]; taken {
-			return fmt.Errorf("%s: the key store has two keys called %q", b.name, k.name)
-		}
-		b.keys[k.name] = id
-		b.policy.keys[id] = k
-		if certified, ok := keys.(CertificateKeyStore); ok {
-			b.policy.certs[id] = certified.Certificates(id)
-		}
-	}
-	return nil
 }
 
 func (b *policyBuilder) addEdge(path string, entry edgeEntry) error {
@@ -259,19 +236,19 @@ func (b *policyBuilder) addEdgeGroup(path string, entry edgeGroupEntry) error {
 }
 
 func (b *policyBuilder) addKeyGroup(path string, entry keyGroupEntry) error {
-	_, isKey := b.keys[entry.Name]
 	switch {
 	case entry.Name == "":
 		return b.errorAt(path, "a group needs a 'name'")
 	case checkKeyName(entry.Name) != nil:
 		return b.errorAt(path+".name", "a group of keys cannot have the name %q", entry.Name)
-	case isKey || b.keyGroups[entry.Name] != nil:
-		return b.errorAt(path+".name", "there is another key or group of keys called %q", entry.Name)
+	case b.keyGroups[entry.Name] != nil:
+		return b.errorAt(path+".name", "there is another group of keys called %q", entry.Name)
 	case len(entry.Keys) == 0:
 		return b.errorAt(path, "a group of keys needs 'keys'")
 	}
 	members, err := b.keysNamed(path+".keys", entry.Keys, nil)
 	b.keyGroups[entry.Name] = members
+	b.policy.keyGroups = append(b.policy.keyGroups, entry.Name)
 	return err
 }
 
@@ -292,32 +269,16 @@ func (b *policyBuilder) edgesNamed(path string, names []string, groups map[strin
 	return found, nil
 }
 
-// keysNamed returns the keys of a list, each of which can be "*", for all, or
-// one of the groups.
-func (b *policyBuilder) keysNamed(path string, names []string, groups map[string][]ski.KeyID) ([]ski.KeyID, error) {
-	var found []ski.KeyID
+// keysNamed returns what a list names, each of which can be "*", for all, or one
+// of the groups. There need not be a key of a name.
+func (b *policyBuilder) keysNamed(path string, names []string, groups map[string]*keySet) (*keySet, error) {
+	found := newKeySet()
 	for i, name := range names {
-		if name == "*" {
-			found = slices.AppendSeq(found, maps.Keys(b.policy.keys))
-			continue
+		if members, ok := groups[name]; ok {
+			found.addAll(members)
+		} else if err := found.add(name); err != nil {
+			return nil, b.errorAt(fmt.Sprintf("%s[%d]", path, i), "%v", err)
 		}
-		members, ok := groups[name]
-		if id, isKey := b.keyNamed(name); isKey {
-			members, ok = []ski.KeyID{id}, true
-		}
-		if !ok {
-			return nil, b.errorAt(fmt.Sprintf("%s[%d]", path, i), "there is no key %q", name)
-		}
-		found = append(found, members...)
 	}
 	return found, nil
-}
-
-// keyNamed finds a key by its name or its fingerprint.
-func (b *policyBuilder) keyNamed(text string) (id ski.KeyID, ok bool) {
-	if id, ok = b.keys[text]; !ok {
-		id, _ = ski.ParseKeyID(text)
-		_, ok = b.policy.keys[id]
-	}
-	return id, ok
 }

@@ -78,7 +78,7 @@ func (r *PolicyReloader) reload(again bool) error {
 	r.tried = found
 	var p *Policy
 	if err == nil {
-		p, err = ParsePolicy(r.file, data, r.server.keys)
+		p, err = ParsePolicy(r.file, data, r.server.keyStore())
 	}
 	r.status.Err = err
 	r.server.metrics.PolicyLoaded(err)

@@ -3,7 +3,6 @@ package keyserver
 import (
 	"crypto/rsa"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -40,11 +39,8 @@ func (p *Policy) rightsOf(edges []*edge) []Right {
 	var rights []Right
 	for _, e := range edges {
 		for _, r := range e.rules {
-			ids := slices.SortedFunc(maps.Keys(r.keys), func(a, b ski.KeyID) int {
-				return strings.Compare(p.keys[a].name, p.keys[b].name)
-			})
-			for _, id := range ids {
-				if right, ok := r.right(p.keys[id]); ok {
+			for _, k := range r.keys.in(p.keys) {
+				if right, ok := r.right(k); ok {
 					right.Edge = e.name
 					rights = append(rights, right)
 				}
@@ -138,8 +134,9 @@ func keep[T comparable](all []T, set map[T]bool) []T {
 }
 
 // Warnings returns a line for each thing that the policy allows and that is
-// not safe any more, for each key whose certificate is not for TLS alone, and
-// for each rule that grants nothing any more at the time now.
+// not safe any more, for each key whose certificate is not for TLS alone, for
+// each rule that grants nothing any more at the time now, and for keys that it
+// names and that are not there.
 func (p *Policy) Warnings(now time.Time) []string {
 	var warnings []string
 	for _, r := range p.rules {
@@ -161,6 +158,7 @@ func (p *Policy) Warnings(now time.Time) []string {
 			warnings = append(warnings, fmt.Sprintf("detector %s suspends an edge for what its clients send: anybody can cut it off", d))
 		}
 	}
+	warnings = append(warnings, p.keyWarnings()...)
 	return append(warnings, p.certificateWarnings()...)
 }
 

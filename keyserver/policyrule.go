@@ -14,7 +14,7 @@ import (
 // rule grants what satisfies all its dimensions.
 type rule struct {
 	number      int // in the file, from 1
-	keys        map[ski.KeyID]bool
+	keys        *keySet
 	methods     map[ski.Method]bool
 	protocols   map[ski.Protocol]bool
 	algorithms  []string // as the audit log names them; none means any that is not legacy
@@ -29,6 +29,7 @@ type rule struct {
 // access is what a request asks of the policy, besides who asks.
 type access struct {
 	key        ski.KeyID
+	keyName    string
 	method     ski.Method
 	protocol   ski.Protocol
 	algorithm  string // of a signature, as the audit log names it
@@ -53,7 +54,7 @@ func newAccess(rec *Record, req *ski.Request, k key, alg algorithm) access {
 
 // operationAccess returns what is asked for without the circumstances.
 func operationAccess(req *ski.Request, k key, alg algorithm) access {
-	a := access{key: k.id, method: req.KeyExchange(), protocol: req.Protocol}
+	a := access{key: k.id, keyName: k.name, method: req.KeyExchange(), protocol: req.Protocol}
 	if a.method != ski.MethodRSA {
 		a.algorithm = algorithmName(req, alg)
 		switch alg.hash {
@@ -79,7 +80,7 @@ type dimension struct {
 // when, from where and for which name.
 var (
 	operationDimensions = []dimension{
-		{"no rule grants the key", func(r *rule, a *access) bool { return r.keys[a.key] }},
+		{"no rule grants the key", func(r *rule, a *access) bool { return r.keys.has(a.key, a.keyName) }},
 		{"no rule grants the method", func(r *rule, a *access) bool { return r.methods[a.method] }},
 		{"no rule grants the protocol", func(r *rule, a *access) bool { return r.protocols[a.protocol] }},
 		{"no rule grants the algorithm", (*rule).grantsAlgorithm},

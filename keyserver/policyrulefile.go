@@ -21,17 +21,13 @@ func (b *policyBuilder) addRule(path string, number int, entry ruleEntry) error 
 	}
 	r := &rule{
 		number:    number,
-		keys:      make(map[ski.KeyID]bool),
 		methods:   make(map[ski.Method]bool),
 		protocols: make(map[ski.Protocol]bool),
 		groups:    make(map[string]bool),
 	}
-	ids, err := b.keysNamed(path+".keys", entry.Keys, b.keyGroups)
-	if err != nil {
+	var err error
+	if r.keys, err = b.keysNamed(path+".keys", entry.Keys, b.keyGroups); err != nil {
 		return err
-	}
-	for _, id := range ids {
-		r.keys[id] = true
 	}
 	for _, step := range []func(string, ruleEntry, *rule) error{
 		b.ruleMethods, b.ruleProtocols, b.ruleAlgorithms, b.ruleServerNames, b.ruleNetworks, b.ruleTimes, b.ruleLegacy,

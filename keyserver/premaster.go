@@ -43,14 +43,14 @@ type decryption struct {
 // decryption branches, indexes, allocates or returns by it until the answer is
 // formed. With RSAFailureRandom nothing does afterwards either.
 func (o *decryption) do(ctx context.Context, s *Server) (outcome, error) {
-	answer, err := o.fallback(s.failureSecret(o.key.id))
+	answer, err := o.fallback(s.failureSecret(o.key))
 	if err != nil {
 		return outcome{}, err
 	}
 	secret := append([]byte(nil), answer...)
 	defer clear(secret)
 	err = s.schedule.private(ctx, o.key, func(ctx context.Context) error {
-		return s.keys.DecryptPreMasterSecret(ctx, o.key.id, o.epms.ciphertext, secret)
+		return o.key.store.DecryptPreMasterSecret(ctx, o.key.id, o.epms.ciphertext, secret)
 	})
 	if err != nil {
 		return outcome{}, fmt.Errorf("decrypting: %w", err)
@@ -97,33 +97,45 @@ func (o *decryption) fallback(secret []byte) ([]byte, error) {
 
 // failureSecret returns what the answers to wrong PreMasterSecrets of a key are
 // derived from.
-func (s *Server) failureSecret(id ski.KeyID) []byte {
-	if s.failureKeys != nil {
-		if secret, ok := s.failureKeys.FailureKey(id); ok {
-			return secret[:]
-		}
+func (s *Server) failureSecret(k key) []byte {
+	if secret, ok := s.ownFailureSecret(k); ok {
+		return secret[:]
 	}
 	return s.rsaFailureSecret
 }
 
+// ownFailureSecret is what is derived from the private key alone.
+func (s *Server) ownFailureSecret(k key) (secret [32]byte, ok bool) {
+	store, derives := k.store.(FailureKeyStore)
+	if !derives || !s.failureKeys {
+		return secret, false
+	}
+	return store.FailureKey(k.id)
+}
+
 // chooseFailureSecret is for a Server that is given none.
 func (s *Server) chooseFailureSecret() {
-	s.failureKeys, _ = s.keys.(FailureKeyStore)
+	s.failureKeys = true
 	s.rsaFailureSecret = make([]byte, MinRSAFailureSecret)
 	rand.Read(s.rsaFailureSecret)
-	for _, id := range s.keys.IDs() {
-		k, _ := lookup(s.keys, id)
-		if _, ok := k.public.(*rsa.PublicKey); !ok {
-			continue
+	for _, id := range s.keyStore().IDs() {
+		if k, ok := lookup(s.keyStore(), id); ok {
+			s.warnOfFailureSecret(k)
 		}
-		if s.failureKeys != nil {
-			if _, ok := s.failureKeys.FailureKey(id); ok {
-				continue
-			}
-		}
-		s.log.Warn("answers to wrong PreMasterSecrets change with a restart and from key server to key server, "+
-			"which gives them away: set an RSA failure secret if the policy grants RSA", "key", k.name)
 	}
+}
+
+// warnOfFailureSecret warns of an RSA key whose answers to wrong PreMasterSecrets
+// are derived from what is not the same after a restart.
+func (s *Server) warnOfFailureSecret(k key) {
+	if _, isRSA := k.public.(*rsa.PublicKey); !isRSA || !s.failureKeys {
+		return
+	}
+	if _, ok := s.ownFailureSecret(k); ok {
+		return
+	}
+	s.log.Warn("answers to wrong PreMasterSecrets change with a restart and from key server to key server, "+
+		"which gives them away: set an RSA failure secret if the policy grants RSA", "key", k.name)
 }
 
 // contains returns 1 if the secret begins with a version of the range and

@@ -15,7 +15,7 @@ import (
 
 // Options is what a Server is made of. Keys, Policy and Audit are required.
 type Options struct {
-	// Keys holds the private keys.
+	// Keys holds the private keys; see Server.SetKeys for others.
 	Keys KeyStore
 	// Policy says who may use them.
 	Policy *Policy
@@ -66,9 +66,10 @@ type Options struct {
 
 // Server is a key server. It is a ski.Handler and a ski.MalformedHandler.
 type Server struct {
-	keys             KeyStore
-	failureKeys      FailureKeyStore // nil where rsaFailureSecret serves all keys
+	keys             atomic.Pointer[KeyStore]
+	failureKeys      bool // whether a store that has FailureKeys is asked for them
 	policy           atomic.Pointer[Policy]
+	changing         sync.Mutex // held while keys or policy are changed
 	audit            Auditor
 	auditRequired    bool
 	auditFailing     atomic.Bool
@@ -104,7 +105,6 @@ var (
 // New returns a Server. The error says which of the options is at fault.
 func New(o Options) (*Server, error) {
 	s := &Server{
-		keys:             o.Keys,
 		audit:            o.Audit,
 		auditRequired:    o.AuditRequired,
 		rsaFailure:       o.RSAFailure,
@@ -131,6 +131,7 @@ func New(o Options) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.Default()
 	}
+	s.keys.Store(&o.Keys)
 	switch {
 	case o.RSAFailureSecret == nil:
 		s.chooseFailureSecret()
@@ -165,7 +166,12 @@ func (s *Server) Close() {
 // of the one in effect. Each request is answered by one of the two. Sessions of
 // peers that the new one does not know are closed.
 func (s *Server) SetPolicy(p *Policy) {
+	s.changing.Lock()
+	if before := s.policy.Load(); before != nil { // There may be other keys by now.
+		p = p.withKeys(before.keys)
+	}
 	s.policy.Store(p)
+	s.changing.Unlock()
 	s.metrics.SetPolicyExpiry(p.NextExpiry(time.Now()))
 	s.noteTickets(p)
 	s.Enforce()
@@ -235,9 +241,9 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 	rec.describe(req)
 
 	// 3. The key by its fingerprint.
-	k, ok := lookup(s.keys, req.SPKI)
+	k, ok := lookup(s.keyStore(), req.SPKI)
 	if !ok {
-		return refused(ski.SPKINotFound, "no key with this fingerprint")
+		return refused(ski.SPKINotFound, noSuchKey)
 	}
 	rec.KeyName = k.name
 
@@ -271,7 +277,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 	if err != nil {
 		return refused(ski.MalformedRequest, err.Error())
 	}
-	if out, ok := s.takeKey(rec.Time, policy.limits.ofKey(k.id), k.id); !ok {
+	if out, ok := s.takeKey(rec.Time, policy.limits.ofKey(k), k.id); !ok {
 		return out
 	}
 	if out, ok := s.inspect(policy, edges, peer, req, rec); !ok {
@@ -290,6 +296,8 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 		return overloaded()
 	case err != nil && errors.Is(err, ctx.Err()):
 		return refused(ski.UnspecifiedError, "the caller has gone")
+	case err != nil && !s.has(k.id):
+		return refused(ski.SPKINotFound, "the key has gone")
 	case err != nil:
 		s.operationFailed(k, req, err)
 		return refused(ski.UnspecifiedError, "operation failed, see the log")
