@@ -10,28 +10,68 @@ import (
 )
 
 // JoinKeyStores returns a KeyStore with the keys of all stores. The error names
-// a key that two of them have, or a name that two keys have. No store may gain
-// or lose keys afterwards.
+// a key that two of them have, or a name that two keys have. A store that gains
+// keys afterwards has to be joined again: see JoinAgain.
 func JoinKeyStores(stores ...KeyStore) (KeyStore, error) {
 	if len(stores) == 1 {
 		return stores[0], nil
 	}
-	all := joinedStores{}
-	names := make(map[string]ski.KeyID)
-	for _, store := range stores {
-		for _, id := range store.IDs() {
-			name, _, _ := store.Lookup(id)
-			if other, taken := all[id]; taken {
-				otherName, _, _ := other.Lookup(id)
-				return nil, fmt.Errorf("the keys %q and %q are the same (%s): keep one of them", otherName, name, id)
-			}
-			if other, taken := names[name]; taken {
-				return nil, fmt.Errorf("two keys are called %q (%s and %s): give one of them another name", name, other, id)
-			}
-			all[id], names[name] = store, id
-		}
+	all, faults := join(nil, nil, stores)
+	if len(faults) > 0 {
+		return nil, faults[0]
 	}
 	return all, nil
+}
+
+// JoinAgain is JoinKeyStores for stores whose keys may have changed, while those
+// of before are in use. A key that cannot be beside another is left out, if it was
+// not there before, and so is one that refuse has an error for. The faults say
+// which, and why. refuse may be nil.
+func JoinAgain(before KeyStore, refuse func(ski.KeyID) error, stores ...KeyStore) (all KeyStore, faults []error) {
+	return join(before, refuse, stores)
+}
+
+func join(before KeyStore, refuse func(ski.KeyID) error, stores []KeyStore) (joinedStores, []error) {
+	var faults []error
+	all := joinedStores{}
+	names := make(map[string]ski.KeyID)
+	add := func(store KeyStore, id ski.KeyID, name string) error {
+		if refuse != nil {
+			if err := refuse(id); err != nil {
+				return fmt.Errorf("the key %q (%s): %w", name, id, err)
+			}
+		}
+		if other, taken := all[id]; taken {
+			otherName, _, _ := other.Lookup(id)
+			return fmt.Errorf("the keys %q and %q are the same (%s): keep one of them", otherName, name, id)
+		}
+		if other, taken := names[name]; taken {
+			return fmt.Errorf("two keys are called %q (%s and %s): give one of them another name", name, other, id)
+		}
+		all[id], names[name] = store, id
+		return nil
+	}
+	for _, known := range []bool{true, false} { // Those that were there have their place first.
+		for _, store := range stores {
+			for _, id := range store.IDs() {
+				name, _, ok := store.Lookup(id)
+				if ok && hasAs(before, id, name) == known {
+					if err := add(store, id, name); err != nil {
+						faults = append(faults, err)
+					}
+				}
+			}
+		}
+	}
+	return all, faults
+}
+
+func hasAs(store KeyStore, id ski.KeyID, name string) bool {
+	if store == nil {
+		return false
+	}
+	known, _, ok := store.Lookup(id)
+	return ok && known == name
 }
 
 // joinedStores has the store of each key.

@@ -72,13 +72,15 @@ func OpenKeyFolder(dir string) (*KeyFolder, error) {
 // Store returns the keys as they were last read. It does not change.
 func (f *KeyFolder) Store() *MemoryStore { return f.now.Load() }
 
-// Files returns the names of the files that have keys or may have some.
+// Files returns the names of the files that have keys or may have some, and first
+// that of the directory, with a slash at its end.
 func (f *KeyFolder) Files() []string {
+	all := []string{filepath.Clean(f.dir) + "/"}
 	names, _, _ := f.list()
-	for i, name := range names {
-		names[i] = filepath.Join(f.dir, name)
+	for _, name := range names {
+		all = append(all, filepath.Join(f.dir, name))
 	}
-	return names
+	return all
 }
 
 // FolderReload is what came of reading a directory again.

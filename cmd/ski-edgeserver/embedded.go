@@ -33,6 +33,7 @@ type embedded struct {
 	keys         *keyparts.Keys
 	policy       *keyserver.Policy
 	audit        *keyserver.AuditLog
+	auditOptions keyserver.AuditOptions
 	auditDiffers []string // what a check has found
 	counts       *keyserver.Metrics
 	tickets      *keyserver.TicketRatchet
@@ -136,6 +137,7 @@ func (e *embedded) openAudit(check bool) (*keyserver.AuditLog, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.auditOptions = o
 	if check {
 		e.auditDiffers, err = keyserver.CheckAuditLog(o)
 		return keyserver.NewAuditLog(io.Discard), err
@@ -147,7 +149,7 @@ func (e *embedded) openAudit(check bool) (*keyserver.AuditLog, error) {
 	return keyserver.OpenAuditLog(o)
 }
 
-// watch reads the policy again when its file changes; on SIGHUP too, after the
+// watch reads the policy and the keys again when a file changes; on SIGHUP too, after the
 // audit log was opened anew where its file was moved away.
 func (e *embedded) watch() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -155,7 +157,9 @@ func (e *embedded) watch() {
 	policy := keyserver.NewPolicyReloader(e.cfg.Policy, e.server)
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
+	keys := keyparts.NewReloader(e.keys, e.server, e.auditOptions, e.counts, e.log)
 	e.watching.Go(func() { e.server.Watch(ctx) })
+	e.watching.Go(func() { keys.Run(ctx) })
 	e.watching.Go(func() {
 		if err := policy.Watch(ctx); err != nil {
 			e.log.Warn("the policy is read again with SIGHUP alone", "error", err)
@@ -172,6 +176,7 @@ func (e *embedded) watch() {
 					e.log.Error("reload", "error", err)
 				}
 				_ = policy.Reload() // which logs by itself
+				keys.Reload()       // likewise, later
 			}
 		}
 	})

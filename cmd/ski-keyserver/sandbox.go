@@ -87,5 +87,18 @@ func folders(cfg *keyserver.Config) (read, write []string) {
 		return slices.Compact(dirs)
 	}
 	tokens := keyparts.HSMConfig(cfg, nil)
-	return of(append(tokens.PINFiles(), cfg.Policy, cfg.PSK, cfg.CRL)...), of(cfg.Audit.File, cfg.Audit.Witness, cfg.State, cfg.Admin)
+	read = of(append(tokens.PINFiles(), cfg.Policy, cfg.PSK, cfg.CRL)...)
+	if cfg.Keys != "" {
+		// Of the keys, the directory itself: another one in its place can be read
+		// where it is a link, or beside the policy.
+		keys := []string{cfg.Keys + "/*"}
+		if target, err := filepath.EvalSymlinks(cfg.Keys); err == nil && target != filepath.Clean(cfg.Keys) {
+			keys = append(keys, target)
+		}
+		links, _ := filepath.Glob(cfg.Keys + "/*")
+		read = append(read, slices.DeleteFunc(of(append(keys, links...)...), func(dir string) bool { return dir == "/" })...)
+		slices.Sort(read)
+		read = slices.Compact(read)
+	}
+	return read, of(cfg.Audit.File, cfg.Audit.Witness, cfg.State, cfg.Admin)
 }

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/tlsski/tlsski/cmd/internal/monitor"
 	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/keyserver"
+	"github.com/tlsski/tlsski/ski"
 )
 
 // serve runs the key server until a signal ends it. hangups are those to reload,
@@ -52,6 +55,12 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 	go server.Watch(watched)
 	policy := keyserver.NewPolicyReloader(p.cfg.Policy, server)
 	go watchPolicy(watched, policy, log)
+	keys := keyparts.NewReloader(p.keys, server, p.audit, p.metrics, log)
+	keys.Refuse(ski.CertificateKeyID(p.certificate.Leaf), errOwnKey)
+	var reading sync.WaitGroup
+	reading.Go(func() { keys.Run(watched) })
+	defer reading.Wait()
+	defer unwatch()
 	if p.cfg.Admin != "" {
 		admin, err := keyserver.ListenAdmin(p.cfg.Admin)
 		if err != nil {
@@ -97,6 +106,7 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 		audit.Reopen,
 		func() error { _ = policy.Reload(); return nil },     // which logs by itself
 		func() error { _ = server.ReloadPSKs(); return nil }, // likewise
+		func() error { keys.Reload(); return nil },           // likewise, later
 	}
 
 	ended := make(chan error, 1)
@@ -118,6 +128,8 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 		}
 	}
 }
+
+var errOwnKey = errors.New("it is the key server's own: an edge could sign as this key server")
 
 func watchPolicy(ctx context.Context, policy *keyserver.PolicyReloader, log *slog.Logger) {
 	if err := policy.Watch(ctx); err != nil {

@@ -25,23 +25,22 @@ var (
 // Keys are the private keys that a configuration names: those of a folder and
 // those on tokens.
 type Keys struct {
-	// Store is all of them together.
+	// Store is all of them together, at the start.
 	Store  keyserver.KeyStore
-	tokens *hsm.Store // nil for none
+	folder *keyserver.KeyFolder // nil for none
+	tokens *hsm.Store           // nil for none
 }
 
 // OpenKeys loads the folder and logs in to the tokens. The error is one line.
 // On success, Close must be called.
 func OpenKeys(cfg *keyserver.Config, log *slog.Logger) (*Keys, error) {
-	var stores []keyserver.KeyStore
+	k := new(Keys)
 	if cfg.Keys != "" {
-		folder, err := keyserver.LoadFolder(cfg.Keys)
-		if err != nil {
+		var err error
+		if k.folder, err = keyserver.OpenKeyFolder(cfg.Keys); err != nil {
 			return nil, err
 		}
-		stores = append(stores, folder)
 	}
-	k := new(Keys)
 	for _, folder := range cfg.HSM.Folders { // which the sandbox, later, could only do without
 		if _, err := os.Stat(folder); err != nil {
 			return nil, fmt.Errorf("hsm: folders: %w", err)
@@ -54,14 +53,24 @@ func OpenKeys(cfg *keyserver.Config, log *slog.Logger) (*Keys, error) {
 		if k.tokens, err = hsm.Open(ctx, HSMConfig(cfg, log)); err != nil {
 			return nil, fmt.Errorf("hsm: %w", err)
 		}
-		stores = append(stores, k.tokens)
 	}
 	var err error
-	if k.Store, err = keyserver.JoinKeyStores(stores...); err != nil {
+	if k.Store, err = keyserver.JoinKeyStores(k.stores()...); err != nil {
 		_ = k.Close()
 		return nil, err
 	}
 	return k, nil
+}
+
+// stores returns those of the folder and of the tokens, as they are now.
+func (k *Keys) stores() (all []keyserver.KeyStore) {
+	if k.folder != nil {
+		all = append(all, k.folder.Store())
+	}
+	if k.tokens != nil {
+		all = append(all, k.tokens)
+	}
+	return all
 }
 
 // HSMConfig returns what the configuration says of tokens.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -22,11 +23,27 @@ var settles = 200 * time.Millisecond
 // (path_resolution(7)).
 const maxLinks = 40
 
-// Files calls changed whenever one of the files has something else in it, until
-// ctx ends. It calls names, for what to look at, again after each change. It
+// again is how often files are looked at that nothing is heard of: a file system
+// that is mounted over them, or on another machine, makes no events.
+const again = time.Minute
+
+// Files calls changed whenever one of the files has something else in it, another
+// mode or another owner, until ctx ends. It calls names, for what to look at, again after each change. It
 // looks at the folders of the files and of the links on the way to them, so that
-// it sees what is put in the place of any. The error says why it cannot.
+// it sees what is put in the place of any. A name with a slash at its end is a
+// folder: it changes when files come and go in it. The error says why it cannot.
 func Files(ctx context.Context, names func() []string, changed func(), log *slog.Logger) error {
+	return files(ctx, names, changed, false, log)
+}
+
+// Eagerly is Files for a caller that looks by itself at what has changed, and can
+// tell a file that is half written: changed is also called while files change, so
+// that one that takes long does not hold up the others, and where nothing has.
+func Eagerly(ctx context.Context, names func() []string, changed func(), log *slog.Logger) error {
+	return files(ctx, names, changed, true, log)
+}
+
+func files(ctx context.Context, names func() []string, changed func(), eager bool, log *slog.Logger) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watching files: %w", err)
@@ -37,6 +54,8 @@ func Files(ctx context.Context, names func() []string, changed func(), log *slog
 	timer := time.NewTimer(settles) // It may have changed before it was watched.
 	defer timer.Stop()
 	pending := true
+	poll := time.NewTicker(again)
+	defer poll.Stop()
 	wake := func() {
 		if !pending { // Others of the folders may be written all the time.
 			pending = true
@@ -52,15 +71,20 @@ func Files(ctx context.Context, names func() []string, changed func(), log *slog
 		case err := <-w.Errors: // Events are lost: look.
 			log.Warn("watching files", "error", err)
 			wake()
+		case <-poll.C:
+			wake()
 		case <-timer.C:
 			now := look(w, names())
+			if eager {
+				changed()
+			}
 			if now != last {
 				last = now
 				timer.Reset(settles)
 				continue
 			}
 			pending = false
-			if now != told {
+			if now != told && !eager {
 				told = now
 				changed()
 			}
@@ -74,17 +98,32 @@ func look(w *fsnotify.Watcher, names []string) (digest [sha256.Size]byte) {
 	seen := map[string]bool{}
 	for _, name := range names {
 		if abs, err := filepath.Abs(name); err == nil {
+			if strings.HasSuffix(name, "/") {
+				abs += "/*" // any of the files in it
+			}
 			watchFolders(w, abs, seen, 0)
 		}
 	}
 	all := sha256.New()
 	for _, name := range names {
+		info, err := os.Stat(name)
+		if err != nil || !info.Mode().IsRegular() || info.Size() > maxRead { // Opening a pipe would wait for its other end.
+			fmt.Fprintf(all, "%q %v\n", name, err)
+			if err == nil {
+				fmt.Fprintln(all, info.Mode(), info.Size(), info.ModTime().UnixNano())
+			}
+			continue
+		}
 		data, err := os.ReadFile(name)
-		fmt.Fprintf(all, "%q %x %v\n", name, sha256.Sum256(data), err)
+		fmt.Fprintf(all, "%q %x %v %v %d\n", name, sha256.Sum256(data), err, info.Mode(), info.Sys().(*syscall.Stat_t).Uid)
 		clear(data)
 	}
 	return [sha256.Size]byte(all.Sum(nil))
 }
+
+// maxRead bounds the files that are read to see whether they have changed. Of a
+// longer one, its length and its time tell.
+const maxRead = 64 << 20
 
 // watchFolders watches the folder of a file, and of each link on the way to it.
 // A folder that is not there cannot be watched, until it is.
