@@ -270,7 +270,7 @@ func TestNothingIsSignedUnchecked(t *testing.T) {
 						makers[fn.Name.Name] = true
 					}
 				case *ast.SelectorExpr:
-					if x, ok := n.X.(*ast.SelectorExpr); ok && n.Sel.Name == "Sign" && x.Sel.Name == "keys" {
+					if x, ok := n.X.(*ast.SelectorExpr); ok && n.Sel.Name == "Sign" && x.Sel.Name == "store" {
 						signers[fn.Name.Name] = true
 					}
 				}
