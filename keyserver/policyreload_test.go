@@ -302,7 +302,7 @@ func TestPolicyIsReplacedAsAWhole(t *testing.T) {
 		rand.Read(req.Input[:2*ski.RandomLen]) // Two edges never ask the same.
 		resp, rec := s.ask(edgePeer, req)
 		if rec.Edge == "one" {
-			require.Empty(t, resp.Error)
+			require.Empty(t, resp.Error, rec.Reason)
 		} else {
 			require.Equal(t, "two", rec.Edge)
 			require.Equal(t, ski.RequestDenied, resp.Error)
