@@ -1,6 +1,8 @@
 package logqueue
 
 import (
+	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -243,6 +245,50 @@ func TestALineLongerThanTheQueueIsDroppedAndSaid(t *testing.T) {
 	assert.NotEmpty(t, matching(lines, "log lines were dropped"))
 	assert.NotEmpty(t, matching(lines, "msg=after"))
 	assert.Zero(t, len(matching(lines, "msg=long")))
+}
+
+// A line that is kept apart costs more than others, while nobody reads the log.
+func BenchmarkHandlerWhileNobodyReads(b *testing.B) {
+	r, w, err := os.Pipe()
+	require.NoError(b, err)
+	defer r.Close()
+	defer w.Close()
+	q := New(w, text)
+	log := slog.New(q.Handler()).With("site", "www.example.com")
+	for q.Dropped() == 0 {
+		log.Debug("filling", "with", strings.Repeat("x", 100))
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		log.Info("handshake", "remote", "192.0.2.1:1234", "number", i)
+	}
+}
+
+func TestLinesInJSONAreObjectsEach(t *testing.T) {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	q := New(w, func(w io.Writer) slog.Handler {
+		return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})
+	})
+	log := slog.New(q.Handler()).With("a", 1)
+	fill(t, q, log)
+	for range 3 {
+		log.WithGroup("g").Error("policy refused", "error", "line 1\nline 2")
+	}
+	go func() {
+		assert.NoError(t, q.Close())
+		w.Close()
+	}()
+	messages := map[any]int{}
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		var object map[string]any
+		require.NoError(t, json.Unmarshal(lines.Bytes(), &object), lines.Text())
+		require.NotEmpty(t, object["time"])
+		messages[object["msg"]]++
+	}
+	assert.Equal(t, 1, messages["policy refused"])
+	assert.Equal(t, 1, messages["log lines were dropped, since the log was not read or could not be written"])
 }
 
 func BenchmarkHandler(b *testing.B) {
