@@ -33,7 +33,7 @@ func (a asking) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response,
 		verdict = nil
 	case err == nil:
 		verdict = resp.Err()
-		if resp.Error != ski.UnspecifiedError {
+		if resp.Error != ski.UnspecifiedError || resp.Overloaded {
 			a.known.answered()
 		}
 	}
@@ -56,6 +56,8 @@ func reason(err error) string {
 		return "spki not found"
 	case errors.Is(err, ski.MalformedRequest):
 		return "malformed request"
+	case errors.Is(err, ski.ErrOverloaded):
+		return "overloaded"
 	case errors.Is(err, ski.UnspecifiedError):
 		return "unspecified error"
 	case errors.As(err, &transport) && !transport.Timeout():

@@ -166,7 +166,7 @@ func (m *Metrics) Attempted(keyServer string, a ski.Attempt) {
 	switch {
 	case m.keyServers != nil && !slices.Contains(m.keyServers, keyServer): // SetKeyServers has taken it away.
 	case outcome == "canceled" || outcome == "failed": // says nothing of it
-	case outcome == "answered" || a.Err == nil && a.Answer != ski.UnspecifiedError:
+	case outcome == "answered" || a.Err == nil && (a.Answer != ski.UnspecifiedError || a.Overloaded):
 		m.answers.WithLabelValues(keyServer).Set(1)
 	default:
 		m.answers.WithLabelValues(keyServer).Set(0)

@@ -85,8 +85,12 @@ type Config struct {
 	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once.
 	// Default 0: one less than the processors, and at least 1.
 	RSAWorkers uint16 `yaml:"rsa_workers"`
-	// MaxInFlight is how many requests are worked on at once. Default 4096.
+	// MaxInFlight is how many requests are worked on at once, those not counted that
+	// wait for their turn. Default 4096.
 	MaxInFlight uint32 `yaml:"max_in_flight"`
+	// MaxWait is how long an operation waits for its turn at most; see
+	// Options.MaxWait. Default 4s.
+	MaxWait Duration `yaml:"max_wait"`
 	// ShutdownTimeout is how long a stop waits for requests to be answered.
 	// Default 10s.
 	ShutdownTimeout Duration `yaml:"shutdown_timeout"`
@@ -160,6 +164,7 @@ func readConfig(file string, checkKind func(*Config, *document) error) (*Config,
 		CRLExpired:      CRLExpiredWarn,
 		RSAFailure:      RSAFailureRandom,
 		MaxInFlight:     DefaultMaxInFlight,
+		MaxWait:         Duration(DefaultMaxWait),
 		ShutdownTimeout: Duration(10 * time.Second),
 		Sandbox:         SandboxAuto,
 		Log:             LogConfig{Level: "info", Format: "text"},

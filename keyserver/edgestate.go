@@ -15,6 +15,7 @@ type edgeState struct {
 	refused  atomic.Uint64
 	last     atomic.Int64 // time of the last request, Unix nanoseconds; 0 for none
 	inFlight atomic.Int64
+	waiting  atomic.Int64 // those in flight that wait for their turn
 	bucket   bucket
 	lines    bucket // of its refusals in the audit log
 	rsa      rsaCounts

@@ -190,8 +190,7 @@ func (o *agreement) agree(ctx context.Context, s *Server) (outcome, error) {
 	case o.first.expires.After(now.Add(stateLifetime + stateClockSkew)):
 		return refused(ski.RequestDenied, "the state was made by a clock that is ahead of this one"), nil
 	}
-	edge, _ := ctx.Value(edgeKey{}).(string)
-	switch first, room := s.usedStates.use(o.first.id, edge, now); {
+	switch first, room := s.usedStates.use(o.first.id, edgeOf(ctx), now); {
 	case !room:
 		return overloaded(), nil
 	case !first:

@@ -15,7 +15,9 @@ func (s *Server) enter(now time.Time, peer ski.Peer, policy *Policy, edges []*ed
 	if refusal, ok = s.enterEdges(now, &policy.limits, edges); !ok {
 		return refusal, false
 	}
-	if !s.schedule.enter() {
+	var own int64
+	s.states.each(edges, func(e *edgeState) { own = max(own, e.inFlight.Load()-e.waiting.Load()) })
+	if !s.schedule.enter(own) {
 		s.leaveEdges(edges)
 		return overloaded(), false
 	}

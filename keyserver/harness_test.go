@@ -201,6 +201,8 @@ func (s testServer) exceeds(limit string, peer ski.Peer, req *ski.Request) *ski.
 	require.Equal(s.t, wire, resp.Error)
 	require.Equal(s.t, EventRefusals, rec.Event)
 	require.Equal(s.t, map[string]uint64{limit: 1}, rec.Refused)
+	require.Equal(s.t, limit == limitServer, resp.Overloaded)
+	require.Positive(s.t, resp.RetryAfter)
 	return resp
 }
 

@@ -139,7 +139,7 @@ func (hungDevice) Sign(ctx context.Context, _ ski.KeyID, _ []byte, _ crypto.Sign
 
 func TestADeviceThatHangsKeepsNoRequestWaiting(t *testing.T) {
 	s := newTestServer(t, hungDevice{deviceStore{testKeys()}})
-	s.schedule.patience = time.Millisecond
+	s.schedule.deviceTime = time.Millisecond
 	for range 3 { // one more than the device does at once
 		resp, rec := s.ask(edgePeer, grantedRequest(testKeys()))
 		assert.Equal(t, ski.UnspecifiedError, resp.Error)
@@ -148,7 +148,7 @@ func TestADeviceThatHangsKeepsNoRequestWaiting(t *testing.T) {
 }
 
 func TestADeviceDoesNoMoreAtOnceThanItCan(t *testing.T) {
-	s := newScheduler(0, 1)
+	s := newScheduler(0, 1, 0)
 	k := key{device: deviceStore{}, at: place{"token", 2}}
 	var now, most atomic.Int64
 	var wg sync.WaitGroup

@@ -191,9 +191,11 @@ func limited(limit, reason string, wait time.Duration) outcome {
 	return out
 }
 
-// overloaded refuses what would have to wait too long.
+// overloaded refuses what would have to wait too long. It is decided before the
+// operation: nothing has been signed, decrypted or used up, and the refusal says
+// nothing of what would have been.
 func overloaded() outcome {
 	out := refused(ski.UnspecifiedError, "overloaded")
-	out.limit = limitServer
+	out.limit, out.overloaded, out.retryAfter = limitServer, true, retryOverloaded
 	return out
 }

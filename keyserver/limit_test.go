@@ -149,7 +149,7 @@ func (s *slowStore) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts 
 }
 
 func TestNoRSAOperationWaitsForLong(t *testing.T) {
-	s := newScheduler(0, 1)
+	s := newScheduler(0, 1, 0)
 	s.rsa.patience = time.Millisecond
 	working, done := make(chan struct{}), make(chan struct{})
 	go s.private(t.Context(), key{public: rsaPublic(testKeys())}, func(context.Context) error { close(working); <-done; return nil })

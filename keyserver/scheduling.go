@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -17,31 +18,31 @@ import (
 // of the second for which clients wait.
 const DefaultMaxInFlight = 4096
 
-// queuePerWorker is how many operations may wait for each one at work: with RSA
-// about 0.2 s with a modulus of 2048 bits, 1 s with 4096. It is far below
-// DefaultMaxInFlight, so that RSA cannot use up the room of the others.
-const queuePerWorker = 128
+// DefaultMaxWait is how long an operation waits for its turn at most by default:
+// somewhat less than the time that edges give a request, ski.DefaultTimeout, so
+// that there is some left for the operation itself, and for the edge to ask again.
+const DefaultMaxWait = 4 * time.Second
 
-// maxQueue bounds them where many work at once, with the same purpose.
-const maxQueue = DefaultMaxInFlight / 4
+// deviceTime is how long a device has for an operation.
+const deviceTime = 2 * time.Second
 
-// patience is how long an operation waits for its turn at most, and a device
-// for the end of one. An edge gives a request ski.DefaultTimeout in all: it can
-// still ask another key server.
-const patience = 2 * time.Second
+// retryOverloaded is when an edge should ask again that was told of an overload.
+const retryOverloaded = time.Second
 
 // scheduler bounds the work that is done at once. Operations have two classes
 // of cost. The cheap ones, on P-256 and the curves of RFC 7748, take less time
 // than it takes to hand them over, and run where they are. RSA operations take
 // thirty times as long, those on P-384 and P-521 ten to forty times: a bounded
-// number of them runs, so that they leave a processor for the others, and a
-// bounded number waits. What a device does waits for that device alone.
+// number of them runs, so that they leave a processor for the others, and the rest
+// waits for its turn. What a device does waits for that device alone.
 type scheduler struct {
 	maxInFlight int64
 	inFlight    atomic.Int64
-	rsa         *turns   // and of the slow curves, and of ticket keys
-	devices     sync.Map // of *turns, by place
-	patience    time.Duration
+	waiting     atomic.Int64 // those in flight that wait for their turn
+	rsa         *turns       // and of the slow curves, and of ticket keys
+	devices     sync.Map     // of *turns, by place
+	maxWait     time.Duration
+	deviceTime  time.Duration
 }
 
 // place is where operations are done: a device and how many it does at once.
@@ -52,29 +53,27 @@ type place struct {
 }
 
 // newScheduler takes 0 for the default.
-func newScheduler(maxInFlight, rsaWorkers int) *scheduler {
-	if maxInFlight == 0 {
-		maxInFlight = DefaultMaxInFlight
-	}
+func newScheduler(maxInFlight, rsaWorkers int, maxWait time.Duration) *scheduler {
 	if rsaWorkers == 0 {
 		rsaWorkers = max(1, runtime.GOMAXPROCS(0)-1)
 	}
-	return &scheduler{
-		maxInFlight: int64(maxInFlight),
-		rsa:         newTurns(rsaWorkers),
-		patience:    patience,
+	s := &scheduler{
+		maxInFlight: int64(cmp.Or(maxInFlight, DefaultMaxInFlight)),
+		maxWait:     cmp.Or(maxWait, DefaultMaxWait),
+		deviceTime:  deviceTime,
 	}
+	s.rsa = newTurns(rsaWorkers, s.maxWait)
+	return s
 }
 
-func newTurns(parallel int) *turns {
-	return &turns{free: parallel, maxWait: min(queuePerWorker*parallel, maxQueue), patience: patience}
-}
-
-// enter reports whether one more request can be worked on; if so, leave has to
-// be called when it is done. It never waits: a queue that is too long is of no
-// use to the clients at its end.
-func (s *scheduler) enter() bool {
-	if s.inFlight.Add(1) > s.maxInFlight {
+// enter reports whether one more request can be worked on, of an edge with own at
+// work, this one included; if so, leave has to be called when it is done. It never
+// waits. Those that wait for their turn are not at work: turns bound them, and they
+// would keep out those that need not wait. No edge gets more than are free: alone it
+// has half, and whoever comes later finds room.
+func (s *scheduler) enter(own int64) bool {
+	working := s.inFlight.Add(1) - s.waiting.Load()
+	if working > s.maxInFlight || own > max(1, s.maxInFlight-working) {
 		s.leave()
 		return false
 	}
@@ -83,12 +82,25 @@ func (s *scheduler) enter() bool {
 
 func (s *scheduler) leave() { s.inFlight.Add(-1) }
 
-// edgeKey is where withEdge puts the name of the edge.
-type edgeKey struct{}
+// asker is the edge that an operation is for, and what counts its operations, and
+// those of all edges, while they wait.
+type asker struct {
+	edge     string
+	own, all *atomic.Int64
+}
+
+// askerKey is where withEdge puts the asker.
+type askerKey struct{}
 
 // withEdge says which edge an operation is for.
-func withEdge(ctx context.Context, name string) context.Context {
-	return context.WithValue(ctx, edgeKey{}, name)
+func (s *Server) withEdge(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, askerKey{}, asker{name, &s.states.of(name).waiting, &s.schedule.waiting})
+}
+
+// edgeOf returns the name of the edge that an operation is for.
+func edgeOf(ctx context.Context) string {
+	from, _ := ctx.Value(askerKey{}).(asker)
+	return from.edge
 }
 
 // private runs an operation with a private key. The slow ones, and all that a
@@ -98,7 +110,7 @@ func (s *scheduler) private(ctx context.Context, k key, operation func(context.C
 		if k.device == nil {
 			return operation(ctx)
 		}
-		limited, cancel := context.WithTimeout(ctx, s.patience)
+		limited, cancel := context.WithTimeout(ctx, s.deviceTime)
 		defer cancel()
 		return operation(limited)
 	})
@@ -106,15 +118,15 @@ func (s *scheduler) private(ctx context.Context, k key, operation func(context.C
 
 // inTurn runs an operation when it has its turn, which it has by edge
 // (withEdge), or at once where t is nil. Where ctx ends before that, the
-// operation is not done, and the error is that of ctx; where too many wait, or
-// for too long, it is errOverloaded.
+// operation is not done, and the error is that of ctx; where it would wait for too
+// long, it is errOverloaded, and the operation is not done either.
 func inTurn(ctx context.Context, t *turns, operation func() error) error {
 	if t != nil {
-		edge, _ := ctx.Value(edgeKey{}).(string)
-		if err := t.begin(ctx, edge); err != nil {
+		from, _ := ctx.Value(askerKey{}).(asker)
+		if err := t.begin(ctx, from.edge, from.own, from.all); err != nil {
 			return err
 		}
-		defer t.end()
+		defer func(began time.Time) { t.end(time.Since(began)) }(time.Now())
 	}
 	if err := ctx.Err(); err != nil { // A turn and the end of ctx can come together.
 		return err
@@ -127,7 +139,7 @@ func (s *scheduler) turnsFor(k key) *turns {
 	if k.device != nil {
 		t, ok := s.devices.Load(k.at)
 		if !ok { // There are as many as devices.
-			t, _ = s.devices.LoadOrStore(k.at, newTurns(k.at.parallel))
+			t, _ = s.devices.LoadOrStore(k.at, newTurns(k.at.parallel, s.maxWait))
 		}
 		return t.(*turns)
 	}

@@ -46,9 +46,14 @@ type Options struct {
 	// RSAWorkers is how many operations with RSA, P-384 and P-521 run at once. 0 means GOMAXPROCS-1,
 	// and at least 1.
 	RSAWorkers int
-	// MaxInFlight is how many requests are worked on at once. More are answered
-	// with 'unspecified error'. 0 means DefaultMaxInFlight.
+	// MaxInFlight is how many requests are worked on at once, those not counted that
+	// wait for their turn; an edge gets no more than are free. More are answered
+	// with 'unspecified error' (ski.Response.Overloaded). 0 means DefaultMaxInFlight.
 	MaxInFlight int
+	// MaxWait is how long an operation waits for its turn at most: one that would
+	// wait longer is refused at once, as with MaxInFlight. It is to be less than the
+	// time that edges give a request. 0 means DefaultMaxWait.
+	MaxWait time.Duration
 	// Suspensions are the edges that are cut off. nil means none, and those to
 	// come end with the process.
 	Suspensions *Suspensions
@@ -118,7 +123,7 @@ func New(o Options) (*Server, error) {
 	switch {
 	case o.Keys == nil || o.Policy == nil || o.Audit == nil:
 		return nil, errors.New("keyserver: Options needs Keys, Policy and Audit")
-	case o.RSAWorkers < 0 || o.MaxInFlight < 0:
+	case o.RSAWorkers < 0 || o.MaxInFlight < 0 || o.MaxWait < 0:
 		return nil, errors.New("keyserver: Options has a negative limit")
 	}
 	switch o.RSAFailure {
@@ -146,7 +151,7 @@ func New(o Options) (*Server, error) {
 		s.suspensions, _ = OpenSuspensions("")
 	}
 	s.memory = newMemory()
-	s.schedule = newScheduler(o.MaxInFlight, o.RSAWorkers)
+	s.schedule = newScheduler(o.MaxInFlight, o.RSAWorkers, o.MaxWait)
 	if s.metrics != nil {
 		s.metrics.server = s
 	}
@@ -194,6 +199,7 @@ type outcome struct {
 	limit           string        // the name of the limit that refused; "" for none
 	retryAfter      time.Duration // where a limit refused; 0 for no such advice
 	slow            time.Duration // where it was the peer's own: when it may ask again
+	overloaded      bool          // nothing was done: it would have had to wait too long
 }
 
 func refused(wire ski.Error, reason string) outcome { return outcome{wire: wire, reason: reason} }
@@ -286,7 +292,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 
 	// 6. and 7. The operation.
 	start := time.Now()
-	out, err = op.do(withEdge(ctx, edges[0].name), s)
+	out, err = op.do(s.withEdge(ctx, edges[0].name), s)
 	s.metrics.operated(rec.Method, time.Since(start))
 	s.countRSA(s.states.of(edges[0].name), out.preMasterSecret)
 
@@ -332,7 +338,7 @@ func (s *Server) finish(ctx context.Context, policy *Policy, edges []*edge, rec 
 	if err := s.account(ctx, policy, edges, rec, out); err != nil && s.auditRequired {
 		clear(out.output)
 		out.output, out.params, out.state = nil, nil, nil
-		out.wire, out.retryAfter = ski.UnspecifiedError, 0
+		out.wire, out.retryAfter, out.overloaded = ski.UnspecifiedError, 0, false
 		rec.Outcome = string(out.wire) // for the metrics: there is no record
 	}
 	s.metrics.answered(rec)
@@ -340,7 +346,7 @@ func (s *Server) finish(ctx context.Context, policy *Policy, edges []*edge, rec 
 		s.metrics.Limited(out.limit)
 	}
 	return &ski.Response{
-		Output: out.output, Error: out.wire, Params: out.params, State: out.state, RetryAfter: out.retryAfter, Slow: out.slow,
+		Output: out.output, Error: out.wire, Params: out.params, State: out.state, RetryAfter: out.retryAfter, Slow: out.slow, Overloaded: out.overloaded,
 		OutputLen: out.longest.output, ParamsLen: out.longest.params, StateLen: out.longest.state,
 	}
 }

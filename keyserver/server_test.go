@@ -226,24 +226,164 @@ type auditFunc func(context.Context, *Record) error
 
 func (f auditFunc) Audit(ctx context.Context, r *Record) error { return f(ctx, r) }
 
+// holdStore holds signatures and decryptions up until it is released.
+type holdStore struct {
+	KeyStore
+	entered, release chan bool
+}
+
+func newHoldStore(keys KeyStore) holdStore {
+	return holdStore{keys, make(chan bool, 1<<12), make(chan bool)}
+}
+
+func (s holdStore) Sign(context.Context, ski.KeyID, []byte, crypto.SignerOpts) ([]byte, error) {
+	s.entered <- true
+	<-s.release
+	return []byte("signature"), nil
+}
+
+func (s holdStore) DecryptPreMasterSecret(context.Context, ski.KeyID, []byte, []byte) error {
+	s.entered <- true
+	<-s.release
+	return nil
+}
+
+func decryption2048(keys testStore) *ski.Request {
+	return &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: make([]byte, 256)}
+}
+
 func TestOverload(t *testing.T) {
 	keys := testKeys()
-	entered, release := make(chan bool), make(chan bool)
-	store := hookStore{KeyStore: keys, sign: func(context.Context) ([]byte, error) {
-		entered <- true
-		<-release
-		return []byte("signature"), nil
-	}}
+	store := newHoldStore(keys)
 	s := newTestServer(t, store, func(o *Options) { o.MaxInFlight = 2 })
 	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() { s.ServeSKI(t.Context(), edgePeer, validRequest(keys)) })
-		<-entered
+	for _, peer := range []ski.Peer{edgePeer, legacyPeer} {
+		wg.Go(func() { s.ServeSKI(t.Context(), peer, grantedRequest(keys)) })
+		<-store.entered
 	}
 	s.exceeds(limitServer, edgePeer, validRequest(keys))
-	close(release)
+	s.exceeds(limitServer, ski.Peer{SPKI: ski.KeyID{1}}, validRequest(keys))
+	close(store.release)
 	wg.Wait()
 	require.Zero(t, s.schedule.inFlight.Load())
+}
+
+// An edge alone has half of what there may be in flight; another then has half of
+// the rest.
+func TestOneEdgesRequestsInFlightLeaveRoomForAnother(t *testing.T) {
+	keys := testKeys()
+	store := newHoldStore(keys)
+	s := newTestServer(t, store, func(o *Options) { o.MaxInFlight = 8 })
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(store.release)
+	for _, edge := range []struct {
+		peer ski.Peer
+		most int
+	}{{edgePeer, 4}, {legacyPeer, 2}, {edgePeer, 0}, {ski.Peer{SPKI: ski.KeyID{1}}, 0}} {
+		for range edge.most {
+			wg.Go(func() { s.ServeSKI(t.Context(), edge.peer, grantedRequest(keys)) })
+			<-store.entered
+		}
+		if edge.peer.SPKI == (ski.KeyID{1}) {
+			resp, _ := s.ask(edge.peer, grantedRequest(keys))
+			require.Equal(t, ski.RequestDenied, resp.Error, "there is room to look at it")
+		} else {
+			s.exceeds(limitServer, edge.peer, grantedRequest(keys))
+		}
+	}
+}
+
+// What waits for its turn is not at work: it keeps nobody out, and not its own
+// edge either.
+func TestOperationsThatWaitKeepNoOthersOut(t *testing.T) {
+	keys := testKeys()
+	synctest.Test(t, func(t *testing.T) {
+		store := newHoldStore(keys)
+		s := newTestServer(t, store, func(o *Options) { o.RSAWorkers, o.MaxInFlight = 1, 8 })
+		var wg sync.WaitGroup
+		const burst = 100
+		refused := make(chan *ski.Response, burst)
+		for range burst {
+			wg.Go(func() {
+				if resp := s.ServeSKI(t.Context(), edgePeer, decryption2048(keys)); resp.Error != "" {
+					refused <- resp
+				}
+			})
+			synctest.Wait()
+		}
+		require.Empty(t, refused)
+		require.Equal(t, burst-1, s.schedule.rsa.waits())
+		require.EqualValues(t, burst, s.schedule.inFlight.Load())
+		for _, peer := range []ski.Peer{edgePeer, legacyPeer} {
+			wg.Go(func() { require.Empty(t, s.ServeSKI(t.Context(), peer, grantedRequest(keys)).Error) })
+		}
+		synctest.Wait()
+		close(store.release)
+		wg.Wait()
+		require.Empty(t, refused)
+		require.Zero(t, s.schedule.waiting.Load())
+		require.Zero(t, s.states.of("edge-1").waiting.Load())
+	})
+}
+
+// A refusal for overload says nothing of what would be decrypted: whichever way it
+// comes about, the key has not been used. What the key store fails with is no
+// overload.
+func TestAnOverloadIsDecidedBeforeAnythingIsDecrypted(t *testing.T) {
+	keys := testKeys()
+	for name, overload := range map[string]func(s testServer){
+		"too many in flight":       func(s testServer) { s.schedule.maxInFlight = 0 },
+		"it has waited too long":   func(s testServer) { s.schedule.rsa.patience = time.Millisecond },
+		"it would wait too long":   func(s testServer) { s.schedule.rsa.cost = cost{enough, time.Hour} },
+		"too many wait":            func(s testServer) { s.schedule.rsa.room = 1 },
+		"another edge needs room":  func(s testServer) { s.schedule.rsa.room = 2 },
+		"the edge always has some": func(s testServer) { s.schedule.rsa.cost = cost{enough, time.Second} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				used := 0
+				store := hookStore{KeyStore: keys, decrypt: func(context.Context) error { used++; return nil }}
+				s := newTestServer(t, store, func(o *Options) { o.RSAWorkers = 1 })
+				rsa := s.schedule.rsa
+				ctx, leave := context.WithCancel(t.Context())
+				require.NoError(t, rsa.begin(ctx, "edge-1"))
+				var others sync.WaitGroup
+				wait := func(edge string) {
+					others.Go(func() { _ = rsa.begin(ctx, edge) })
+					synctest.Wait()
+				}
+				wait("edge-1")
+				if name == "the edge always has some" {
+					rsa.queues[0].since = time.Now().Add(-time.Hour)
+					wait("edge-1")
+				}
+				overload(s)
+				answered := make(chan *ski.Response, 1)
+				go func() { answered <- s.ServeSKI(ctx, edgePeer, decryption2048(keys)) }()
+				synctest.Wait()
+				if name == "another edge needs room" {
+					require.Empty(t, answered)
+					wait("another")
+				}
+				resp := <-answered
+				require.Equal(t, ski.UnspecifiedError, resp.Error)
+				require.True(t, resp.Overloaded)
+				require.Equal(t, time.Second, resp.RetryAfter)
+				require.Zero(t, used)
+				leave()
+				others.Wait()
+			})
+		})
+	}
+	for _, failure := range []error{errors.New("device removed"), context.DeadlineExceeded, context.Canceled} {
+		s := newTestServer(t, hookStore{KeyStore: keys, decrypt: func(context.Context) error { return failure }})
+		resp, rec := s.ask(edgePeer, decryption2048(keys))
+		require.Equal(t, ski.UnspecifiedError, resp.Error)
+		require.False(t, resp.Overloaded)
+		require.Zero(t, resp.RetryAfter)
+		require.Equal(t, "operation failed, see the log", rec.Reason)
+	}
 }
 
 // RSA operations queue behind each other; those on curves pass them; what
@@ -285,39 +425,10 @@ func TestScheduling(t *testing.T) {
 	})
 }
 
-// RSA operations that wait do not use up the room of those on curves, and
-// there is an end to their queue.
-func TestRSAQueueIsBounded(t *testing.T) {
-	keys := testKeys()
-	synctest.Test(t, func(t *testing.T) {
-		release := make(chan bool)
-		store := hookStore{KeyStore: keys, decrypt: func(context.Context) error {
-			<-release
-			return nil
-		}}
-		s := newTestServer(t, store, func(o *Options) { o.RSAWorkers = 2 })
-		req := &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(rsa2048), Method: ski.MethodRSA, Input: make([]byte, 256)}
-		var wg sync.WaitGroup
-		for range 2 + 2*queuePerWorker {
-			wg.Go(func() { s.ServeSKI(t.Context(), edgePeer, req) })
-		}
-		synctest.Wait()
-		s.exceeds(limitServer, edgePeer, req)
-		resp, _ := s.ask(edgePeer, validRequest(keys))
-		require.Empty(t, resp.Error)
-
-		close(release)
-		wg.Wait()
-		require.Zero(t, s.schedule.rsa.waits())
-		resp, _ = s.ask(edgePeer, req)
-		require.Empty(t, resp.Error, "a refusal gives back what it held")
-	})
-}
-
 // A worker that becomes free at the moment when the caller goes does not work
 // for nobody.
 func TestNothingIsDoneForACallerWhoHasGone(t *testing.T) {
-	s := newScheduler(0, 1)
+	s := newScheduler(0, 1, 0)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 100 { // select is free to choose
@@ -329,10 +440,10 @@ func TestNothingIsDoneForACallerWhoHasGone(t *testing.T) {
 
 func TestSchedulerDefaults(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
-	require.Equal(t, 3, newScheduler(0, 0).rsa.free, "one processor is for the others")
+	require.Equal(t, 3, newScheduler(0, 0, 0).rsa.free, "one processor is for the others")
 	runtime.GOMAXPROCS(1)
-	require.Equal(t, 1, newScheduler(0, 0).rsa.free)
-	require.Equal(t, 9, newScheduler(0, 9).rsa.free)
+	require.Equal(t, 1, newScheduler(0, 0, 0).rsa.free)
+	require.Equal(t, 9, newScheduler(0, 9, 0).rsa.free)
 }
 
 // That the caller has gone meanwhile does not hide that the key failed.

@@ -259,7 +259,7 @@ func (s *Server) ServeTickets(ctx context.Context, peer ski.Peer, site string, h
 		s.metrics.Limited(out.limit)
 	}
 	if keys == nil {
-		return &ski.TicketAnswer{Error: out.wire, RetryAfter: out.retryAfter}
+		return &ski.TicketAnswer{Error: out.wire, RetryAfter: out.retryAfter, Overloaded: out.overloaded}
 	}
 	return &ski.TicketAnswer{Keys: keys, Changed: changed, Next: next}
 }
@@ -273,7 +273,7 @@ func (s *Server) ticketKeys(ctx context.Context, site *ticketSite, edges []*edge
 	case site == nil || !slices.ContainsFunc(edges, func(e *edge) bool { return slices.Contains(site.edges, e) }):
 		return nil, time.Time{}, refused(ski.RequestDenied, "the policy does not grant the ticket keys of this site")
 	}
-	err := inTurn(withEdge(ctx, edges[0].name), s.schedule.rsa, func() error {
+	err := inTurn(s.withEdge(ctx, edges[0].name), s.schedule.rsa, func() error {
 		keys, next = s.tickets.keys(site, s.ticketMembers(site), s.tickets.now())
 		return nil
 	})

@@ -187,7 +187,7 @@ func TestTicketKeysCountForTheEdgesLimit(t *testing.T) {
 // others.
 func TestTicketKeysTakeTurns(t *testing.T) {
 	s := newTicketServer(t).at(noon)
-	s.schedule.rsa = newTurns(1)
+	s.schedule.rsa = newTurns(1, time.Minute)
 	require.NoError(t, s.schedule.rsa.begin(t.Context(), "another"))
 	ctx, leave := context.WithCancel(t.Context())
 	answered := make(chan *ski.TicketAnswer)
@@ -206,7 +206,7 @@ func TestTicketKeysTakeTurns(t *testing.T) {
 	s.schedule.rsa.patience = time.Minute
 	go ask()
 	require.Eventually(t, func() bool { return s.schedule.rsa.waits() == 1 }, time.Minute, time.Millisecond)
-	s.schedule.rsa.end()
+	s.schedule.rsa.end(0)
 	require.Len(t, (<-answered).Keys.Keys, 5)
 }
 

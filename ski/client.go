@@ -50,6 +50,7 @@ type Client struct {
 	mu      sync.Mutex // of changes of members, and of ctx
 	turn    atomic.Uint64
 	budget  budget
+	retries retries
 
 	ctx     context.Context // of what RoundTrip leaves behind; ends with Close
 	cancel  context.CancelFunc
@@ -70,10 +71,13 @@ const enoughTime = 500 * time.Millisecond
 
 // RoundTrip asks the Transports in turn until one has an answer, the time is
 // up, or all have failed for good. An error answer is an answer, except
-// UnspecifiedError: it says that this key server is at fault (it is overloaded,
-// its audit log's disk is full), so each other is asked once. With MethodRSA
-// whatever a key server answers is the end: of some it depends on the plaintext,
-// and a second question takes time that the TLS client could measure.
+// UnspecifiedError: it says that this key server is at fault (its audit log's disk
+// is full, say), so each other is asked once. Where it says that the key server is
+// overloaded (Response.Overloaded), the request is asked again, twice at most,
+// another key server first, or the same after the time that it has said: of all
+// requests a fifth at most. With MethodRSA whatever a key server answers is the
+// end: of some it depends on the plaintext, and a second question takes time that
+// the TLS client could measure.
 func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error) {
 	if len(c.pool()) == 0 {
 		return nil, errors.New("ski: a Client needs a Transport")
@@ -81,6 +85,7 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
 	c.budget.earn(c.MaxExtra)
+	c.retries.earn()
 	if c.MaxExtra > 0 || len(c.pool()) > 1 {
 		req = req.clone() // What is left behind may still read it.
 	}
@@ -90,10 +95,13 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 		last      error
 		given     []*member // who does not open req.State
 		uncertain *Response // an UnspecifiedError
+		retried   int
 		kind      = FirstAttempt
 	)
+rounds:
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		hopeless := true
+		var busy *Response // of one that is overloaded, while another is asked
 		order := c.order(req)
 		for i, m := range order {
 			if slices.Contains(given, m) {
@@ -103,6 +111,18 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 			kind = FailoverAttempt
 			if req.Method == MethodRSA && Answered(r.err) {
 				return r.resp, r.err
+			}
+			if r.err == nil && r.resp.Overloaded {
+				busy = r.resp
+				// Whether others have the secret to open a state is not known.
+				if len(req.State) > 0 || i+1 == len(order) || !order[i+1].free(time.Now()) {
+					break
+				}
+				if retried == maxRetries || !c.again(ctx, 0, true) {
+					return busy, nil
+				}
+				retried, kind = retried+1, RetryAttempt
+				continue
 			}
 			if r.err == nil && r.resp.Error == UnspecifiedError {
 				uncertain = r.resp
@@ -130,6 +150,13 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 				return nil, r.err // The request itself is at fault.
 			}
 			hopeless = hopeless && isTransport && te.Permanent
+		}
+		if busy != nil {
+			if retried == maxRetries || !c.again(ctx, busy.RetryAfter, false) {
+				return busy, nil
+			}
+			retried, kind = retried+1, RetryAttempt
+			continue rounds
 		}
 		if uncertain != nil {
 			return uncertain, nil
@@ -181,7 +208,7 @@ func (c *Client) attempt(ctx context.Context, m *member, req *Request, left int,
 
 	a := Attempt{Method: req.method(), Endpoint: m.endpoint, Transport: m.transport, Kind: kind, Took: took, Err: err}
 	if err == nil {
-		a.Answer = resp.Error
+		a.Answer, a.Overloaded, a.RetryAfter = resp.Error, resp.Overloaded, resp.RetryAfter
 		if len(resp.State) > 0 {
 			resp.origin = m
 		}

@@ -31,6 +31,10 @@ func (e Error) Valid() bool {
 
 func (e Error) Error() string { return "ski: the key server answered '" + string(e) + "'" }
 
+// ErrOverloaded is the UnspecifiedError of a key server that has too much to do
+// (Response.Overloaded).
+var ErrOverloaded = fmt.Errorf("%w: it is overloaded", UnspecifiedError)
+
 // MalformedError says what is wrong with a message. It stays on the machine
 // that found it: on the wire it is 'malformed request'. It holds the name of
 // an attribute and a fixed text, never a value of the message, so that it can
@@ -62,8 +66,9 @@ func malformed(attribute, reason string) *MalformedError {
 type TransportError struct {
 	// Endpoint is the key server's URL.
 	Endpoint string
-	// Op says what failed: "dial", "request", or "answer" where the key server
-	// has answered, but with something that is not SKI.
+	// Op says what failed: "wait", where too many requests were in flight to send
+	// one more, "dial", "request", or "answer" where the key server has answered,
+	// but with something that is not SKI.
 	Op string
 	// Err is the cause.
 	Err error

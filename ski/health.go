@@ -1,6 +1,7 @@
 package ski
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -16,6 +17,8 @@ const (
 	FirstAttempt AttemptKind = "first"
 	// FailoverAttempt is the request again, after another attempt failed.
 	FailoverAttempt AttemptKind = "failover"
+	// RetryAttempt is the request again, after a key server was overloaded.
+	RetryAttempt AttemptKind = "retry"
 	// HedgeAttempt is the request at a second key server while the first is
 	// slow (Client.MaxExtra).
 	HedgeAttempt AttemptKind = "hedge"
@@ -37,10 +40,13 @@ type Attempt struct {
 	Err error
 	// Answer is the answer's error; empty for an output.
 	Answer Error
+	// Overloaded and RetryAfter are the Response's.
+	Overloaded bool
+	RetryAfter time.Duration
 }
 
 // Outcome names what came of the attempt, for the label of a metric: "output",
-// one of the four errors, "canceled" where the answer was not waited for,
+// one of the four errors, "overloaded", "canceled" where the answer was not waited for,
 // "timeout", "unreachable" or "failed". With MethodRSA it is "answered" for
 // whatever the key server has answered: that may depend on the plaintext, and
 // whoever reads metrics and connects would learn it.
@@ -51,6 +57,8 @@ func (a *Attempt) Outcome() string {
 		return "answered"
 	case a.Err == nil && a.Answer == "":
 		return "output"
+	case a.Err == nil && a.Overloaded:
+		return "overloaded"
 	case a.Err == nil:
 		return string(a.Answer)
 	case errors.Is(a.Err, context.Canceled):
@@ -83,6 +91,9 @@ const (
 	// maxUnspecified is how many times in a row a key server may answer
 	// UnspecifiedError. Fewer may be the fault of one key.
 	maxUnspecified = 3
+	// maxBusy bounds for how long a key server that was overloaded is asked after the
+	// others, whatever it says.
+	maxBusy = 10 * time.Second
 )
 
 // health is what is known of a key server. What counts are the answers to real
@@ -97,6 +108,7 @@ type health struct {
 	faulty      bool      // it is reached, but its answers to others than MethodRSA are wrong
 	trial       time.Time // when to send a copy
 	pause       time.Duration
+	busyUntil   time.Time // as it has said when it was overloaded
 }
 
 // answers reports whether the key server gives answers, as far as known.
@@ -104,6 +116,14 @@ func (h *health) answers() bool {
 	h.state.Lock()
 	defer h.state.Unlock()
 	return !h.down
+}
+
+// free reports whether the key server gives answers, and has not said that it is
+// overloaded now.
+func (h *health) free(now time.Time) bool {
+	h.state.Lock()
+	defer h.state.Unlock()
+	return !h.down && !now.Before(h.busyUntil)
 }
 
 // due reports whether it is time to send a copy of a request with method, which
@@ -127,9 +147,13 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 	// encrypted, and must not decide who is asked next. It says that the key
 	// server can be reached, and no more.
 	reached := a.Method == MethodRSA && Answered(a.Err)
+	overloaded := a.Err == nil && a.Overloaded && !reached
 	switch {
+	case overloaded: // A refusal comes sooner than an answer would.
 	case reached, a.Err == nil && a.Answer != UnspecifiedError:
 		h.latency.answered(a.Took)
+	case errors.As(a.Err, &te) && te.Op == "wait":
+		return // It was this side that had no place.
 	case errors.Is(a.Err, context.Canceled), a.Err != nil && hurried:
 		h.latency.abandoned(a.Took)
 		return // says nothing else
@@ -139,7 +163,10 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 	h.state.Lock()
 	defer h.state.Unlock()
 	err := a.Err
-	if reached {
+	if overloaded {
+		h.busyUntil = time.Now().Add(min(cmp.Or(a.RetryAfter, retryUnknown), maxBusy))
+	}
+	if reached || overloaded { // which says that it is there, not that it is well
 		if h.faulty {
 			return
 		}
@@ -156,7 +183,7 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 	if err != nil && start.Before(h.since) {
 		return
 	}
-	if !reached {
+	if !reached && !overloaded {
 		h.faulty = err != nil && Answered(a.Err)
 	}
 	if h.down == (err != nil) {

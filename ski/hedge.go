@@ -44,7 +44,7 @@ func (b *budget) spend() bool {
 func (c *Client) ask(ctx context.Context, req *Request, order []*member, kind AttemptKind) result {
 	after, known := order[0].p95()
 	// A state opens once at each key server: there is one attempt at a time.
-	if c.MaxExtra <= 0 || !known || len(order) < 2 || !order[1].answers() || len(req.State) > 0 {
+	if c.MaxExtra <= 0 || !known || len(order) < 2 || !order[1].free(time.Now()) || len(req.State) > 0 {
 		return c.attempt(ctx, order[0], req, len(order), kind)
 	}
 

@@ -306,10 +306,17 @@ type Response struct {
 	// a binding has a code of its own for. It is not in the message.
 	TooLarge bool
 
+	// Overloaded says that the key server has refused the request before it did
+	// anything for it, because there is too much to do; Error is UnspecifiedError.
+	// The key server is not at fault, and may answer the same request later. It is
+	// not in the message: bindings have a code of their own for it, 5.03 (RFC 7252,
+	// Section 5.9.3.4) or 503 (RFC 9110, Section 15.6.4).
+	Overloaded bool
 	// RetryAfter is how long the edge should wait before it asks again, where
-	// a limit refused the request. It travels beside the message, in the
-	// binding's own terms: Max-Age (RFC 8516) or Retry-After (RFC 9110). It is
-	// carried in whole seconds. 0 means no such advice.
+	// a limit refused the request or the key server is overloaded. It travels beside
+	// the message, in the binding's own terms: Max-Age (RFC 8516; RFC 7252, Section
+	// 5.9.3.4) or Retry-After (RFC 9110). It is carried in whole seconds. 0 means no
+	// such advice.
 	RetryAfter time.Duration
 	// Slow is the time after which the peer may ask again, where the limit that
 	// refused is the peer's own. It is not in the message: the servers of the
@@ -346,16 +353,25 @@ func (r *Response) Validate() error {
 	return nil
 }
 
-// Err returns the response's Error as an error, or nil for a success.
+// Err returns the response's Error as an error, or nil for a success. Where the
+// key server is overloaded, it is ErrOverloaded.
 func (r *Response) Err() error {
-	if r.Error == "" {
+	switch {
+	case r.Error == "":
 		return nil
+	case r.Overloaded:
+		return ErrOverloaded
 	}
 	return r.Error
 }
 
 // Failed returns a Response that carries e.
 func Failed(e Error) *Response { return &Response{Error: e} }
+
+// Busy returns the Response of a key server that is overloaded until then.
+func Busy(retryAfter time.Duration) *Response {
+	return &Response{Error: UnspecifiedError, Overloaded: true, RetryAfter: retryAfter}
+}
 
 // ErrNoResponse is what an exchange ends with when the Handler answered
 // nothing; it is a programming error of the Handler.

@@ -98,21 +98,27 @@ func (c *Client) replace(transports []Transport) {
 }
 
 // order returns the members in the order in which to ask for req: those that
-// answer first. The one that gave req.State goes before all, even if it has been
+// answer first, and among them those that are not overloaded. The one that gave req.State goes before all, even if it has been
 // replaced since: whether others have the secret to open it is not known.
 func (c *Client) order(req *Request) []*member {
 	members := c.pool()
 	if len(members) == 1 && req.origin == nil {
 		return members
 	}
-	healthy := make([]*member, 0, len(members))
-	var others []*member
+	healthy, now := make([]*member, 0, len(members)), time.Now()
+	var busy, others []*member
 	for _, m := range members {
-		if m.answers() {
+		switch {
+		case m.free(now):
 			healthy = append(healthy, m)
-		} else {
+		case m.answers():
+			busy = append(busy, m)
+		default:
 			others = append(others, m)
 		}
+	}
+	if len(healthy) == 0 { // All are: it is as if none were.
+		healthy, busy = busy, nil
 	}
 	switch {
 	case req.origin != nil: // It takes no turn.
@@ -122,13 +128,13 @@ func (c *Client) order(req *Request) []*member {
 			healthy = slices.Concat(healthy[turn:], healthy[:turn])
 		}
 	case c.Balance == LeastLatency:
-		now, cost := time.Now(), map[*member]float64{}
+		cost := map[*member]float64{}
 		for _, m := range healthy {
 			cost[m] = m.expected(now) * float64(m.inFlight.Load()+1)
 		}
 		slices.SortStableFunc(healthy, func(a, b *member) int { return cmp.Compare(cost[a], cost[b]) })
 	}
-	order := append(healthy, others...)
+	order := slices.Concat(healthy, busy, others)
 	if req.origin != nil {
 		others := slices.DeleteFunc(order, func(m *member) bool { return m == req.origin })
 		order = append([]*member{req.origin}, others...)

@@ -152,8 +152,11 @@ type TicketAnswer struct {
 	// Error is why there are none. RequestDenied without RetryAfter takes from
 	// the peer those that it has.
 	Error Error
-	// RetryAfter is when to ask again where a limit refused.
+	// RetryAfter is when to ask again where a limit refused, or where the key server
+	// is Overloaded.
 	RetryAfter time.Duration
+	// Overloaded is that of a Response.
+	Overloaded bool
 	// Changed is closed when others may have an answer that differs. Next is when
 	// the keys change by themselves. Both are set unless there is an Error.
 	Changed <-chan struct{}

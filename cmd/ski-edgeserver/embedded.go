@@ -103,6 +103,7 @@ func (e *embedded) newServer(check bool) (err error) {
 		RSAFailure:    e.cfg.RSAFailure,
 		RSAWorkers:    int(e.cfg.RSAWorkers),
 		MaxInFlight:   int(e.cfg.MaxInFlight),
+		MaxWait:       time.Duration(e.cfg.MaxWait),
 		Metrics:       e.counts,
 		Logger:        e.log,
 	}
@@ -232,7 +233,7 @@ func (e *embedded) summary(w io.Writer, sites []edgeserver.SiteInfo) {
 	if len(e.policy.TicketRights()) > 0 {
 		row("tickets", e.tickets.String())
 	}
-	row("limit", fmt.Sprintf("all requests: %d in flight", e.cfg.MaxInFlight))
+	row("limit", fmt.Sprintf("all requests: %d in flight, %v for their turn", e.cfg.MaxInFlight, time.Duration(e.cfg.MaxWait)))
 	for _, limit := range e.policy.Limits() {
 		row("limit", limit)
 	}

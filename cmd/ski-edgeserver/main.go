@@ -127,7 +127,7 @@ ski-edgeserver-embedded is. keyserver.yaml is then what ski-keyserver -h shows o
     require_generated: true            # token, or was put there; both recommended
   policy: policy.yaml
   # keys, audit, rsa_failure, rsa_failure_secret_file, state_key_file, ticket_secret_file,
-  # state (what stands beside it alone), rsa_workers, max_in_flight
+  # state (what stands beside it alone), rsa_workers, max_in_flight, max_wait
 
 and its policy knows this edge server as one with
 

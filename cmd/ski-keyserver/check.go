@@ -66,7 +66,7 @@ func (p *parts) summary(out io.Writer, file string) error {
 	if len(p.policy.TicketRights()) > 0 {
 		row("tickets", p.tickets.String())
 	}
-	row("limit", fmt.Sprintf("all requests: %d in flight", p.cfg.MaxInFlight))
+	row("limit", fmt.Sprintf("all requests: %d in flight, %v for their turn", p.cfg.MaxInFlight, time.Duration(p.cfg.MaxWait)))
 	for _, limit := range p.policy.Limits() {
 		row("limit", limit)
 	}

@@ -112,6 +112,7 @@ func (p *parts) newServer(audit keyserver.Auditor, log *slog.Logger) (*keyserver
 		TicketRatchet:    p.tickets,
 		RSAWorkers:       int(p.cfg.RSAWorkers),
 		MaxInFlight:      int(p.cfg.MaxInFlight),
+		MaxWait:          time.Duration(p.cfg.MaxWait),
 		Suspensions:      p.suspensions,
 		Revocations:      p.revocations,
 		PSKs:             p.psks,

@@ -84,8 +84,11 @@ func (a *answer) response() (*ski.Response, error) {
 		clear(resp.Output)
 		return nil, errors.New(codeText(a.code) + " with an output")
 	}
-	if a.code == codes.TooManyRequests {
+	switch {
+	case a.code == codes.TooManyRequests:
 		resp.RetryAfter = seconds(a.maxAge)
+	case a.code == codes.ServiceUnavailable && resp.Error == ski.UnspecifiedError:
+		resp.Overloaded, resp.RetryAfter = true, seconds(a.maxAge)
 	}
 	return resp, nil
 }

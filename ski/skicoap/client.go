@@ -263,7 +263,7 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
 	case <-ctx.Done():
-		return nil, c.failed(ctx, "request", ctx.Err())
+		return nil, c.failed(ctx, "wait", ctx.Err())
 	case <-c.ctx.Done():
 		return nil, c.failed(ctx, "request", net.ErrClosed)
 	}

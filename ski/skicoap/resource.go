@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -148,14 +149,21 @@ func responseCode(r *ski.Response) (codes.Code, message.Options) {
 		return codes.BadRequest, nil
 	case ski.RequestDenied:
 		if r.RetryAfter > 0 { // RFC 8516
-			seconds := uint32(min(r.RetryAfter.Seconds()+0.999, math.MaxUint32))
-			return codes.TooManyRequests, message.Options{{ID: message.MaxAge, Value: uintValue(seconds)}}
+			return codes.TooManyRequests, maxAge(r.RetryAfter)
 		}
 		return codes.Forbidden, nil
 	case ski.SPKINotFound:
 		return codes.NotFound, nil
 	}
+	if r.Overloaded { // RFC 7252, Section 5.9.3.4
+		return codes.ServiceUnavailable, maxAge(r.RetryAfter)
+	}
 	return codes.InternalServerError, nil
+}
+
+// maxAge returns Max-Age with whole seconds, rounded up.
+func maxAge(d time.Duration) message.Options {
+	return message.Options{{ID: message.MaxAge, Value: uintValue(uint32(min(d.Seconds()+0.999, math.MaxUint32)))}}
 }
 
 // The options that hide an answer's length: from the range for experiments (RFC

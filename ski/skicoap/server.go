@@ -55,9 +55,10 @@ type ServerConfig struct {
 	// restarted without a goodbye. Default: 16.
 	MaxPeerSessions int
 	// MaxInFlight bounds the requests that are being worked on, over all
-	// sessions, and one session to an eighth and one peer to a quarter of it.
-	// Those whose answer the peer does not take count too. A request beyond is
-	// dropped: its sender sends it again. Default: 8192.
+	// sessions, and one session to an eighth and one peer to a quarter of it, and to
+	// as many as are free. Those whose answer the peer does not take count too. Over
+	// DTLS a request beyond is dropped: its sender sends it again. Over TLS it is
+	// answered with 5.03. Default: 8192.
 	MaxInFlight int
 	// HandshakeTimeout is how long a peer may take for the DTLS handshake.
 	// Default: 10 s.

@@ -62,11 +62,13 @@ func (s *session) asker() ski.Peer {
 func (s *session) lastActive() time.Time { return time.Unix(0, s.active.Load()) }
 
 // start reports whether one more request of this session may be worked on. No
-// session, and no peer, gets more than its share: the others would have to wait.
+// session, and no peer, gets more than its share, nor more than are free: the
+// others would have to wait.
 func (s *session) start() bool {
-	most := s.server.cfg.MaxInFlight
+	most := int64(s.server.cfg.MaxInFlight)
 	mine, peers := s.working.Add(1), s.share.working.Add(1)
-	if mine > int64(max(1, most/8)) || peers > int64(max(1, most/4)) || !s.server.start() {
+	share := max(1, min(most/4, most-s.server.working.Load()-1))
+	if mine > max(1, most/8) || peers > share || !s.server.start() {
 		s.working.Add(-1)
 		s.share.working.Add(-1)
 		s.slow(pace.PerRefusal)
@@ -147,6 +149,21 @@ func (s *session) logRefused(r *refusal) {
 	default:
 		s.server.unloggedRequests.Add(1)
 	}
+}
+
+// busy is the answer to a request that has no place, or nil where the server takes
+// no more at all.
+func (s *session) busy(out ski.Format) *result {
+	if s.server.stopping() {
+		return nil
+	}
+	resp := ski.Busy(time.Second)
+	data, err := ski.EncodeResponse(out, resp)
+	if err != nil {
+		panic(err) // It is one of ours.
+	}
+	code, more := responseCode(resp)
+	return &result{code: code, options: append(contentFormat(out.ContentFormat()), more...), payload: data, format: out}
 }
 
 // serve asks the Handler. One that panics costs its request and not the

@@ -218,7 +218,11 @@ func (s *tcpSession) receive(m *message.Message) {
 		return
 	}
 	if !s.start() {
-		s.answer(token, codes.ServiceUnavailable, message.Options{{ID: message.MaxAge, Value: uintValue(1)}}, nil)
+		if r := s.busy(out); r != nil {
+			s.answer(token, r.code, r.options, r.payload)
+		} else {
+			s.answer(token, codes.ServiceUnavailable, maxAge(time.Second), nil)
+		}
 		return
 	}
 	body := bytes.Clone(m.Payload)

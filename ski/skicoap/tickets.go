@@ -117,7 +117,9 @@ func (s *session) serveTickets(q *ticketRequest) (r *ticketResult) {
 	}()
 	a := s.server.cfg.Handler.(ski.TicketHandler).ServeTickets(s.ctx, s.asker(), q.site, q.have)
 	if a.Error != "" {
-		s.slow(a.RetryAfter)
+		if !a.Overloaded {
+			s.slow(a.RetryAfter)
+		}
 		return ticketFailure(a)
 	}
 	have := q.have
@@ -141,7 +143,7 @@ func (s *session) serveTickets(q *ticketRequest) (r *ticketResult) {
 
 // ticketFailure is a refusal, with the SKI message that a request would get.
 func ticketFailure(a *ski.TicketAnswer) *ticketResult {
-	resp := &ski.Response{Error: a.Error, RetryAfter: a.RetryAfter}
+	resp := &ski.Response{Error: a.Error, RetryAfter: a.RetryAfter, Overloaded: a.Overloaded}
 	code, more := responseCode(resp)
 	data, err := ski.EncodeResponse(ski.CBOR, resp)
 	if err != nil {

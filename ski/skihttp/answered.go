@@ -39,8 +39,11 @@ func (a *answered) response() (*ski.Response, error) {
 		clear(resp.Output)
 		return nil, errors.New(a.statusText() + " with an output")
 	}
-	if a.status == http.StatusTooManyRequests {
+	switch {
+	case a.status == http.StatusTooManyRequests:
 		resp.RetryAfter = retryAfter(a.header.Get("Retry-After"), time.Now())
+	case a.status == http.StatusServiceUnavailable && resp.Error == ski.UnspecifiedError:
+		resp.Overloaded, resp.RetryAfter = true, retryAfter(a.header.Get("Retry-After"), time.Now())
 	}
 	return resp, nil
 }

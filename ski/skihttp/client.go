@@ -243,7 +243,7 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
 	case <-ctx.Done():
-		return nil, c.failure(ctx, "request", ctx.Err())
+		return nil, c.failure(ctx, "wait", ctx.Err())
 	case <-c.ctx.Done():
 		return nil, c.failure(ctx, "request", net.ErrClosed)
 	}

@@ -50,7 +50,7 @@ func (s *Server) check(r *http.Request) (in, out ski.Format, _ *refusal) {
 
 var (
 	tooSlow = refuse(http.StatusRequestTimeout, "the body did not come in time")
-	tooBusy = &refusal{http.StatusServiceUnavailable, "too many requests in flight", [2]string{"Retry-After", "1"}}
+	ending  = refuse(http.StatusServiceUnavailable, "the key server stops")
 )
 
 // serveHTTP answers one request of an authenticated peer.
@@ -64,7 +64,12 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	sess.conn.asked.Store(true)
 	sess.conn.unasked.Store(0)
 	if refused == nil && !sess.begin() {
-		refused = tooBusy
+		if !s.stopping() {
+			sess.share.pace.Refused(time.Now(), pace.PerRefusal)
+			s.busy(w, r, out)
+			return
+		}
+		refused = ending
 	}
 	if refused != nil {
 		sess.share.pace.Refused(time.Now(), pace.PerRefusal)
@@ -76,6 +81,16 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	clear(body)
 	if resp.Slow > 0 {
 		sess.share.pace.Refused(time.Now(), resp.Slow)
+	}
+	answer(w, r, out, data, resp)
+}
+
+// busy answers a request that has no place.
+func (s *Server) busy(w http.ResponseWriter, r *http.Request, out ski.Format) {
+	resp := ski.Busy(time.Second)
+	data, err := ski.EncodeResponse(out, resp)
+	if err != nil {
+		panic(err) // It is one of ours.
 	}
 	answer(w, r, out, data, resp)
 }
@@ -135,7 +150,7 @@ func answer(w http.ResponseWriter, r *http.Request, f ski.Format, data []byte, r
 	h.Set("Content-Type", f.MediaType())
 	h.Set("Cache-Control", "no-store") // a PreMasterSecret is no one else's
 	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	if status == http.StatusTooManyRequests {
+	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", strconv.FormatUint(wholeSeconds(resp.RetryAfter), 10))
 	}
 	if resp.OutputLen > 0 {
@@ -166,6 +181,9 @@ func statusOf(r *ski.Response) int {
 		return http.StatusForbidden
 	case ski.SPKINotFound:
 		return http.StatusNotFound
+	}
+	if r.Overloaded {
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
 }

@@ -48,9 +48,9 @@ type ServerConfig struct {
 	// otherwise. Default: 128.
 	MaxHandshakes int
 	// MaxInFlight bounds the requests that are being worked on, over all
-	// sessions, and one session to an eighth and one peer to a quarter of it.
-	// Those whose answer the peer does not take count too. A request beyond is
-	// answered with 503. Default: 8192.
+	// sessions, and one session to an eighth and one peer to a quarter of it, and to
+	// as many as are free. Those whose answer the peer does not take count too. A
+	// request beyond is answered with 503. Default: 8192.
 	MaxInFlight int
 	// HandshakeTimeout is how long a peer may take for the TLS handshake.
 	// Default: 10 s.
@@ -333,6 +333,12 @@ func (s *Server) start() bool {
 func (s *Server) finish() {
 	s.inFlight.Done()
 	s.working.Add(-1)
+}
+
+func (s *Server) stopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining
 }
 
 // warn logs what a peer has done wrong. Of more than a few, tidy logs the

@@ -55,11 +55,13 @@ func (s *session) close(cause error) {
 }
 
 // begin reports whether one more request of this session may be worked on. No
-// session, and no peer, gets more than its share: the others would have to wait.
+// session, and no peer, gets more than its share, nor more than are free: the
+// others would have to wait.
 func (s *session) begin() bool {
-	most := s.server.cfg.MaxInFlight
+	most := int64(s.server.cfg.MaxInFlight)
 	mine, peers := s.working.Add(1), s.share.working.Add(1)
-	if mine > int64(max(1, most/8)) || peers > int64(max(1, most/4)) || !s.server.start() {
+	share := max(1, min(most/4, most-s.server.working.Load()-1))
+	if mine > max(1, most/8) || peers > share || !s.server.start() {
 		s.working.Add(-1)
 		s.share.working.Add(-1)
 		return false
