@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -20,6 +21,7 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 	ca := newTestCA(t)
 	answers := []*ski.Response{
 		{Error: ski.MalformedRequest}, {Error: ski.UnspecifiedError}, {Error: ski.RequestDenied}, {Error: ski.SPKINotFound},
+		{Error: ski.RequestDenied, RetryAfter: time.Second}, {Error: ski.RequestDenied, RetryAfter: time.Hour}, ski.Busy(time.Second),
 	}
 	for n := 60; n <= 72; n++ {
 		answers = append(answers, &ski.Response{Output: make([]byte, n)})

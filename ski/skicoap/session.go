@@ -110,6 +110,9 @@ func (s *session) work(in ski.Format, body []byte, out ski.Format) *result {
 	r := &result{code: code, options: append(contentFormat(out.ContentFormat()), more...), payload: data, format: out}
 	if resp.OutputLen > 0 {
 		r.paddedLen, r.paddedBodyLen = resp.PaddedLen(out), resp.PaddedBodyLen(out)
+		for _, o := range more { // Max-Age: a number that is short, behind the next but one
+			r.paddedLen -= 1 + len(o.Value)
+		}
 	}
 	return r
 }

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -153,6 +155,49 @@ func TestALimitTellsWhenToComeBack(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, ski.RequestDenied, resp.Error)
 	assert.Equal(t, 2*time.Second, resp.RetryAfter, "whole seconds, rounded up")
+}
+
+// Over DTLS and TLS alike, overload has a code of its own, and so a client knows it
+// from a key server that is at fault; the message is the draft's.
+func TestOverloadHasACodeOfItsOwn(t *testing.T) {
+	ca := newTestCA(t)
+	configure := func(cfg *ServerConfig) {
+		cfg.Handler = ski.HandlerFunc(func(context.Context, ski.Peer, *ski.Request) *ski.Response {
+			return ski.Busy(1500 * time.Millisecond)
+		})
+	}
+	cfg := ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool}
+	configure(&cfg)
+	for _, c := range []*Client{dialTo(t, serve(t, "127.0.0.1:0", cfg), ca), dialTCP(t, serveTCP(t, ca, configure), ca)} {
+		resp, err := c.RoundTrip(t.Context(), request(1))
+		require.NoError(t, err)
+		assert.Equal(t, ski.Busy(2*time.Second), resp, "whole seconds, rounded up")
+		s, err := c.session(t.Context())
+		require.NoError(t, err)
+		body, err := ski.EncodeRequest(ski.CBOR, request(1))
+		require.NoError(t, err)
+		a, err := s.exchange(t.Context(), "/ski", ski.CBOR, body)
+		require.NoError(t, err)
+		assert.Equal(t, codes.ServiceUnavailable, a.code)
+		assert.EqualValues(t, 2, a.maxAge)
+		assert.Equal(t, "\xa1\x65error\x71unspecified error", string(a.payload))
+	}
+}
+
+// The message comes first: an answer that is none of an overload is not made one by
+// its code, and without a message there is no answer of a key server.
+func TestAnotherErrorWithTheCodeOfOverloadIsThatError(t *testing.T) {
+	for payload, want := range map[string]*ski.Response{
+		"\xa1\x65error\x71unspecified error": ski.Busy(60 * time.Second), // RFC 7252, Section 5.10.5
+		"\xa1\x65error\x6erequest denied":    ski.Failed(ski.RequestDenied),
+		"\xa1\x66output\x41x":                nil,
+		"":                                   nil,
+	} {
+		a := &answer{code: codes.ServiceUnavailable, format: message.AppCBOR, maxAge: defaultMaxAge, payload: []byte(payload)}
+		resp, err := a.response()
+		assert.Equal(t, want, resp)
+		assert.Equal(t, want == nil, err != nil)
+	}
 }
 
 func TestAPeerThatIsNotAuthenticatedGetsNoSession(t *testing.T) {

@@ -66,7 +66,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if refused == nil && !sess.begin() {
 		if !s.stopping() {
 			sess.share.pace.Refused(time.Now(), pace.PerRefusal)
-			s.busy(w, r, out)
+			s.busy(w, r, sess, out)
 			return
 		}
 		refused = ending
@@ -86,7 +86,8 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // busy answers a request that has no place.
-func (s *Server) busy(w http.ResponseWriter, r *http.Request, out ski.Format) {
+func (s *Server) busy(w http.ResponseWriter, r *http.Request, sess *session, out ski.Format) {
+	s.warn("request refused", "peer", sess.peer.Addr, "spki", sess.peer.SPKI, "status", http.StatusServiceUnavailable, "reason", "too many requests in flight")
 	resp := ski.Busy(time.Second)
 	data, err := ski.EncodeResponse(out, resp)
 	if err != nil {

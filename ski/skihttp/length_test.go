@@ -102,7 +102,7 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 	answers = append(answers,
 		ski.Failed(ski.MalformedRequest), ski.Failed(ski.UnspecifiedError), ski.Failed(ski.RequestDenied), ski.Failed(ski.SPKINotFound),
 		&ski.Response{Error: ski.RequestDenied, RetryAfter: time.Second}, &ski.Response{Error: ski.RequestDenied, RetryAfter: 12345 * time.Second},
-		&ski.Response{Output: []byte{1}})
+		ski.Busy(time.Second), &ski.Response{Output: []byte{1}})
 	for _, longest := range []int{48, 72, 139, 512} {
 		s := serve(t, ca, ServerConfig{
 			Handler: ski.HandlerFunc(func(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {

@@ -174,6 +174,7 @@ func TestEachAnswerHasItsStatus(t *testing.T) {
 		{ski.Response{Error: ski.RequestDenied, RetryAfter: 1500 * time.Millisecond}, 429, "2"},
 		{ski.Response{Error: ski.SPKINotFound}, 404, ""},
 		{ski.Response{Error: ski.UnspecifiedError}, 500, ""},
+		{*ski.Busy(1500 * time.Millisecond), 503, "2"},
 	} {
 		next.Store(&tc.resp)
 		for _, version := range []int{1, 2} {
@@ -204,6 +205,7 @@ func TestEachAnswerHasItsStatus(t *testing.T) {
 		resp, err := dialTo(t, s, ca).RoundTrip(t.Context(), request(1))
 		require.NoError(t, err)
 		assert.Equal(t, tc.resp.Error, resp.Error)
+		assert.Equal(t, tc.resp.Overloaded, resp.Overloaded)
 		assert.Equal(t, wholeSeconds(tc.resp.RetryAfter), uint64(resp.RetryAfter/time.Second))
 	}
 }
