@@ -1,0 +1,219 @@
+package cmd_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
+	"github.com/tlsski/tlsski/ski/skihttp"
+)
+
+// startSecondKeyServer starts a key server beside that of skictl dev, with the same
+// keys, these lines in its configuration and a policy of its own, and returns its
+// URLs. It ends with the test.
+func (d *devSetup) startSecondKeyServer(lines, policy string) (coaps, coapsTCP, https string) {
+	d.t.Helper()
+	config := regexp.MustCompile(`(?m)^(listen|coaps_tcp|https): .*$`).ReplaceAllString(d.read("keyserver/keyserver.yaml"), `$1: "127.0.0.1:0"`)
+	config = strings.NewReplacer("audit.log", "second.log", "policy.yaml", "second-policy.yaml").Replace(config)
+	file := filepath.Join(d.dir, "keyserver", "second.yaml")
+	require.NoError(d.t, os.WriteFile(file, []byte(config+lines), 0o600))
+	require.NoError(d.t, os.WriteFile(filepath.Join(d.dir, "keyserver", "second-policy.yaml"), []byte(policy), 0o600))
+	cmd := exec.Command(filepath.Join(bin, "ski-keyserver"), "-config", file)
+	stderr, err := cmd.StderrPipe()
+	require.NoError(d.t, err)
+	require.NoError(d.t, cmd.Start())
+	d.t.Cleanup(func() { // It may have a thousand requests that it would answer first.
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	var addrs []string
+	listening := regexp.MustCompile(`msg="?listening.*? addr=(\S+)`)
+	log := bufio.NewReader(stderr)
+	said := ""
+	for len(addrs) < 3 {
+		line, err := log.ReadString('\n')
+		said += line
+		require.NoError(d.t, err, said)
+		if m := listening.FindStringSubmatch(line); m != nil {
+			addrs = append(addrs, m[1])
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, log) }()
+	return "coaps://" + addrs[0] + "/ski", "coaps+tcp://" + addrs[2] + "/ski", "https://" + addrs[1] + "/ski"
+}
+
+// A burst of handshakes is served whole, whatever their number, if it can be in the
+// time that the edge gives a request: with a key server that may take as long as
+// that, on the slowest machine.
+func TestABurstOfRSAHandshakesIsServedWhole(t *testing.T) {
+	d := startDev(t)
+	coaps, _, _ := d.startSecondKeyServer("max_wait: 2m\nrsa_workers: 1\n", d.read("keyserver/policy.yaml"))
+	addr := d.startEdge("url: " + coaps + "\n  timeout: 2m")
+	ca, err := os.ReadFile(d.endpoints.CA)
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	staticRSA := []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}
+	kinds := []*tls.Config{ // most with the engine that does not need two operations
+		{ServerName: "rsa.localhost", MaxVersion: tls.VersionTLS12},
+		{ServerName: "rsa.localhost"},
+		{ServerName: "rsa.localhost", MaxVersion: tls.VersionTLS12, CipherSuites: staticRSA},
+		{ServerName: "split.rsa.localhost", MaxVersion: tls.VersionTLS12},
+		{ServerName: "split.rsa.localhost", MaxVersion: tls.VersionTLS12, CipherSuites: staticRSA},
+	}
+	const burst = 500
+	conns := make([]net.Conn, burst)
+	for i := range conns {
+		conns[i], err = net.Dial("tcp", addr)
+		require.NoError(t, err)
+		defer conns[i].Close()
+	}
+	begin := make(chan struct{})
+	var all sync.WaitGroup
+	var failed atomic.Int64
+	for i, conn := range conns {
+		c := kinds[i%len(kinds)].Clone()
+		c.RootCAs = roots
+		all.Go(func() {
+			<-begin
+			if err := tls.Client(conn, c).Handshake(); err != nil && failed.Add(1) < 5 {
+				t.Errorf("%s %v: %v", c.ServerName, c.CipherSuites, err)
+			}
+		})
+	}
+	close(begin)
+	all.Wait()
+	require.Zero(t, failed.Load())
+}
+
+// decryption asks for a decryption with the RSA key, each of another input.
+func (d *devSetup) decryption() *ski.Request {
+	input := make([]byte, 256)
+	_, _ = rand.Read(input[1:]) // below the modulus
+	return &ski.Request{Protocol: ski.TLS12, SPKI: d.endpoints.Sites[1].SPKI, Method: ski.MethodRSA, Input: input}
+}
+
+// closingTransport is a client of a binding.
+type closingTransport interface {
+	ski.Transport
+	io.Closer
+}
+
+func TestOverloadIsToldOverEachBinding(t *testing.T) {
+	d := startDev(t)
+	coaps, coapsTCP, https := d.startSecondKeyServer("max_wait: 1ms\nrsa_workers: 1\n", d.read("keyserver/policy.yaml"))
+	identity, roots := d.edgeIdentity()
+	signature := d.requestsOfAllLengths()["ECDHE with ECDSA"]
+	urls := []string{coaps, coapsTCP, https}
+	for _, url := range urls {
+		var c closingTransport
+		var err error
+		if url == https {
+			c, err = skihttp.NewClient(url, skihttp.ClientConfig{Certificate: identity, RootCAs: roots})
+		} else {
+			c, err = skicoap.NewClient(url, skicoap.ClientConfig{Certificate: identity, RootCAs: roots})
+		}
+		require.NoError(t, err)
+		defer c.Close()
+		var all sync.WaitGroup
+		var served, overloaded atomic.Int64
+		for range 100 {
+			all.Go(func() {
+				resp, err := c.RoundTrip(t.Context(), d.decryption())
+				switch {
+				case !assert.NoError(t, err):
+				case resp.Overloaded:
+					assert.Equal(t, ski.Busy(time.Second), resp)
+					overloaded.Add(1)
+				default:
+					assert.Empty(t, resp.Error)
+					served.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		assert.Positive(t, served.Load(), url)
+		assert.Positive(t, overloaded.Load(), url)
+		// A signature with another key waits for nothing.
+		resp, err := c.RoundTrip(t.Context(), signature(1+slices.Index(urls, url)))
+		require.NoError(t, err)
+		assert.Empty(t, resp.Error)
+	}
+	require.Eventually(t, func() bool { return strings.Contains(d.read("keyserver/second.log"), `"refused":{"server":`) },
+		time.Minute, 10*time.Millisecond, "the audit log has their number")
+}
+
+// While one edge's thousands of operations wait, each of another's is the next but
+// one.
+func TestOneEdgesBurstLeavesAnothersHandshakesAnswered(t *testing.T) {
+	d := startDev(t)
+	policy := strings.Replace(d.read("keyserver/policy.yaml"), "    psk: [edge.ski.internal]\n", "  - name: modest\n    psk: [edge.ski.internal]\n", 1)
+	policy = strings.ReplaceAll(policy, "[edge]", "[edge, modest]") + "limits: {edge: {in_flight: 4000}}\ndetectors: {rsa-failures: {action: off}}\n"
+	coaps, _, _ := d.startSecondKeyServer("max_wait: 2m\nrsa_workers: 1\n", policy)
+	identity, roots := d.edgeIdentity()
+	data, err := os.ReadFile(d.endpoints.EdgePSK)
+	require.NoError(t, err)
+	psks, err := ski.ParsePSKs(d.endpoints.EdgePSK, data)
+	require.NoError(t, err)
+
+	greedy, stop := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	defer flood.Wait()
+	defer stop()
+	var served atomic.Int64
+	const sessions, each = 4, 512
+	for range sessions {
+		c, err := skicoap.NewClient(coaps, skicoap.ClientConfig{Certificate: identity, RootCAs: roots})
+		require.NoError(t, err)
+		defer c.Close()
+		for range each {
+			flood.Go(func() {
+				for greedy.Err() == nil {
+					if resp, err := c.RoundTrip(greedy, d.decryption()); err == nil && resp.Error == "" {
+						served.Add(1)
+					}
+				}
+			})
+		}
+	}
+	modest, err := skicoap.NewClient(coaps, skicoap.ClientConfig{PSK: &psks[0]})
+	require.NoError(t, err)
+	defer modest.Close()
+	defer stop() // before the others are closed, of which those who ask would take no notice
+	require.Eventually(t, func() bool { return served.Load() >= 50 }, time.Minute, time.Millisecond)
+	var between []int64
+	for range 50 {
+		before := served.Load()
+		resp, err := modest.RoundTrip(t.Context(), d.decryption())
+		require.NoError(t, err)
+		require.Empty(t, resp.Error)
+		between = append(between, served.Load()-before)
+	}
+	var sum int64
+	for _, n := range between {
+		sum += n
+	}
+	// With one queue for all it would be thousands; some are answered while this
+	// process does not get to look.
+	assert.Less(t, sum/int64(len(between)), int64(100), fmt.Sprint(between))
+}
