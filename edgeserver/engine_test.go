@@ -364,6 +364,28 @@ func TestKeyLog(t *testing.T) {
 	assert.NoFileExists(t, cfg.KeyLog)
 }
 
+func TestTheKeyLogIsOpenedAnew(t *testing.T) {
+	p := newPKI(t)
+	cfg := bothSites(t, p, false)
+	cfg.KeyLog = filepath.Join(t.TempDir(), "keys.txt")
+	e := start(t, cfg, p.transport())
+	handshake := func() {
+		c, err := e.dial(p, &tls.Config{ServerName: "rsa.test"})
+		require.NoError(t, err)
+		c.Close()
+	}
+	has := func() bool {
+		data, _ := os.ReadFile(cfg.KeyLog)
+		return len(data) > 0
+	}
+	handshake()
+	require.Eventually(t, has, 10*time.Second, time.Millisecond)
+	require.NoError(t, os.Rename(cfg.KeyLog, cfg.KeyLog+".old"))
+	e.ReopenLogs()
+	handshake()
+	require.Eventually(t, has, 10*time.Second, time.Millisecond)
+}
+
 // A disk that takes nothing, or a write that does not return, is no handshake's
 // concern.
 func TestNoHandshakeWaitsForTheKeyLog(t *testing.T) {
