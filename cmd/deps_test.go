@@ -21,14 +21,15 @@ const module = "github.com/tlsski/tlsski/"
 // package may reach, directly or through others. Only the commands join
 // bindings, key stores and servers.
 var mayImport = map[string][]string{
-	"ski/tlsprf":          {},
-	"ski":                 {"github.com/fxamacker/cbor/v2"},
-	"ski/internal/pace":   {},
-	"ski/internal/turn":   {},
-	"ski/internal/source": {},
-	"ski/skicoap":         {"ski", "ski/internal/pace", "ski/internal/source", "ski/internal/turn", "github.com/fxamacker/cbor/v2", "github.com/plgd-dev/go-coap/v3", "github.com/pion/"},
-	"ski/skihttp":         {"ski", "ski/internal/pace", "ski/internal/source", "ski/internal/turn", "github.com/fxamacker/cbor/v2"},
-	"ski/skitest":         {"ski", "github.com/fxamacker/cbor/v2"},
+	"ski/tlsprf":           {},
+	"ski":                  {"github.com/fxamacker/cbor/v2"},
+	"ski/internal/pace":    {},
+	"ski/internal/turn":    {},
+	"ski/internal/source":  {},
+	"ski/internal/backoff": {"ski", "github.com/fxamacker/cbor/v2"},
+	"ski/skicoap":          {"ski", "ski/internal/pace", "ski/internal/backoff", "ski/internal/source", "ski/internal/turn", "github.com/fxamacker/cbor/v2", "github.com/plgd-dev/go-coap/v3", "github.com/pion/"},
+	"ski/skihttp":          {"ski", "ski/internal/pace", "ski/internal/backoff", "ski/internal/source", "ski/internal/turn", "github.com/fxamacker/cbor/v2"},
+	"ski/skitest":          {"ski", "github.com/fxamacker/cbor/v2"},
 	"keyserver": {"ski", "ski/tlsprf", "internal/guarded", "internal/certuse", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
 		"github.com/fsnotify/fsnotify", "github.com/google/renameio/v2"},
 	"hsm": {"ski", "internal/guarded", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},

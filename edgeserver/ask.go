@@ -60,6 +60,8 @@ func reason(err error) string {
 		return "overloaded"
 	case errors.Is(err, ski.UnspecifiedError):
 		return "unspecified error"
+	case errors.Is(err, ski.ErrRefused):
+		return "refused" // the edge server itself, and not what it asked for
 	case errors.As(err, &transport) && !transport.Timeout():
 		return "unreachable" // also when it stayed so until the time was up
 	case errors.Is(err, context.DeadlineExceeded):

@@ -70,8 +70,8 @@ const (
 const enoughTime = 500 * time.Millisecond
 
 // RoundTrip asks the Transports in turn until one has an answer, the time is
-// up, or all have failed for good. An error answer is an answer, except
-// UnspecifiedError: it says that this key server is at fault (its audit log's disk
+// up, or all have failed for good or refuse this edge (ErrRefused). An error answer
+// is an answer, except UnspecifiedError: it says that this key server is at fault (its audit log's disk
 // is full, say), so each other is asked once. Where it says that the key server is
 // overloaded (Response.Overloaded), the request is asked again, twice at most,
 // another key server first, or the same after the time that it has said: of all
@@ -149,7 +149,7 @@ rounds:
 			if !r.ranOut && !isTransport {
 				return nil, r.err // The request itself is at fault.
 			}
-			hopeless = hopeless && isTransport && te.Permanent
+			hopeless = hopeless && isTransport && te.inVain()
 		}
 		if busy != nil {
 			if retried == maxRetries || !c.again(ctx, busy.RetryAfter, false) {

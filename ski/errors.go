@@ -83,6 +83,10 @@ func (e *TransportError) Error() string {
 
 func (e *TransportError) Unwrap() error { return e.Err }
 
+// inVain reports whether asking the same key server again, within the time of one
+// request, would fail in the same way.
+func (e *TransportError) inVain() bool { return e.Permanent || errors.Is(e.Err, ErrRefused) }
+
 // Timeout reports whether the time given ran out (net.Error has the same
 // method).
 func (e *TransportError) Timeout() bool { return errors.Is(e.Err, context.DeadlineExceeded) }

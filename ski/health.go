@@ -47,7 +47,7 @@ type Attempt struct {
 
 // Outcome names what came of the attempt, for the label of a metric: "output",
 // one of the four errors, "overloaded", "canceled" where the answer was not waited for,
-// "timeout", "unreachable" or "failed". With MethodRSA it is "answered" for
+// "timeout", "refused" (ErrRefused), "unreachable" or "failed". With MethodRSA it is "answered" for
 // whatever the key server has answered: that may depend on the plaintext, and
 // whoever reads metrics and connects would learn it.
 func (a *Attempt) Outcome() string {
@@ -65,6 +65,8 @@ func (a *Attempt) Outcome() string {
 		return "canceled"
 	case errors.Is(a.Err, context.DeadlineExceeded):
 		return "timeout"
+	case errors.Is(a.Err, ErrRefused):
+		return "refused"
 	case errors.As(a.Err, &te):
 		return "unreachable"
 	}

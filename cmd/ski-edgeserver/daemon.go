@@ -87,6 +87,7 @@ func (d *daemon) reload() {
 		d.log.Error("configuration refused, the one before stays", "error", err)
 		return
 	}
+	d.keyServers.retry()
 	d.log.Info("configuration loaded", "file", d.file, "keyserver", strings.Join(endpoints(d.cfg), ","), "sites", len(d.cfg.Sites))
 	d.probe()
 }

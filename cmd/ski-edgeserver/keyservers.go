@@ -61,6 +61,13 @@ func (all keyServers) start() {
 	}
 }
 
+// retry has those asked at once that refuse this edge.
+func (all keyServers) retry() {
+	for _, k := range all {
+		k.Retry()
+	}
+}
+
 // Close closes those that are in no other configuration.
 func (all keyServers) Close() {
 	for _, k := range all {

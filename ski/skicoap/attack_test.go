@@ -392,7 +392,7 @@ func TestAClientThatWasPausedKeepsItsSession(t *testing.T) {
 		return c.current != nil
 	}, time.Minute, time.Millisecond)
 	require.Eventually(t, func() bool { return waiting(c) == 1 }, time.Minute, time.Millisecond)
-	c.current.(*clientSession).look(time.Now().Add(time.Minute)) // what the first tick after the pause does
+	c.current.clientSide.(*clientSession).look(time.Now().Add(time.Minute)) // what the first tick after the pause does
 	assert.True(t, c.current.alive())
 	close(release)
 	require.NoError(t, <-answered)

@@ -256,7 +256,7 @@ func TestTheLengthOfAnAnswerInBlocksTellsNothing(t *testing.T) {
 		_, err = c.RoundTrip(t.Context(), request(0))
 		require.NoError(t, err)
 		// What a slow machine has sent again would be answered once more.
-		session := c.current.(*clientSession)
+		session := c.current.clientSide.(*clientSession)
 		session.mu.Lock()
 		session.rtt.srtt = time.Hour // the longest interval, maxRTO, from now on
 		session.mu.Unlock()

@@ -12,12 +12,14 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
 	dtlsnet "github.com/pion/dtls/v3/pkg/net"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/backoff"
 	"github.com/tlsski/tlsski/ski/internal/source"
 )
 
@@ -75,7 +77,7 @@ const (
 // Client is a ski.Transport to one key server: one DTLS or TLS session, shared by
 // all requests. It makes the session when it is needed, and again after it was
 // lost. A request that finds no session fails as soon as the attempt to make
-// one does.
+// one does, or at once while the key server refuses this edge (ski.RefusedError).
 type Client struct {
 	cfg      ClientConfig
 	endpoint string // the URL, and the address if there is one
@@ -85,14 +87,15 @@ type Client struct {
 	udpPath  *clientPath
 	log      *slog.Logger
 
-	slots chan struct{} // one for each request in flight
+	slots    chan struct{} // one for each request in flight
+	refusals backoff.Refusals
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
 	mu      sync.Mutex
-	current clientSide
+	current *held
 	dialing *dialing
 	pause   time.Duration // after the next failure
 }
@@ -100,8 +103,15 @@ type Client struct {
 // dialing is an attempt to make a session that requests wait for.
 type dialing struct {
 	done    chan struct{}
-	session clientSide
+	session *held
 	err     error
+}
+
+// held is a session of a Client.
+type held struct {
+	clientSide
+	began    time.Time
+	answered atomic.Bool // it has had an answer
 }
 
 // clientSide is the client's side of one session over DTLS or TLS.
@@ -114,8 +124,9 @@ type clientSide interface {
 	close(cause error)
 	// local is the address that it was made from.
 	local() net.Addr
-	// ended is closed when there is nothing more to come.
+	// ended is closed when there is nothing more to come. Then reason is why.
 	ended() <-chan struct{}
+	reason() error
 	// watch begins to expect notifications, unwatch ends that, and register asks
 	// for them. It returns the answer as it is now. have is the ETag of what is
 	// there.
@@ -187,6 +198,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		udpPath:  &clientPath{mtu: limit, log: log},
 		log:      log,
 		slots:    make(chan struct{}, cfg.MaxInFlight),
+		refusals: backoff.Refusals{Log: cfg.Logger.With("keyserver", endpoint)},
 		ctx:      ctx,
 		cancel:   cancel,
 		pause:    firstRedial,
@@ -272,6 +284,9 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 		return nil, c.failed(ctx, "dial", err)
 	}
 	a, err := s.exchange(ctx, c.path, f, body)
+	if err == nil || errors.Is(err, errUnusable) {
+		c.answered(s)
+	}
 	switch {
 	case errors.Is(err, errUnusable), errors.Is(err, errReset):
 		return nil, c.failed(ctx, "answer", err)
@@ -290,15 +305,23 @@ func (c *Client) failed(ctx context.Context, op string, err error) error {
 }
 
 // session returns the current session, or the one that is made now.
-func (c *Client) session(ctx context.Context) (clientSide, error) {
+func (c *Client) session(ctx context.Context) (*held, error) {
 	c.mu.Lock()
-	if s := c.current; s != nil && s.alive() {
-		c.mu.Unlock()
-		return s, nil
+	if s := c.current; s != nil {
+		if s.alive() {
+			c.mu.Unlock()
+			return s, nil
+		}
+		c.current = nil
+		c.judge(s)
 	}
 	if c.ctx.Err() != nil {
 		c.mu.Unlock()
 		return nil, net.ErrClosed
+	}
+	if err := c.refusals.Enter(); err != nil {
+		c.mu.Unlock()
+		return nil, err
 	}
 	d := c.dialing
 	if d == nil {
@@ -319,21 +342,28 @@ func (c *Client) session(ctx context.Context) (clientSide, error) {
 // stays the current attempt for the pause: whoever asks meanwhile gets the
 // same answer without another datagram.
 func (c *Client) dial(d *dialing) {
+	began := time.Now()
 	d.session, d.err = c.connect()
+	if refused := (*refusedError)(nil); errors.As(d.err, &refused) {
+		if err := c.refusals.Refused(began, refused); err != nil {
+			d.err = err
+		}
+	}
 	c.mu.Lock()
 	pause := c.pause
 	if d.err == nil {
 		c.current, c.dialing, c.pause = d.session, nil, firstRedial
-	} else {
-		c.pause = min(2*c.pause, lastRedial)
+	} else if c.pause = min(2*c.pause, lastRedial); errors.Is(d.err, ski.ErrRefused) {
+		c.dialing = nil // c.refusals has a pause of its own.
 	}
+	done := c.dialing == nil
 	c.mu.Unlock()
 	close(d.done)
-	if d.err == nil {
+	if done {
 		return
 	}
 	if c.ctx.Err() == nil {
-		c.log.Warn("no session", "err", d.err, "again_in", pause)
+		c.log.Log(c.ctx, c.refusals.Level(slog.LevelWarn), "no session", "err", d.err, "again_in", pause)
 	}
 	select {
 	case <-time.After(pause):
@@ -344,7 +374,8 @@ func (c *Client) dial(d *dialing) {
 	c.mu.Unlock()
 }
 
-func (c *Client) connect() (clientSide, error) {
+func (c *Client) connect() (*held, error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.DialTimeout)
 	defer cancel()
 	connect := c.connectUDP
@@ -355,16 +386,17 @@ func (c *Client) connect() (clientSide, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.log.Info("session begins")
+	level := c.refusals.Level(slog.LevelInfo)
+	c.log.Log(c.ctx, level, "session begins")
 	stop := context.AfterFunc(c.ctx, func() { s.close(net.ErrClosed) })
 	c.running.Go(func() {
 		err := s.run()
 		stop()
 		if c.ctx.Err() == nil {
-			c.log.Info("session ends", "reason", err)
+			c.log.Log(c.ctx, level, "session ends", "reason", err)
 		}
 	})
-	return s, nil
+	return &held{clientSide: s, began: began}, nil
 }
 
 func (c *Client) connectUDP(ctx context.Context) (clientSide, error) {
@@ -392,6 +424,9 @@ func (c *Client) connectUDP(ctx context.Context) (clientSide, error) {
 	}
 	if err != nil {
 		_ = conn.Close()
+		if c.cfg.PSK == nil && v.err == nil && endedByPeer(err) {
+			err = &refusedError{err}
+		}
 		return nil, source.Cause(ctx, err)
 	}
 	s := newClientSession(conn, c.cfg.DeadAfter, c.udpPath)

@@ -209,7 +209,7 @@ func TestASlowKeyServerIsNoSmallPath(t *testing.T) {
 	// The requests have been sent often enough for a probe, and its answer has come.
 	require.Eventually(t, func() bool {
 		c.mu.Lock()
-		s, ok := c.current.(*clientSession)
+		s, ok := c.current.clientSide.(*clientSession)
 		c.mu.Unlock()
 		if !ok {
 			return false

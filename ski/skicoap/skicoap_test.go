@@ -346,7 +346,7 @@ func TestADeadlineEndsARequestAtOnceAndLeavesNothing(t *testing.T) {
 
 func waiting(c *Client) int {
 	c.mu.Lock()
-	s := c.current.(*clientSession)
+	s := c.current.clientSide.(*clientSession)
 	c.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()

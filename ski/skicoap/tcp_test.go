@@ -227,7 +227,7 @@ func TestADeadlineEndsARequestOverTCPAtOnce(t *testing.T) {
 	for range 50 {
 		require.ErrorIs(t, <-errs, context.Canceled)
 	}
-	session := c.current.(*tcpClientSession)
+	session := c.current.clientSide.(*tcpClientSession)
 	session.mu.Lock()
 	assert.Empty(t, session.calls)
 	session.mu.Unlock()
@@ -624,7 +624,7 @@ func TestALargeMessageGoesOnlyToWhoTakesIt(t *testing.T) {
 	req.Input = make([]byte, 3000)
 	_, err := c.RoundTrip(t.Context(), req)
 	require.NoError(t, err, "our key server says that it takes them")
-	c.current.(*tcpClientSession).link.peerMax.Store(baseMaxFrame)
+	c.current.clientSide.(*tcpClientSession).link.peerMax.Store(baseMaxFrame)
 	_, err = c.RoundTrip(t.Context(), req)
 	require.ErrorContains(t, err, "the key server takes 1152")
 	require.NoError(t, ask(t.Context(), c, 1), "the session goes on")

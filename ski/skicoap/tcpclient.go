@@ -51,6 +51,9 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 	}
 	if err != nil {
 		_ = conn.Close()
+		if verified(secure) && endedByPeer(err) {
+			err = &refusedError{err}
+		}
 		return nil, source.Cause(ctx, err)
 	}
 	s := &tcpClientSession{
@@ -67,6 +70,9 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 	stop := context.AfterFunc(ctx, func() { s.link.close(context.Cause(ctx)) })
 	defer stop()
 	if err := s.link.open(deadline); err != nil {
+		if endedByPeer(err) {
+			err = &refusedError{err}
+		}
 		return nil, err
 	}
 	return s, nil

@@ -72,7 +72,7 @@ func (l *tcpLink) open(deadline time.Time) error {
 		return err
 	}
 	m, err := l.frames.read(func() {})
-	if err == nil && m.Code != codes.CSM {
+	if err == nil && m.Code != codes.CSM && m.Code != codes.Abort {
 		err = &frameError{errNoCSM.Error()}
 	}
 	if err == nil {
@@ -131,7 +131,7 @@ func (l *tcpLink) signal(m *message.Message) error {
 	case codes.Ping:
 		return l.send(message.Message{Code: codes.Pong, Token: m.Token})
 	case codes.Abort:
-		return errors.New("the peer has aborted the connection: " + printable(m.Payload))
+		return fmt.Errorf("%w: %s", errAborted, printable(m.Payload))
 	}
 	return nil
 }

@@ -124,6 +124,7 @@ func (c *Client) WatchTickets(ctx context.Context, site string, update func(*ski
 		if err != nil {
 			return c.failed(ctx, "request", err)
 		}
+		c.answered(s)
 		if err := c.follow(ctx, s, w, &t, a); err != nil {
 			return err
 		}
@@ -132,7 +133,7 @@ func (c *Client) WatchTickets(ctx context.Context, site string, update func(*ski
 
 // follow takes an answer and the notifications after it, until it is time to
 // register again.
-func (c *Client) follow(ctx context.Context, s clientSide, w *watch, t *ticketWatch, a *answer) error {
+func (c *Client) follow(ctx context.Context, s *held, w *watch, t *ticketWatch, a *answer) error {
 	for {
 		fresh, err := t.take(a)
 		clear(a.payload)

@@ -340,7 +340,7 @@ func rawEdge(t *testing.T, s *Server, ca *testCA) *link {
 	c := dialTo(t, s, ca)
 	side, err := c.session(t.Context())
 	require.NoError(t, err)
-	return side.(*clientSession).link
+	return side.clientSide.(*clientSession).link
 }
 
 func TestARejectedNotificationEndsTheObservation(t *testing.T) {

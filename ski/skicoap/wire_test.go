@@ -264,7 +264,7 @@ func TestManyRequestsOnOneSessionEachGetTheirOwnAnswer(t *testing.T) {
 // comeRound has the client use the message IDs again that it used before, those
 // around the end of the numbers among them.
 func (c *Client) comeRound() {
-	s := c.current.(*clientSession)
+	s := c.current.clientSide.(*clientSession)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nextMID = 65_000

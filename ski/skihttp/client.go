@@ -15,10 +15,12 @@ import (
 	"net/netip"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/internal/backoff"
 	"github.com/tlsski/tlsski/ski/internal/source"
 )
 
@@ -76,7 +78,8 @@ const idleTimeout = 4 * time.Minute
 
 // Client is a ski.Transport to one key server. Connections are made when they
 // are needed and shared by all requests. A request that finds none fails as soon
-// as the attempt to make one does.
+// as the attempt to make one does, or at once while the key server refuses this
+// edge (ski.RefusedError).
 type Client struct {
 	cfg       ClientConfig
 	endpoint  string // the URL as given, and the address if there is one
@@ -85,7 +88,8 @@ type Client struct {
 	tls       *tls.Config
 	transport *http.Transport
 
-	slots chan struct{} // one for each request in flight
+	slots    chan struct{} // one for each request in flight
+	refusals backoff.Refusals
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -147,6 +151,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		url:      u.String(),
 		log:      cfg.Logger.With("keyserver", endpoint),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
+		refusals: backoff.Refusals{Log: cfg.Logger.With("keyserver", endpoint)},
 		conns:    make(map[*clientConn]struct{}),
 		pause:    firstRedial,
 	}
@@ -249,14 +254,20 @@ func (c *Client) exchange(ctx context.Context, f ski.Format, body []byte) (*answ
 	}
 	op := "dial" // what fails next
 	pings := false
+	var conn net.Conn
 	asking, cancel := context.WithCancel(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(got httptrace.GotConnInfo) { op, pings = "request", speaksHTTP2(got.Conn) },
+		GotConn: func(got httptrace.GotConnInfo) {
+			op, conn, pings = "request", got.Conn, speaksHTTP2(got.Conn)
+		},
 	}))
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
 	resp, err := c.post(asking, f, body)
 	if err == nil || isReset(err) {
 		op = "answer"
+		c.answered(linkOf(conn))
+	} else {
+		c.judge(asking, conn, err)
 	}
 	if err == nil {
 		var a *answered
@@ -360,11 +371,20 @@ func (c *Client) dial(_ context.Context, network, addr string) (net.Conn, error)
 		return nil, c.failed
 	}
 	c.mu.Unlock()
+	if err := c.refusals.Enter(); err != nil {
+		return nil, err
+	}
 	if !c.enter() {
 		return nil, net.ErrClosed
 	}
 	defer c.running.Done()
+	began := time.Now()
 	conn, err := c.connect(network, addr)
+	if refused := (*refusedError)(nil); errors.As(err, &refused) {
+		if refusal := c.refusals.Refused(began, refused); refusal != nil {
+			return nil, refusal
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
@@ -372,7 +392,7 @@ func (c *Client) dial(_ context.Context, network, addr string) (net.Conn, error)
 		return conn, nil
 	}
 	if now := time.Now(); now.After(c.redialAt) && c.ctx.Err() == nil { // the first of those that dialled at once
-		c.log.Warn("no session", "err", err, "again_in", c.pause)
+		c.log.Log(c.ctx, c.refusals.Level(slog.LevelWarn), "no session", "err", err, "again_in", c.pause)
 		c.redialAt, c.failed = now.Add(c.pause), err
 		c.pause = min(2*c.pause, lastRedial)
 	}
@@ -394,12 +414,15 @@ func (c *Client) connect(network, addr string) (net.Conn, error) {
 	}
 	ctx, cancel = source.Context(ctx, raw.LocalAddr())
 	defer cancel()
-	link := &clientConn{Conn: raw, client: c, done: make(chan struct{})}
+	link := &clientConn{Conn: raw, client: c, done: make(chan struct{}), began: time.Now(), level: c.refusals.Level(slog.LevelInfo)}
 	conn := tls.Client(link, c.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		if verdict := (*tls.CertificateVerificationError)(nil); errors.As(err, &verdict) {
 			return nil, &untrustedError{verdict.Err}
+		}
+		if len(conn.ConnectionState().VerifiedChains) > 0 && isAlert(err) {
+			err = &refusedError{err}
 		}
 		return nil, source.Cause(ctx, err)
 	}
@@ -412,7 +435,7 @@ func (c *Client) connect(network, addr string) (net.Conn, error) {
 	c.conns[link] = struct{}{}
 	c.mu.Unlock()
 	go source.Watch(raw.LocalAddr(), link.done, func() { _ = link.end(source.ErrGone) })
-	c.log.Info("session begins", "local", raw.LocalAddr(), "protocol", conn.ConnectionState().NegotiatedProtocol)
+	c.log.Log(c.ctx, link.level, "session begins", "local", raw.LocalAddr(), "protocol", conn.ConnectionState().NegotiatedProtocol)
 	return conn, nil
 }
 
@@ -420,6 +443,9 @@ func (c *Client) connect(network, addr string) (net.Conn, error) {
 type clientConn struct {
 	net.Conn
 	client      *Client
+	began       time.Time
+	level       slog.Level // of lines about it
+	answered    atomic.Bool
 	established bool
 	once        sync.Once
 	done        chan struct{} // closed when it is
@@ -449,9 +475,9 @@ func (l *clientConn) end(reason error) error {
 			closed := c.closed
 			c.mu.Unlock()
 			if !closed && reason != nil {
-				c.log.Info("session ends", "local", l.LocalAddr(), "reason", reason)
+				c.log.Log(c.ctx, l.level, "session ends", "local", l.LocalAddr(), "reason", reason)
 			} else if !closed {
-				c.log.Info("session ends", "local", l.LocalAddr())
+				c.log.Log(c.ctx, l.level, "session ends", "local", l.LocalAddr())
 			}
 			c.running.Done()
 		})

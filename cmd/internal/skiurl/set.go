@@ -118,6 +118,16 @@ func (s *Set) Note(a ski.Attempt) {
 	}
 }
 
+// Retry has the key servers asked at once that refuse this edge: an operator has
+// done something about it.
+func (s *Set) Retry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.clients {
+		p.client.Retry()
+	}
+}
+
 // hosts returns the names in the URLs, each once.
 func (s *Set) hosts() []string {
 	var hosts []string

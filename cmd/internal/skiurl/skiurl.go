@@ -24,6 +24,8 @@ type Client interface {
 	Exchange(ctx context.Context, f ski.Format, body []byte) ([]byte, error)
 	// Endpoint returns the key server's URL, with the address if one is set.
 	Endpoint() string
+	// Retry has a key server that refuses this edge (ski.ErrRefused) asked at once.
+	Retry()
 	// Close ends the sessions and everything that waits for an answer.
 	Close() error
 }
