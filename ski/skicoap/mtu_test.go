@@ -209,11 +209,12 @@ func TestASlowKeyServerIsNoSmallPath(t *testing.T) {
 	// The requests have been sent often enough for a probe, and its answer has come.
 	require.Eventually(t, func() bool {
 		c.mu.Lock()
-		s, ok := c.current.clientSide.(*clientSession)
+		current := c.current
 		c.mu.Unlock()
-		if !ok {
+		if current == nil {
 			return false
 		}
+		s := current.clientSide.(*clientSession)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return !s.lastProbe.IsZero()
