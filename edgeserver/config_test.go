@@ -184,6 +184,8 @@ func TestLoadErrors(t *testing.T) {
 		"url twice":               {strings.Replace(keyserverYAML, "url: coaps://127.0.0.1:5684/ski", "urls: [coaps://a.test, coaps://a.test]", 1) + siteYAML, ":2:26: keyserver.urls[1]: 'coaps://a.test' is there already"},
 		"balance":                 {keyserverYAML + "  balance: random\n" + siteYAML, ":6:12: keyserver.balance: 'random' is not failover, round-robin or least-latency"},
 		"hedge":                   {keyserverYAML + "  hedge: {max_extra: 5}\n" + siteYAML, ":6:22: keyserver.hedge.max_extra: is not a share from 0 to 1"},
+		"mtu":                     {keyserverYAML + "  mtu: 399\n" + siteYAML, ":6:8: keyserver.mtu: 399 is not 0 or 400 to 65535 bytes"},
+		"mtu, too large":          {keyserverYAML + "  mtu: 65536\n" + siteYAML, ":6:8: keyserver.mtu: 65536 is not"},
 		"hedge nan":               {keyserverYAML + "  hedge: {max_extra: .nan}\n" + siteYAML, ":6:22: keyserver.hedge.max_extra: is not a share"},
 		"which key server":        {site("names: [a.test]", "keyserver: far", certs, proxy), ":8:16: sites[0].keyserver: there is no 'far' in keyservers"},
 		"named, no url":           {keyserverYAML + "keyservers:\n  near: {timeout: 1s}\n" + siteYAML, "keyservers.near.url: is missing"},

@@ -50,6 +50,10 @@ type KeyServer struct {
 	Balance ski.Balance `yaml:"balance"`
 	// Hedge asks a second key server where the first is slow. Default: not.
 	Hedge Hedge `yaml:"hedge"`
+	// MTU is the longest IP packet that the path to a key server at coaps://
+	// carries, ski.MinMTU to ski.MaxMTU bytes. Default: 0, 1280 and less where longer
+	// packets prove to be lost.
+	MTU int `yaml:"mtu"`
 	// DraftOnly is for a key server that knows only what
 	// draft-cairns-tls-session-key-interface-01 defines: the edge then speaks
 	// TLS 1.2 only and sends no extensions.
@@ -168,6 +172,9 @@ func (c Config) keyServersWithDefaults() (KeyServer, map[string]KeyServer) {
 		if k.Hedge == (Hedge{}) {
 			k.Hedge = common.Hedge
 		}
+		if k.MTU == 0 {
+			k.MTU = common.MTU
+		}
 		all[name] = k
 	}
 	return common, all
@@ -196,6 +203,8 @@ func (c *Config) validateKeyServers() error {
 			return c.errorf(field+".balance", "'%s' is not %s, %s or %s", k.Balance, ski.Failover, ski.RoundRobin, ski.LeastLatency)
 		case !(k.Hedge.MaxExtra >= 0 && k.Hedge.MaxExtra <= 1):
 			return c.errorf(field+".hedge.max_extra", "is not a share from 0 to 1")
+		case k.MTU != 0 && (k.MTU < ski.MinMTU || k.MTU > ski.MaxMTU):
+			return c.errorf(field+".mtu", "%d is not 0 or %d to %d bytes", k.MTU, ski.MinMTU, ski.MaxMTU)
 		}
 	}
 	for i, site := range c.Sites {

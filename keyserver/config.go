@@ -15,6 +15,8 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+
+	"github.com/tlsski/tlsski/ski"
 )
 
 // Config is the configuration file of ski-keyserver, in YAML. Paths in the
@@ -29,6 +31,10 @@ type Config struct {
 	// HTTPS is the TCP address, HOST:PORT, on which the same is served over HTTPS.
 	// Port 0 takes a free one. Default none.
 	HTTPS string `yaml:"https"`
+	// MTU is the longest IP packet that the paths from Listen to all edges carry,
+	// ski.MinMTU bytes or more. Default 0: 1280, and less to an edge to which longer
+	// packets prove to be lost.
+	MTU uint16 `yaml:"mtu"`
 	// Path is that of the SKI resource. Default "/ski".
 	Path string `yaml:"path"`
 	// Certificate is the PEM file with the key server's own certificate chain.
@@ -201,6 +207,8 @@ func (c *Config) checkNetwork(doc *document) error {
 		return doc.errorAt("$.coaps_tcp", "%q is not HOST:PORT", c.CoAPSTCP)
 	case c.HTTPS != "" && !isListenAddress(c.HTTPS):
 		return doc.errorAt("$.https", "%q is not HOST:PORT", c.HTTPS)
+	case c.MTU != 0 && c.MTU < ski.MinMTU:
+		return doc.errorAt("$.mtu", "%d is not 0 or %d to %d bytes", c.MTU, ski.MinMTU, ski.MaxMTU)
 	case !strings.HasPrefix(c.Path, "/"):
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)
 	case c.PSKWithoutForwardSecrecy && c.PSK == "":
@@ -218,7 +226,7 @@ func (c *Config) checkNetwork(doc *document) error {
 }
 
 func (c *Config) check(doc *document) error {
-	if err := doc.checkWhole("$.rsa_workers", "$.max_in_flight", "$.hsm.max_sessions"); err != nil {
+	if err := doc.checkWhole("$.mtu", "$.rsa_workers", "$.max_in_flight", "$.hsm.max_sessions"); err != nil {
 		return err
 	}
 	if c.Policy == "" {

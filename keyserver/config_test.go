@@ -48,6 +48,7 @@ func TestConfigAll(t *testing.T) {
 	c, dir, err := loadConfig(t, `
 listen: 127.0.0.1:0
 path: /a/b
+mtu: 576
 certificate: /etc/c.pem
 key: ../c.key
 client_ca: ca.pem
@@ -74,6 +75,7 @@ log: {level: warn, format: json}
 	}, c.Audit)
 	require.Equal(t, RSAFailureError, c.RSAFailure)
 	require.EqualValues(t, 3, c.RSAWorkers)
+	require.EqualValues(t, 576, c.MTU)
 	require.EqualValues(t, 10, c.MaxInFlight)
 	require.Equal(t, Duration(90*time.Second), c.ShutdownTimeout)
 	require.Equal(t, SandboxOff, c.Sandbox)
@@ -164,6 +166,8 @@ func TestConfigErrors(t *testing.T) {
 		"fraction":          {leastConfig + "max_in_flight: 1.0\n", "ks.yaml:6:16: it is not a whole number"},
 		"audit without":     {leastConfig + "audit:\n  # file: audit.log\n", `ks.yaml:6:1: "audit" has no value`},
 		"text for a map":    {leastConfig + "audit: audit.log\n", "ks.yaml:6:8: string was used where mapping is expected"},
+		"mtu":               {leastConfig + "mtu: 399\n", "ks.yaml:6:6: 399 is not 0 or 400 to 65535 bytes"},
+		"mtu, too large":    {leastConfig + "mtu: 65536\n", "ks.yaml:6:6: "},
 		"max_in_flight":     {leastConfig + "max_in_flight: 0\n", "ks.yaml:6:16: "},
 		"duration":          {leastConfig + "shutdown_timeout: 10\n", "ks.yaml:6:19: it is not a duration"},
 		"duration 0":        {leastConfig + "shutdown_timeout: 0s\n", "ks.yaml:6:19: it is not a duration"},

@@ -22,7 +22,7 @@ var notEmbedded = []struct {
 	why   string
 	names []string
 }{
-	{"nobody reaches it over a network", []string{"listen", "coaps_tcp", "https", "path", "certificate", "key", "client_ca", "crl", "crl_expired",
+	{"nobody reaches it over a network", []string{"listen", "coaps_tcp", "https", "mtu", "path", "certificate", "key", "client_ca", "crl", "crl_expired",
 		"psk", "psk_without_forward_secrecy", "metrics", "metrics_public"}},
 	{"it is cut off by stopping the edge server", []string{"admin"}},
 	{"it stands in the edge server's configuration", []string{"log", "shutdown_timeout"}},

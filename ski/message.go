@@ -9,6 +9,13 @@ import (
 	"time"
 )
 
+// MinMTU and MaxMTU bound the MTU that can be configured for the path between an
+// edge server and a key server: the longest IP packet, in bytes.
+const (
+	MinMTU = 400
+	MaxMTU = 65535
+)
+
 // Limits on what is read from the wire. They are checked before anything is
 // looked up, so that an unknown peer's lengths never decide an allocation.
 const (

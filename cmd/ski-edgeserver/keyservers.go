@@ -113,7 +113,7 @@ func openKeyServers(cfg edgeserver.Config, before keyServers, count func(url str
 }
 
 func newKeyServer(cfg *edgeserver.Config, name string, k edgeserver.KeyServer, log *slog.Logger) (*keyServer, error) {
-	cc := skiurl.Config{ServerName: k.ServerName, Logger: log}
+	cc := skiurl.Config{ServerName: k.ServerName, MTU: k.MTU, Logger: log}
 	var err error
 	if k.PSK != "" {
 		cc.PSK, err = k.PreSharedKey()

@@ -54,6 +54,8 @@ the default, or what else could be there.
     # psk: edge.psk          # instead of the three, a line IDENTITY:HEX (chmod 600)
     # server_name:           # the name in it, if not the one in url
     # timeout: 5s            # for an answer; then the client gets a TLS alert
+    # mtu: 0                 # coaps://: the longest IP packet that the path carries, 400 to
+                             # 65535 bytes; 0: finds out, beginning with 1280
     # draft_only: false      # the key server knows no extensions of the draft
     # java_names: sha256     # it is the open source one in Java, at https://, which
                              # has RSA keys by SPKI fingerprint; sha1: certificate's

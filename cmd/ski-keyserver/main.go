@@ -36,6 +36,8 @@ the default.
   # listen: ":5684"          # UDP; port 0 takes a free one, see the log
   # coaps_tcp:               # TCP, the same as CoAP over TLS, e.g. ":5684"; default: nowhere
   # https:                   # TCP, the same over HTTPS, e.g. ":8443"; default: nowhere
+  # mtu: 0                   # of 'listen': the longest IP packet that the paths to all edges
+                             # carry, 400 to 65535 bytes; 0: finds out, beginning with 1280
   # path: /ski
   certificate: keyserver.pem # who this key server is to edge servers
   key: keyserver.key         # readable by its owner only (chmod 600)

@@ -54,7 +54,7 @@ type ClientConfig struct {
 	DeadAfter time.Duration
 	// MTU is the longest IP packet that the path to the key server carries, in
 	// bytes: what is sent to it, and the answers that it is asked for, fit. It is
-	// 400 to 65,535, of which 1280 and more are as good as 1280. Default: 1280,
+	// ski.MinMTU to ski.MaxMTU; more than 1280 is as good as 1280. Default: 1280,
 	// and less where longer packets prove to be lost. Over TCP it means nothing.
 	MTU int
 	// Logger gets a line for each session that begins, ends or fails to begin.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"github.com/tlsski/tlsski/ski"
 )
 
 // mtu is the longest IP packet that a path carries, in bytes (docs/design/0025-small-paths.md).
@@ -21,8 +23,6 @@ const (
 	// safeMTU is what every IPv4 host takes (RFC 791, Section 3.1). No packet of a
 	// handshake is longer, and none of a path that loses longer ones.
 	safeMTU mtu = 576
-	// minMTU is the least that can be configured.
-	minMTU mtu = 400
 	// ipHeaders are the headers of IPv6 (40) and UDP (8).
 	ipHeaders = 40 + 8
 	// recordOverhead is what a DTLS record adds to a message: a header (13), a
@@ -42,16 +42,14 @@ const (
 
 // configuredMTU returns the MTU of a configuration, in which 0 stands for none.
 func configuredMTU(n int) (mtu, error) {
-	if n != 0 && (n < int(minMTU) || n > maxConfiguredMTU) {
-		return 0, fmt.Errorf("skicoap: an MTU of %d bytes: it is %d to %d, or 0", n, minMTU, maxConfiguredMTU)
+	if n != 0 && (n < ski.MinMTU || n > ski.MaxMTU) {
+		return 0, fmt.Errorf("skicoap: the MTU %d is not 0 or %d to %d bytes", n, ski.MinMTU, ski.MaxMTU)
 	}
 	if n == 0 {
 		return maxMTU, nil
 	}
 	return min(mtu(n), maxMTU), nil
 }
-
-const maxConfiguredMTU = 65535
 
 // handshake returns what pion takes for the MTU: it cuts messages into fragments
 // of so many bytes, to which it adds headers.

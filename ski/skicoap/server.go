@@ -67,9 +67,9 @@ type ServerConfig struct {
 	// Default: 5 minutes.
 	IdleTimeout time.Duration
 	// MTU is the longest IP packet that the paths to all peers carry, in bytes:
-	// what is sent to them fits, in blocks where it is longer. It is 400 to 65,535, of which 1280
-	// and more are as good as 1280. Default: 1280, and less to a peer to which
-	// longer packets prove to be lost. Over TCP it means nothing.
+	// what is sent to them fits, in blocks where it is longer. It is ski.MinMTU to
+	// ski.MaxMTU; more than 1280 is as good as 1280. Default: 1280, and less to a
+	// peer to which longer packets prove to be lost. Over TCP it means nothing.
 	MTU int
 	// KnownAddresses are addresses from which peers have been authenticated, as
 	// Server.KnownAddresses has returned them before a restart. Handshakes from

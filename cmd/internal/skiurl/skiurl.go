@@ -50,6 +50,9 @@ type Config struct {
 	Java *skihttp.JavaKeyServer
 	// Address is where the URL's host is asked. Default: what a look-up says.
 	Address netip.Addr
+	// MTU is the longest IP packet that the path carries where the URL is coaps://.
+	// Default: it is found out.
+	MTU int
 	// Logger is the binding's. Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -70,7 +73,7 @@ func NewClient(rawURL string, cfg Config) (Client, error) {
 	case "coaps", "coaps+tcp":
 		return skicoap.NewClient(rawURL, skicoap.ClientConfig{
 			Certificate: cfg.Certificate, RootCAs: cfg.RootCAs, PSK: cfg.PSK, ServerName: cfg.ServerName,
-			Address: cfg.Address, Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, Logger: cfg.Logger,
+			Address: cfg.Address, Format: cfg.Format, MaxInFlight: cfg.MaxInFlight, MTU: cfg.MTU, Logger: cfg.Logger,
 		})
 	case "https":
 		return skihttp.NewClient(rawURL, skihttp.ClientConfig{
