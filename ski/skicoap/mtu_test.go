@@ -8,6 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -284,5 +288,89 @@ func TestTicketKeysOnAPathThatLosesLongDatagrams(t *testing.T) {
 			}
 			assert.EqualValues(t, 1, r.hellos.Load(), "handshakes")
 		})
+	}
+}
+
+// What the key server sends gets to other programs too: libcoap's client gets an
+// answer that it has not asked to be in blocks, after a handshake with a long chain,
+// and so does OpenSSL, with short packets of its own.
+func TestOtherProgramsOnAPathThatLosesLongDatagrams(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	var handler longEcho
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.issue(x509.ExtKeyUsageServerAuth, large), ClientCAs: ca.pool, Handler: &handler})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+
+	r := newRelay(t, s.Addr().String())
+	r.limit(smallUDP, smallUDP)
+	edge := pemFile(t, ca.issue(x509.ExtKeyUsageClientAuth, large))
+	out, err := exec.CommandContext(ctx, "openssl", "s_client", "-dtls1_2", "-mtu", "500", "-connect", r.addr(), "-brief", "-cert", edge).CombinedOutput()
+	require.NoError(t, err, string(out))
+	assert.Contains(t, string(out), "CONNECTION ESTABLISHED")
+
+	r = newRelay(t, s.Addr().String())
+	r.limit(0, smallUDP)
+	edge = pemFile(t, ca.edge())
+	dir := t.TempDir()
+	body, err := ski.EncodeRequest(ski.CBOR, longRequest(1, 136, 512))
+	require.NoError(t, err)
+	request, answer := filepath.Join(dir, "request"), filepath.Join(dir, "answer")
+	require.NoError(t, os.WriteFile(request, body, 0o600))
+	out, err = exec.CommandContext(ctx, "coap-client-openssl", "-m", "post", "-t", "60", "-f", request, "-o", answer, "-B", "50",
+		"-c", edge, "-j", edge, "-n", "coaps://"+r.addr()+"/ski").CombinedOutput()
+	require.NoError(t, err, string(out))
+	data, err := os.ReadFile(answer)
+	require.NoError(t, err, string(out))
+	resp, err := ski.DecodeResponse(ski.CBOR, data)
+	require.NoError(t, err, "%s: %x", out, data)
+	assert.Len(t, resp.Output, 512)
+	handler.assertOnce(t, 1)
+}
+
+// An answer that is padded, so that its length tells nothing, has one length in
+// blocks too.
+func TestTheLengthOfAnAnswerThatWasLostTellsNothing(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	const most = 520
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(
+		func(_ context.Context, _ ski.Peer, req *ski.Request) *ski.Response {
+			n := int(req.ClientVersion)
+			if n == 0 {
+				return &ski.Response{Error: ski.MalformedRequest, OutputLen: most}
+			}
+			return &ski.Response{Output: make([]byte, n), OutputLen: most}
+		})})
+	for _, f := range []ski.Format{ski.CBOR, ski.JSON} {
+		var want []int
+		for _, n := range []int{0, 1, 200, 510, most - 1, most} {
+			c, r := through(t, s, ca, func(cfg *ClientConfig) { cfg.Format = f })
+			_, err := c.RoundTrip(t.Context(), request(0)) // the handshake
+			require.NoError(t, err)
+			r.limit(0, smallUDP)
+			var mu sync.Mutex
+			var lengths []int
+			r.down.Store(new(func(n int) {
+				mu.Lock()
+				defer mu.Unlock()
+				lengths = append(lengths, n)
+			}))
+			req := request(1)
+			req.ClientVersion = uint16(n)
+			resp, err := c.RoundTrip(t.Context(), req)
+			require.NoError(t, err)
+			assert.Len(t, resp.Output, n)
+			mu.Lock()
+			lengths = slices.DeleteFunc(lengths, func(n int) bool { return n < 100 }) // answers to pings
+			slices.Sort(lengths)
+			lengths = slices.Compact(lengths)
+			mu.Unlock()
+			require.Greater(t, len(lengths), 1)
+			if want == nil {
+				want = lengths
+			}
+			assert.Equal(t, want, lengths, "%s, %d bytes", f, n)
+		}
 	}
 }
