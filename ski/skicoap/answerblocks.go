@@ -55,11 +55,11 @@ func (s *dtlsSession) nextBlock(e *exchange, re reply, key transferKey, asked bl
 	s.refuse(e, re, blocks{}, s.transfers.next(key, asked, time.Now()))
 }
 
-// answerAgain answers a request that has come again. A long answer that has been
-// sent sendsWhole times goes in blocks then: its path may lose long datagrams.
-// RFC 6347, Section 4.1.1.1, has a handshake do likewise.
-func (s *dtlsSession) answerAgain(m *message.Message, answer []byte, again int) {
-	if again >= sendsWhole && isLong(answer) {
+// answerAgain answers a request that has come again. A long answer goes in blocks
+// then: the path may lose long datagrams. RFC 6347, Section 4.1.1.1, has a
+// handshake do likewise.
+func (s *dtlsSession) answerAgain(m *message.Message, answer []byte) {
+	if isLong(answer) {
 		if shorter := s.cut(m, answer); shorter != nil {
 			clear(answer)
 			s.exchanges.replace(newExchangeID(m.MessageID, m.Token), bytes.Clone(shorter))

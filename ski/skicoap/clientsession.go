@@ -355,7 +355,7 @@ func (s *clientSession) look(now time.Time) bool {
 	for _, c := range s.overdue(now) {
 		switch {
 		case c != s.probing:
-			doubt = doubt || c.sent > sendsWhole && isLong(c.datagram)
+			doubt = doubt || isLong(c.datagram)
 		case c.sent > maxProbes && s.heard.After(c.began):
 			narrow = true
 			continue

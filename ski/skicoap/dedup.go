@@ -39,7 +39,6 @@ type exchange struct {
 	id     exchangeID
 	began  time.Time
 	answer []byte // the encoded message
-	again  int    // how often the request has come again since
 }
 
 // exchanges is the memory of one session: a map, and a queue of its values in
@@ -52,19 +51,16 @@ type exchanges struct {
 }
 
 // begin notes a request. For one that is known it returns nil and, if it has
-// been answered, a copy of the answer, and how often it has come again since.
-func (x *exchanges) begin(id exchangeID, now time.Time) (e *exchange, answer []byte, again int) {
+// been answered, a copy of the answer.
+func (x *exchanges) begin(id exchangeID, now time.Time) (e *exchange, answer []byte) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.forget(now)
 	if old, ok := x.known[id]; ok {
-		if len(old.answer) > 0 {
-			old.again++
-		}
-		return nil, append([]byte(nil), old.answer...), old.again
+		return nil, append([]byte(nil), old.answer...)
 	}
 	if x.closed {
-		return nil, nil, 0
+		return nil, nil
 	}
 	if x.known == nil {
 		x.known = make(map[exchangeID]*exchange)
@@ -72,7 +68,7 @@ func (x *exchanges) begin(id exchangeID, now time.Time) (e *exchange, answer []b
 	e = &exchange{id: id, began: now}
 	x.known[id] = e
 	x.queue = append(x.queue, e)
-	return e, nil, 0
+	return e, nil
 }
 
 // replace notes another answer in the place of one that was sent. From then on

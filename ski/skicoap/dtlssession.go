@@ -60,10 +60,10 @@ func (s *dtlsSession) receive(m *message.Message) {
 	if m.Code < codes.GET || m.Code > 31 || m.Type > message.NonConfirmable {
 		return // no request
 	}
-	e, answer, again := s.exchanges.begin(newExchangeID(m.MessageID, m.Token), now)
+	e, answer := s.exchanges.begin(newExchangeID(m.MessageID, m.Token), now)
 	if e == nil {
 		if len(answer) > 0 {
-			s.answerAgain(m, answer, again)
+			s.answerAgain(m, answer)
 		}
 		return
 	}
@@ -187,7 +187,7 @@ func (s *dtlsSession) answer(e *exchange, re reply, code codes.Code, options mes
 		s.server.log.Error("answer", "peer", s.peer.Addr, "err", err)
 		return
 	}
-	if isLong(datagram) {
+	if b, _ := findBlock(m.Options, message.Block2); isLong(datagram) && (b == nil || b.num == 0) {
 		s.lossy.sent()
 	}
 	s.exchanges.finish(e, bytes.Clone(datagram))

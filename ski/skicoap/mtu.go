@@ -28,14 +28,15 @@ const (
 	// recordOverhead is what a DTLS record adds to a message: a header (13), a
 	// connection ID of up to 42, a nonce of 8, the type within, a tag of 16.
 	recordOverhead = 13 + 42 + 8 + 1 + 16
-	// narrowFor is how long messages stay short on a path that has lost long ones
+	// narrowFor is how long answers stay short on a path that has lost long ones
 	// (RFC 8899, Section 5.1.1, PMTU_RAISE_TIMER).
 	narrowFor = 10 * time.Minute
-	// sendsWhole is how often a long message is sent before it goes in blocks.
-	sendsWhole = 2
+	// raiseAfter is the same of a client, which loses no time with a probe.
+	raiseAfter = time.Minute
 	// maxProbes is how often a probe is sent before it counts as lost. RFC 8899,
-	// Section 5.1.2, has 3, of longer time-outs.
-	maxProbes = 4
+	// Section 5.1.2, has 3; but where one datagram in five is lost each way, so are
+	// three of them one time in twenty.
+	maxProbes = 5
 	// probePause is how long after an answered probe there is no other.
 	probePause = time.Second
 )
@@ -74,32 +75,31 @@ func (m mtu) szx() uint8 {
 	return b.szx
 }
 
-// lossy counts the long messages that one side has sent, and tells a path on
-// which they are lost. Of a path that loses everything now and then, few are lost
-// sendsWhole times in a row.
+// lossy counts the long answers of a session, and tells a path on which they are
+// all lost from one that loses some, as it loses others.
 type lossy struct {
 	mu     sync.Mutex
-	long   int       // messages that were sent whole at first
+	long   int       // answers that were sent whole at first
 	cut    int       // those of them that arrived in blocks
 	narrow time.Time // until when all go in blocks
 }
 
-// sent notes a long message.
+// sent notes a long answer.
 func (l *lossy) sent() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.long++; l.long >= 64 { // what was long ago counts less and less
+	if l.long++; l.long >= 16 { // what was long ago counts less and less
 		l.long, l.cut = l.long/2, l.cut/2
 	}
 }
 
-// arrived notes that a long message has arrived in blocks. It reports whether
+// arrived notes that a long answer has arrived in blocks. It reports whether
 // all are cut from now on that were not before.
 func (l *lossy) arrived(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cut++
-	if l.cut < 2 || 4*l.cut < l.long || now.Before(l.narrow) {
+	if l.cut < 5 || 3*l.cut < 2*l.long || now.Before(l.narrow) {
 		return false
 	}
 	l.narrow, l.long, l.cut = now.Add(narrowFor), 0, 0
@@ -140,7 +140,7 @@ func (p *clientPath) limit(now time.Time) (m mtu, due bool) {
 		return p.mtu, false
 	}
 	if due = now.After(p.until); due {
-		p.until = now.Add(narrowFor)
+		p.until = now.Add(raiseAfter)
 	}
 	return min(p.mtu, safeMTU), due
 }
@@ -149,7 +149,7 @@ func (p *clientPath) limit(now time.Time) (m mtu, due bool) {
 func (p *clientPath) found(narrow bool, now time.Time) {
 	p.mu.Lock()
 	was := p.narrow
-	p.narrow, p.until = narrow, now.Add(narrowFor)
+	p.narrow, p.until = narrow, now.Add(raiseAfter)
 	p.mu.Unlock()
 	switch {
 	case narrow && !was:

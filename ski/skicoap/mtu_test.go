@@ -176,6 +176,35 @@ func TestAConfiguredMTUIsKeptTo(t *testing.T) {
 	}
 }
 
+// All the first requests of a session are long, or their answers are.
+func TestABurstOnAPathThatLosesLongDatagrams(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	for name, e := range map[string][2]int{"requests": {512, 48}, "answers": {136, 512}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var handler longEcho
+			s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: &handler})
+			c, r := through(t, s, ca)
+			r.limit(smallUDP, smallUDP)
+			r.faults.Store(&faults{delay: 20 * time.Millisecond})
+			const n = 300
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			errs := make(chan error, n)
+			began := time.Now()
+			for i := range n {
+				go func() { errs <- askLong(ctx, c, longRequest(i, e[0], e[1])) }()
+			}
+			for range n {
+				require.NoError(t, <-errs)
+			}
+			handler.assertOnce(t, n)
+			t.Logf("all answered after %v", time.Since(began))
+		})
+	}
+}
+
 func TestAnMTUThatCannotBeIsRefused(t *testing.T) {
 	ca := newTestCA(t)
 	for _, mtu := range []int{-1, 1, 399, 65536} {
@@ -242,17 +271,13 @@ func TestLossIsNoSmallPath(t *testing.T) {
 		var l lossy
 		for range 1000 {
 			l.sent()
-			lost := 0
-			for lost <= sendsWhole && random.Float64() < 0.2 {
-				lost++
-			}
-			if lost >= sendsWhole && l.arrived(time.Now()) {
+			if random.Float64() < 0.2 && l.arrived(time.Now()) {
 				mistaken++
 				break
 			}
 		}
 	}
-	assert.LessOrEqual(t, mistaken, runs/10)
+	assert.LessOrEqual(t, mistaken, runs/100)
 
 	var l lossy // one that loses all long ones
 	for range 1000 {
@@ -262,7 +287,7 @@ func TestLossIsNoSmallPath(t *testing.T) {
 	for l.sent(); !l.arrived(time.Now()); l.sent() {
 		n++
 	}
-	assert.Less(t, n, 30)
+	assert.Less(t, n, 15)
 	assert.Equal(t, safeMTU, l.limit(maxMTU, time.Now()))
 	assert.Equal(t, maxMTU, l.limit(maxMTU, time.Now().Add(narrowFor+time.Second)))
 }

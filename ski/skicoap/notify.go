@@ -111,7 +111,7 @@ func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded
 	defer s.unacked.remove(mid)
 	interval := s.server.ackTimeout + rand.N(s.server.ackTimeout/2)
 	for i := range maxRetransmit + 1 {
-		if i == sendsWhole && isLong(datagram) {
+		if i == 1 && isLong(datagram) {
 			clear(datagram)
 			if datagram, err = s.notification(o, r, mid, min(limit, safeMTU)); err != nil {
 				return err

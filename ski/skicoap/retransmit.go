@@ -67,7 +67,8 @@ func (c *credit) take(now time.Time, rto time.Duration) bool {
 }
 
 // overdue returns the requests that are sent again now, those first that have
-// waited for it the longest. It is called with s.mu held.
+// waited for it the longest, and before them a probe of the path: where that loses
+// long requests, they wait for it. It is called with s.mu held.
 func (s *clientSession) overdue(now time.Time) []*call {
 	var due []*call
 	for _, c := range s.calls {
@@ -75,7 +76,15 @@ func (s *clientSession) overdue(now time.Time) []*call {
 			due = append(due, c)
 		}
 	}
-	slices.SortFunc(due, func(a, b *call) int { return a.next.Compare(b.next) })
+	slices.SortFunc(due, func(a, b *call) int {
+		switch s.probing {
+		case a:
+			return -1
+		case b:
+			return 1
+		}
+		return a.next.Compare(b.next)
+	})
 	for i, c := range due {
 		if !s.credit.take(now, s.rtt.timeout()) {
 			return due[:i]

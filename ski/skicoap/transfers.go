@@ -186,24 +186,30 @@ func (t *transfers) drop(from map[transferKey]*transfer, key transferKey) {
 	}
 }
 
-// expire forgets what stands still.
-func (t *transfers) expire(now time.Time) { t.forget(now.Add(-rememberFor)) }
+// expire forgets what stands still. An answer that was cut may have arrived whole
+// after all, and does not take a place from others for long.
+func (t *transfers) expire(now time.Time) {
+	t.forget(func(tr *transfer) bool {
+		age := now.Sub(tr.moved)
+		return age > rememberFor || tr.cut && age > ski.DefaultTimeout
+	})
+}
 
 // close forgets everything, and takes nothing more.
 func (t *transfers) close() {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
-	t.forget(time.Time{})
+	t.forget(func(*transfer) bool { return true })
 }
 
-// forget drops what has not moved since; the zero time stands for ever.
-func (t *transfers) forget(since time.Time) {
+// forget drops those that match.
+func (t *transfers) forget(match func(*transfer) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, some := range []map[transferKey]*transfer{t.requests, t.answers} {
 		for key, tr := range some {
-			if since.IsZero() || tr.moved.Before(since) {
+			if match(tr) {
 				t.drop(some, key)
 			}
 		}

@@ -281,7 +281,7 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	var x exchanges
 	start := time.Now()
 	for i := range 3 * rememberMost {
-		e, _, _ := x.begin(newExchangeID(int32(uint16(i)), []byte{byte(i >> 16)}), start)
+		e, _ := x.begin(newExchangeID(int32(uint16(i)), []byte{byte(i >> 16)}), start)
 		require.NotNil(t, e)
 		x.finish(e, []byte("answer"))
 	}
@@ -289,7 +289,7 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	assert.LessOrEqual(t, len(x.queue), rememberMost)
 
 	last := newExchangeID(int32(3*rememberMost-1), []byte{0})
-	e, answer, _ := x.begin(last, start.Add(rememberFor))
+	e, answer := x.begin(last, start.Add(rememberFor))
 	assert.Nil(t, e)
 	assert.Equal(t, "answer", string(answer))
 	kept := x.known[last].answer
