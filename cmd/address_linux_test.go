@@ -372,6 +372,19 @@ func TestAnEdgeBehindANATThatForgetsItIsServedOn(t *testing.T) {
 	}
 }
 
+// A key server that listens on all addresses answers from the one that was asked:
+// an edge's socket takes nothing from another.
+func TestAKeyServerAnswersFromTheAddressThatWasAsked(t *testing.T) {
+	t.Parallel()
+	m := startMobile(t)
+	second, second6 := m.network.NewAddr(), m.network.NewAddr6()
+	require.NoError(t, m.server.AddAddr(second))
+	require.NoError(t, m.server.AddAddr(second6))
+	m.startEdges("", second.String())
+	m.startEdges("-6", "["+second6.String()+"]")
+	m.everyEdge("at the second addresses", m.edges)
+}
+
 // The key server moves, and its name with it.
 func TestAnEdgeFindsAKeyServerWhoseNameMoves(t *testing.T) {
 	t.Parallel()

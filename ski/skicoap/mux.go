@@ -49,6 +49,7 @@ type mux struct {
 	// begin is called for each new flow, with mu held.
 	begin   func(*flow)
 	cookies *cookies // of the goroutine that reads
+	arrival []byte   // likewise: where the datagram that it has read was sent to; nil where the socket has one address
 
 	asked    atomic.Uint64 // ClientHellos that were answered with a cookie
 	returned atomic.Uint64 // cookies that came back, not counting repetitions
@@ -86,18 +87,34 @@ func newMux(conn *net.UDPConn, known []netip.Addr, begin func(*flow)) *mux {
 // run reads until the socket is closed.
 func (m *mux) run() error {
 	buf := make([]byte, maxDatagram)
+	var control []byte
+	if tellArrivals(m.conn) {
+		control = make([]byte, arrivalLen)
+	}
 	for {
-		n, addr, err := m.conn.ReadFromUDPAddrPort(buf)
+		n, said, _, addr, err := m.conn.ReadMsgUDPAddrPort(buf, control)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
 			return err
 		}
+		m.arrival = answerArrival(control[:said])
 		if datagram := admit(buf[:n], cidLen); len(datagram) > 0 {
 			m.route(addr, datagram, time.Now())
 		}
 	}
+}
+
+// answer sends a datagram from where arrival says, if it does.
+func (m *mux) answer(arrival, datagram []byte, to netip.AddrPort) error {
+	if arrival != nil {
+		if _, _, err := m.conn.WriteMsgUDPAddrPort(datagram, arrival, to); err == nil {
+			return nil
+		}
+	}
+	_, err := m.send(datagram, to)
+	return err
 }
 
 func (m *mux) route(addr netip.AddrPort, datagram []byte, now time.Time) {
@@ -131,7 +148,7 @@ func (m *mux) routeHello(addr netip.AddrPort, p helloPiece, datagram []byte, now
 		if p.offset == 0 && len(datagram) >= verifyRequestLen {
 			m.asked.Add(1)
 			// A socket that takes no more loses it, as the network would.
-			_, _ = m.send(m.cookies.verifyRequest(p.record, addr, now), addr)
+			_ = m.answer(m.arrival, m.cookies.verifyRequest(p.record, addr, now), addr)
 		}
 		return
 	}
@@ -195,7 +212,7 @@ func (m *mux) routeHello(addr netip.AddrPort, p helloPiece, datagram []byte, now
 func (m *mux) newFlow(addr netip.AddrPort, hello helloBody, now time.Time) *flow {
 	f := &flow{
 		mux: m, addr: addr, random: hello.random(), cookie: bytes.Clone(hello.cookie), began: now, turn: now,
-		buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr),
+		arrival: bytes.Clone(m.arrival), buffer: packetio.NewBuffer(), remote: net.UDPAddrFromAddrPort(addr),
 	}
 	f.queue = m.strangers
 	if m.known.has(addr.Addr()) {
@@ -230,15 +247,17 @@ const (
 
 // flow is the datagrams of one peer, as a net.PacketConn for pion.
 type flow struct {
-	mux    *mux
-	addr   netip.AddrPort // where it began
-	random [34]byte       // of its ClientHello
-	cookie []byte
-	began  time.Time
-	cid    cid
-	buffer *packetio.Buffer
-	pace   pace.Gate
-	silent atomic.Bool // it has ended: nothing is sent any more
+	mux  *mux
+	addr netip.AddrPort // where it began
+	// arrival is where its ClientHello was sent to. A client that moves stays with it.
+	arrival []byte
+	random  [34]byte // of its ClientHello
+	cookie  []byte
+	began   time.Time
+	cid     cid
+	buffer  *packetio.Buffer
+	pace    pace.Gate
+	silent  atomic.Bool // it has ended: nothing is sent any more
 
 	// Of pion's handshake, and before it begins:
 	conn    *dtls.Conn
@@ -493,7 +512,7 @@ func (f *flow) WriteTo(b []byte, to net.Addr) (int, error) {
 			renumber(datagram, ahead)
 		}
 	}
-	if _, err := f.mux.send(datagram, to.(*net.UDPAddr).AddrPort()); err != nil {
+	if err := f.mux.answer(f.arrival, datagram, to.(*net.UDPAddr).AddrPort()); err != nil {
 		return 0, err
 	}
 	return len(b), nil
