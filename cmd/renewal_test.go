@@ -136,12 +136,10 @@ func TestARenewedCertificateIsTakenUpOnceItsKeyIsServed(t *testing.T) {
 	reloads := strings.Count(f.read(f.edgeLog), `msg="configuration loaded"`)
 	f.grant("ecdsa.localhost", "ecdsa-2", key)
 	restart(0)
-	require.Eventually(t, func() bool {
-		return regexp.MustCompile(`since \S+Z: coaps://` + f.addrs[1] + `/ski: spki not found\n`).MatchString(f.says("/readyz"))
-	}, time.Minute, 10*time.Millisecond, "one has it")
-	shown(before, ecdsaSites)
-	restart(1)
 	f.logged(taken, len(rsaSites)+len(ecdsaSites))
+	shown(renewed, ecdsaSites) // though one does not have it
+	f.logged(`level=WARN msg="not each key server is known to have the key of the certificate that is taken up" site=ecdsa.localhost`, 1)
+	restart(1)
 	shown(renewed, ecdsaSites)
 	assert.Equal(t, "ok\n", f.says("/readyz"))
 	assert.Contains(t, f.says("/metrics"), `ski_edgeserver_certificates_pending{site="ecdsa.localhost"} 0`)

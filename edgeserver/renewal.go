@@ -2,6 +2,7 @@ package edgeserver
 
 import (
 	"context"
+	"crypto/rsa"
 	"errors"
 	"log/slog"
 	"maps"
@@ -42,8 +43,8 @@ type PendingCertificate struct {
 
 // Pending returns the certificates that Reload has not taken up. In their places
 // are those before, if there were any. Such a certificate is taken up, without
-// another Reload, once a key server has its key and none that has the key before
-// lacks it, or when the one before ends within the hour.
+// another Reload, once a key server serves its key and none would refuse it where it
+// serves the key before, or when the one before ends within the hour.
 func (s *Server) Pending() (all []PendingCertificate) {
 	for _, site := range s.current().sites.all {
 		all = append(all, site.pending()...)
@@ -135,10 +136,13 @@ func (s *Server) renew(ctx context.Context, site *site, slot *certSlot) {
 			return
 		}
 		asked := time.Now()
-		reason := site.lacks(ctx, next, compared)
-		if reason == "" {
+		isServed, reason := site.serves(ctx, next, compared)
+		if isServed {
 			if s.takeUp(ctx, site, slot) {
 				log.Info("the renewed certificate is taken up: a key server has its key")
+				if reason != "" {
+					log.Warn("not each key server is known to have the key of the certificate that is taken up", "reason", reason)
+				}
 			}
 			return
 		}
@@ -238,63 +242,67 @@ func (s *site) awaitAnswer(ctx context.Context) {
 	}
 }
 
-// lacks asks all key servers for the keys of two chains. It returns "" if the
-// first can take the place of the second, and otherwise why not: no key server has
-// its key, or one of them would do with the key of the second what it would not
-// with that of the first. Those that do not answer have no say, unless all do not.
-func (s *site) lacks(ctx context.Context, next, now *ski.Certificate) string {
+// serves asks all key servers for the keys of two chains. isServed says that the
+// first can take the place of the second: a key server would do what handshakes with
+// it ask for, and none refuses what it would do with the second. why names those
+// that do not, with the reason.
+func (s *site) serves(ctx context.Context, next, now *ski.Certificate) (isServed bool, why string) {
 	var (
 		mu      sync.Mutex
 		all     sync.WaitGroup
-		serves  bool
+		served  bool
 		worse   bool
 		reasons = map[string]bool{}
 	)
 	for name, asked := range s.asking.each() {
 		all.Go(func() {
-			serving, err, isWorse := asked.compare(ctx, s, next, now)
+			o := asked.compare(ctx, s, next, now)
 			mu.Lock()
 			defer mu.Unlock()
-			serves, worse = serves || serving, worse || isWorse
-			if err != nil {
-				reasons[strings.TrimPrefix(name+": "+reason(err), ": ")] = true
+			served, worse = served || o.serves, worse || o.worse
+			if o.err != nil {
+				reasons[strings.TrimPrefix(name+": "+reason(o.err), ": ")] = true
 			}
 		})
 	}
 	all.Wait()
-	switch {
-	case serves && !worse:
-		return ""
-	case len(reasons) == 0: // A name has no addresses.
-		return "there is no key server"
+	if !served && len(reasons) == 0 { // A name has no addresses.
+		return false, "there is no key server"
 	}
-	return strings.Join(slices.Sorted(maps.Keys(reasons)), ", ")
+	return served && !worse, strings.Join(slices.Sorted(maps.Keys(reasons)), ", ")
 }
 
-// compare asks one key server each question of handshakes with next. serves says
-// that it would do something of what they are for, err why it would not do all, and
-// worse that it would with now.
-func (a asking) compare(ctx context.Context, s *site, next, now *ski.Certificate) (serves bool, err error, worse bool) {
+// opinion is what one key server says of a chain that is to take another's place.
+type opinion struct {
+	serves bool  // it would do something that handshakes with it ask for
+	worse  bool  // handshakes would fail there that do not now
+	err    error // why it would not do all
+}
+
+// compare asks one key server each question of handshakes with next.
+func (a asking) compare(ctx context.Context, s *site, next, now *ski.Certificate) (o opinion) {
+	_, isRSA := next.Leaf.PublicKey.(*rsa.PublicKey)
 	for _, question := range s.questions(next) {
 		same := question.with(now)
 		for i, req := range question.requests() {
-			refused := a.would(ctx, req)
-			if refused == nil {
-				serves = true
+			err := a.would(ctx, req)
+			if err == nil {
+				o.serves = true
 				continue
 			}
-			err = refused
-			missing := errors.Is(refused, ski.SPKINotFound)
-			if !missing && !errors.Is(refused, ski.RequestDenied) {
-				return serves, err, worse // It is at fault, or does not answer.
+			o.err = err
+			missing := errors.Is(err, ski.SPKINotFound)
+			if !missing && !errors.Is(err, ski.RequestDenied) {
+				return o // It is at fault, or does not answer.
 			}
-			if !worse && a.would(ctx, same.requests()[i]) == nil {
-				worse = true
+			// Where it is missing, ski.Client asks the others, but not with static RSA.
+			if (!missing || isRSA && s.StaticRSA) && !o.worse {
+				o.worse = a.would(ctx, same.requests()[i]) == nil
 			}
 			if missing {
-				return serves, err, worse // The others have the same answer.
+				return o // The others have the same answer.
 			}
 		}
 	}
-	return serves, err, worse
+	return o
 }

@@ -75,9 +75,10 @@ const enoughTime = 500 * time.Millisecond
 // is full, say), so each other is asked once. Where it says that the key server is
 // overloaded (Response.Overloaded), the request is asked again, twice at most,
 // another key server first, or the same after the time that it has said: of all
-// requests a fifth at most. With MethodRSA whatever a key server answers is the
-// end: of some it depends on the plaintext, and a second question takes time that
-// the TLS client could measure.
+// requests a fifth at most. SPKINotFound is the answer only if no other that answers
+// has the key: a new key comes to one key server after the other. With MethodRSA
+// whatever a key server answers is the end: of some it depends on the plaintext, and
+// a second question takes time that the TLS client could measure.
 func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error) {
 	if len(c.pool()) == 0 {
 		return nil, errors.New("ski: a Client needs a Transport")
@@ -93,8 +94,9 @@ func (c *Client) RoundTrip(ctx context.Context, req *Request) (*Response, error)
 
 	var (
 		last      error
-		given     []*member // who does not open req.State
+		given     []*member // who does not open req.State, or has not the key
 		uncertain *Response // an UnspecifiedError
+		missing   *Response // an SPKINotFound
 		retried   int
 		kind      = FirstAttempt
 	)
@@ -104,7 +106,7 @@ rounds:
 		var busy *Response // of one that is overloaded, while another is asked
 		order := c.order(req)
 		for i, m := range order {
-			if slices.Contains(given, m) {
+			if slices.Contains(given, m) || missing != nil && !m.answers() {
 				continue
 			}
 			r := c.ask(ctx, req, order[i:], kind)
@@ -127,6 +129,13 @@ rounds:
 			if r.err == nil && r.resp.Error == UnspecifiedError {
 				uncertain = r.resp
 				continue
+			}
+			if r.err == nil && r.resp.Error == SPKINotFound && len(req.State) == 0 {
+				missing, given = r.resp, append(given, m)
+				continue
+			}
+			if r.err != nil && missing != nil {
+				continue // That is the answer, unless another has a better one.
 			}
 			// Who has another fleet's secret finds every state malformed, and who has
 			// used one, whose answer was lost, denies it: neither is the TLS client's
@@ -160,6 +169,9 @@ rounds:
 		}
 		if uncertain != nil {
 			return uncertain, nil
+		}
+		if missing != nil {
+			return missing, nil
 		}
 		if hopeless {
 			return nil, last

@@ -56,7 +56,7 @@ func TestClientAnswer(t *testing.T) {
 
 // An error of the key server is an answer: the next one would give the same.
 func TestClientErrorAnswer(t *testing.T) {
-	for _, e := range []ski.Error{ski.RequestDenied, ski.SPKINotFound, ski.MalformedRequest} {
+	for _, e := range []ski.Error{ski.RequestDenied, ski.MalformedRequest} {
 		first, second := &fakeServer{f: func(context.Context, int) (*ski.Response, error) { return ski.Failed(e), nil }}, alive()
 		c := &ski.Client{Transports: []ski.Transport{first, second}}
 		resp, err := c.RoundTrip(t.Context(), request())
@@ -64,6 +64,51 @@ func TestClientErrorAnswer(t *testing.T) {
 		assert.Equal(t, e, resp.Error)
 		assert.Equal(t, []int{1, 0}, []int{first.calls, second.calls})
 	}
+}
+
+// A key that one key server lacks another may have. Each that answers is asked once.
+func TestAKeyThatIsNotFoundIsLookedForAtTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lacks := func() *fakeServer {
+			return &fakeServer{f: func(context.Context, int) (*ski.Response, error) { return ski.Failed(ski.SPKINotFound), nil }}
+		}
+		calls := func(all ...*fakeServer) (calls []int) {
+			for _, s := range all {
+				calls = append(calls, s.calls)
+			}
+			return calls
+		}
+		first, second := lacks(), alive()
+		resp, err := (&ski.Client{Transports: []ski.Transport{first, second}}).RoundTrip(t.Context(), request())
+		require.NoError(t, err)
+		assert.Same(t, answer, resp)
+		assert.Equal(t, []int{1, 1}, calls(first, second))
+
+		first, second, gone, third := lacks(), lacks(), dead(), lacks()
+		c := &ski.Client{Transports: []ski.Transport{first, second, gone, third}}
+		resp, err = c.RoundTrip(t.Context(), request())
+		require.NoError(t, err)
+		assert.Equal(t, ski.SPKINotFound, resp.Error)
+		assert.Equal(t, []int{1, 1, 1, 1}, calls(first, second, gone, third))
+		_, err = c.RoundTrip(t.Context(), request())
+		require.NoError(t, err)
+		assert.Equal(t, []int{2, 2, 1, 2}, calls(first, second, gone, third), "who is known not to answer is not asked")
+
+		// One that has begun to be silent does not make a time-out of it.
+		first, second = lacks(), silent()
+		resp, err = (&ski.Client{Transports: []ski.Transport{first, second}}).RoundTrip(t.Context(), request())
+		require.NoError(t, err)
+		assert.Equal(t, ski.SPKINotFound, resp.Error)
+
+		// What a state belongs to is known to the one that gave it.
+		first, second = lacks(), alive()
+		req := request()
+		req.State = []byte("state")
+		resp, err = (&ski.Client{Transports: []ski.Transport{first, second}}).RoundTrip(t.Context(), req)
+		require.NoError(t, err)
+		assert.Equal(t, ski.SPKINotFound, resp.Error)
+		assert.Equal(t, []int{1, 0}, calls(first, second))
+	})
 }
 
 // 'unspecified error' is about the key server, not the request: the next one may

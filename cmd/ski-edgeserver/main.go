@@ -142,7 +142,7 @@ On SIGHUP, and when one of them changes, it reads the configuration and the file
 it names again: new connections get what is new, those that there are go on and
 end with the answer to their next request. A configuration with a fault in it is
 refused with a line in the log, and the one before stays. A site's certificate with
-a new key is taken up once the key servers have the key, or in the last hour of the
+a new key is taken up once a key server serves the key, or in the last hour of the
 one before, which stays until then; so it does when the file is broken. What stands
 in log, embedded, metrics and keyserver.yaml takes a restart. On SIGHUP the files of
 access logs and key_log are opened anew, too. Nothing waits for a log: lines that
