@@ -14,7 +14,7 @@ import (
 // authorities of the edges' certificates. It refuses what no edge would accept
 // now, so that it is found at the start.
 func (c *Config) Identity(now time.Time) (own tls.Certificate, clientCAs []*x509.Certificate, err error) {
-	if own, err = c.ownCertificate(now); err != nil {
+	if own, err = c.OwnCertificate(now); err != nil {
 		return tls.Certificate{}, nil, err
 	}
 	if clientCAs, err = loadAuthorities(c.ClientCA, now); err != nil {
@@ -23,7 +23,9 @@ func (c *Config) Identity(now time.Time) (own tls.Certificate, clientCAs []*x509
 	return own, clientCAs, nil
 }
 
-func (c *Config) ownCertificate(now time.Time) (tls.Certificate, error) {
+// OwnCertificate reads the key server's own certificate with its key, as Identity
+// does.
+func (c *Config) OwnCertificate(now time.Time) (tls.Certificate, error) {
 	chain, err := readTrustedFile(c.Certificate)
 	if err != nil {
 		return tls.Certificate{}, err

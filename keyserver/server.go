@@ -302,7 +302,7 @@ func (s *Server) answer(ctx context.Context, peer ski.Peer, policy *Policy, edge
 		return overloaded()
 	case err != nil && errors.Is(err, ctx.Err()):
 		return refused(ski.UnspecifiedError, "the caller has gone")
-	case err != nil && !s.has(k.id):
+	case err != nil && !s.HasKey(k.id):
 		return refused(ski.SPKINotFound, "the key has gone")
 	case err != nil:
 		s.operationFailed(k, req, err)

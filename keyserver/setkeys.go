@@ -17,8 +17,8 @@ const noSuchKey = "no key with this fingerprint"
 // keyStore returns the one in effect.
 func (s *Server) keyStore() KeyStore { return *s.keys.Load() }
 
-// has reports whether there is such a key now.
-func (s *Server) has(id ski.KeyID) bool {
+// HasKey reports whether there is such a key now.
+func (s *Server) HasKey(id ski.KeyID) bool {
 	_, _, ok := s.keyStore().Lookup(id)
 	return ok
 }

@@ -27,6 +27,7 @@ type daemon struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	client *skicoap.Client
+	coaps  string // where it answers
 	req    *ski.Request
 	log    chan string // lines of standard error, closed at its end
 }
@@ -60,6 +61,7 @@ func startConfigured(t *testing.T, dir, config string, stdout *os.File) *daemon 
 		}
 	}()
 	addr := regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(d.logged("msg=listening"))[1]
+	d.coaps = "coaps://" + addr + "/ski"
 	d.client = newClient(t, dir, addr)
 	id, err := ski.PublicKeyID(sitePublicKey(t, dir))
 	require.NoError(t, err)

@@ -43,7 +43,7 @@ func (p *parts) listen(coap, coapTCP, https string, known []netip.Addr, server *
 		err = errors.Join(err, failed)
 	}
 	cfg := skicoap.ServerConfig{
-		Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, ClientCAs: clientCAs,
+		Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, GetCertificate: p.channel.certificate, ClientCAs: clientCAs,
 		MaxInFlight: inFlight, MTU: int(p.cfg.MTU), Logger: log, KnownAddresses: known,
 	}
 	if p.psks != nil {
@@ -52,7 +52,7 @@ func (p *parts) listen(coap, coapTCP, https string, known []netip.Addr, server *
 	add(skicoap.Listen(coap, cfg))
 	if https != "" {
 		add(skihttp.Listen(https, skihttp.ServerConfig{
-			Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, ClientCAs: clientCAs,
+			Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, GetCertificate: p.channel.certificate, ClientCAs: clientCAs,
 			MaxInFlight: inFlight, Logger: log.With("binding", "https"),
 		}))
 	}

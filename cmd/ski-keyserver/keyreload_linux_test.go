@@ -4,8 +4,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/ski"
+	"github.com/tlsski/tlsski/ski/skicoap"
 )
 
 // site is the private key of a site in a file.
@@ -186,6 +193,102 @@ func TestTheKeyServersOwnKeyIsNotServed(t *testing.T) {
 	require.NoError(t, err)
 	site{pem: own}.put(t, filepath.Join(dir, "keys", "own.pem"))
 	require.Contains(t, d.logged("level=ERROR msg=keys"), "own: an edge could sign as this key server")
+	d.signal(syscall.SIGTERM)
+	require.Zero(t, d.end())
+}
+
+// serverCertificate returns the certificate that the key server shows over TLS.
+func serverCertificate(t *testing.T, addr string, protocols ...string) *x509.Certificate {
+	t.Helper()
+	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: protocols})
+	require.NoError(t, err)
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0]
+}
+
+// The key server's own certificate is renewed, with another key: first the one
+// file, then the other. New handshakes of all bindings have the new one, and the
+// sessions that stand go on.
+func TestTheChannelsCertificateIsRenewedWhileTheKeyServerRuns(t *testing.T) {
+	dir := t.TempDir()
+	d := startDaemon(t, dir, "audit: {file: audit.log}\nhttps: 127.0.0.1:0\ncoaps_tcp: 127.0.0.1:0\nmetrics: 127.0.0.1:0", nil)
+	addr := func(line string) string { return regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(line)[1] }
+	https := addr(d.logged(`msg="listening over HTTPS"`))
+	coapTCP := addr(d.logged(`msg="listening for CoAP over TLS"`))
+	metrics := addr(d.logged("msg=metrics"))
+	at := func(name string) string { return filepath.Join(dir, name) }
+	old := serverCertificate(t, https, "h2")
+	overTCP := newCoAPClient(t, dir, "coaps+tcp://"+coapTCP+"/ski")
+	askOver := func(client *skicoap.Client) {
+		t.Helper()
+		resp, err := client.RoundTrip(t.Context(), d.req)
+		require.NoError(t, err)
+		require.Empty(t, resp.Error)
+	}
+	askOver(d.client)
+	askOver(overTCP)
+
+	pair, err := tls.LoadX509KeyPair(at("ca.pem"), at("ca.key"))
+	require.NoError(t, err)
+	ca := &identity{pair.Leaf, pair.PrivateKey.(*ecdsa.PrivateKey)}
+	next, err := newIdentity(t.TempDir(), "keyserver", ca, &x509.Certificate{
+		DNSNames: []string{"keyserver.test"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(at("next.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: next.cert.Raw}), 0o644))
+	require.NoError(t, writeKey(at("next.key"), next.key))
+
+	require.NoError(t, os.Rename(at("next.pem"), at("keyserver.pem")))
+	require.Contains(t, d.logged("the key server's certificate stays as it was"), "private key does not match public key")
+	require.Equal(t, old.Raw, serverCertificate(t, https, "h2").Raw)
+	require.NoError(t, os.Rename(at("next.key"), at("keyserver.key")))
+	line := d.logged("the key server's certificate is new")
+	require.Contains(t, line, "not_after="+next.cert.NotAfter.UTC().Format(time.RFC3339))
+
+	require.Equal(t, next.cert.Raw, serverCertificate(t, https, "h2", "http/1.1").Raw)
+	require.Equal(t, next.cert.Raw, serverCertificate(t, coapTCP, "coap").Raw)
+	// Over DTLS an edge that trusts the new certificate alone gets a session.
+	only := x509.NewCertPool()
+	only.AddCert(next.cert)
+	edge, err := tls.LoadX509KeyPair(at("edge.pem"), at("edge.key"))
+	require.NoError(t, err)
+	fresh, err := skicoap.NewClient(d.coaps, skicoap.ClientConfig{Certificate: edge, RootCAs: only, ServerName: "keyserver.test"})
+	require.NoError(t, err)
+	defer fresh.Close()
+	askOver(fresh)
+	askOver(d.client)
+	askOver(overTCP)
+	resp, err := http.Get("http://" + metrics + "/metrics")
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(body), "ski_keyserver_reload_faults{of=\"certificate\"} 0")
+	require.Contains(t, string(body), "ski_keyserver_keys 2")
+
+	d.signal(syscall.SIGTERM)
+	sessions := 0
+	for line := range d.log {
+		if strings.Contains(line, "session begins") {
+			sessions++
+		}
+	}
+	require.Equal(t, 1, sessions, "only the one that is new")
+	require.Zero(t, d.end())
+}
+
+// The key of a site cannot become that of the channel either, and what is read at
+// the start alone is named when it has changed.
+func TestWhatCannotBeReadAgainIsSaid(t *testing.T) {
+	dir := t.TempDir()
+	d := startDaemon(t, dir, "audit: {file: audit.log}", nil)
+	f, err := os.OpenFile(filepath.Join(dir, "ca.pem"), os.O_APPEND|os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.WriteString("\n")
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	d.signal(syscall.SIGHUP)
+	require.Contains(t, d.logged("it takes a restart"), "file="+filepath.Join(dir, "ca.pem"))
 	d.signal(syscall.SIGTERM)
 	require.Zero(t, d.end())
 }

@@ -158,9 +158,12 @@ and tokens lock themselves. While it runs, another PIN in pin-source is tried
 once, and takes no restart.
 
 On SIGHUP it opens the audit log anew if the file was moved away, removed or
-truncated, and reads the policy and the pre-shared keys again. It also does the
-latter when a file changes. A policy with a fault in it is refused with a line in
-the log, and the one before stays.
+truncated, and reads the policy, the keys, its own certificate with its key, and
+the pre-shared keys again. It also does the latter when a file changes; tokens
+are asked again on SIGHUP. The log has a line for each key that comes or goes. A
+key whose file is gone is refused; a file with a fault in it is refused with a
+line in the log, and what was in it before stays in use. Everything else is read
+at the start alone.
 On SIGINT or SIGTERM it takes no more requests and answers those in flight. A
 second signal ends it at once.
 Nothing waits for who reads the log: lines that find no room are dropped and
@@ -214,7 +217,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		log, stderr = slog.New(logged.Handler()), logged
 		slog.SetDefault(log) // and the standard library's log, which net/http has for the admin socket
 	}
-	p, err := load(cfg, log)
+	p, err := load(*file, cfg, log)
 	if err != nil {
 		return fail(stderr, err)
 	}

@@ -14,8 +14,10 @@ import (
 
 // parts is what the configuration names, read and checked.
 type parts struct {
+	file         string // of cfg
 	cfg          *keyserver.Config
-	certificate  tls.Certificate
+	certificate  tls.Certificate // of the start
+	channel      *channel        // has the one in use
 	clientCAs    []*x509.Certificate
 	keys         *keyparts.Keys
 	policy       *keyserver.Policy
@@ -32,8 +34,8 @@ type parts struct {
 
 // load reads all files that the configuration names, of which it creates none,
 // and logs in to the tokens. On success, close must be called.
-func load(cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
-	p := &parts{cfg: cfg}
+func load(file string, cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
+	p := &parts{file: file, cfg: cfg}
 	defer func() {
 		if err != nil {
 			_ = p.close()
@@ -73,7 +75,7 @@ func load(cfg *keyserver.Config, log *slog.Logger) (_ *parts, err error) {
 	}
 	p.audit.Suspensions = p.suspensions
 	p.metrics = keyserver.NewMetrics(buildVersion())
-	p.metrics.SetCertificateExpiry(p.certificate.Leaf.NotAfter)
+	p.channel = newChannel(cfg, p.certificate, p.metrics, log)
 	if p.secret, err = cfg.RSAFailureSecret(); err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func folders(cfg *keyserver.Config) (read, write []string) {
 		return slices.Compact(dirs)
 	}
 	tokens := keyparts.HSMConfig(cfg, nil)
-	read = of(append(tokens.PINFiles(), cfg.Policy, cfg.PSK, cfg.CRL)...)
+	read = of(append(tokens.PINFiles(), cfg.Policy, cfg.PSK, cfg.CRL, cfg.Certificate, cfg.Key, cfg.ClientCA)...)
 	if cfg.Keys != "" {
 		// Of the keys, the directory itself: another one in its place can be read
 		// where it is a link, or beside the policy.

@@ -294,7 +294,7 @@ func TestSandboxFolders(t *testing.T) {
 	}
 	cfg.HSM.Keys = []keyserver.HSMKey{{URI: "pkcs11:token=a?pin-source=file:/pins/a"}, {URI: "pkcs11:token=b?pin-source=env:PIN"}}
 	read, write := folders(cfg)
-	require.Equal(t, []string{"/crl", "/keys", "/pins", dir, at("versions")}, read)
+	require.Equal(t, []string{"/crl", "/key", "/keys", "/pins", dir, at("versions")}, read)
 	require.Equal(t, []string{"/log", "/mnt", "/run", "/state"}, write)
 
 	cfg.CRL, cfg.Audit.File, cfg.Audit.Witness, cfg.State, cfg.Admin = "", "-", "", "", ""

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -18,7 +17,6 @@ import (
 	"github.com/tlsski/tlsski/cmd/internal/monitor"
 	"github.com/tlsski/tlsski/internal/logqueue"
 	"github.com/tlsski/tlsski/keyserver"
-	"github.com/tlsski/tlsski/ski"
 )
 
 // serve runs the key server until a signal ends it. hangups are those to reload,
@@ -56,9 +54,10 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 	policy := keyserver.NewPolicyReloader(p.cfg.Policy, server)
 	go watchPolicy(watched, policy, log)
 	keys := keyparts.NewReloader(p.keys, server, p.audit, p.metrics, log)
-	keys.Refuse(ski.CertificateKeyID(p.certificate.Leaf), errOwnKey)
+	p.channel.guard(keys, server)
 	var reading sync.WaitGroup
 	reading.Go(func() { keys.Run(watched) })
+	reading.Go(func() { p.channel.watch(watched) })
 	defer reading.Wait()
 	defer unwatch()
 	if p.cfg.Admin != "" {
@@ -81,6 +80,7 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 		}
 		defer metrics.Close()
 	}
+	once := readOnce(p)
 	box.confine()
 	for _, one := range p.suspensions.All() {
 		log.Warn("suspended", "edge", one.Edge, "why", one)
@@ -107,6 +107,8 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 		func() error { _ = policy.Reload(); return nil },     // which logs by itself
 		func() error { _ = server.ReloadPSKs(); return nil }, // likewise
 		func() error { keys.Reload(); return nil },           // likewise, later
+		func() error { p.channel.reload(true); return nil },  // likewise
+		func() error { once.warn(log); return nil },
 	}
 
 	ended := make(chan error, 1)
@@ -128,8 +130,6 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 		}
 	}
 }
-
-var errOwnKey = errors.New("it is the key server's own: an edge could sign as this key server")
 
 func watchPolicy(ctx context.Context, policy *keyserver.PolicyReloader, log *slog.Logger) {
 	if err := policy.Watch(ctx); err != nil {

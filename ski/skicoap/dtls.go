@@ -78,7 +78,7 @@ func serverOptions(cfg *ServerConfig, limit mtu, connectionID func() []byte, psk
 		opts = append(opts, dtls.WithPSK(psk.key))
 	}
 	return append(opts,
-		dtls.WithCertificates(cfg.Certificate),
+		dtls.WithCertificates(*cfg.certificate()),
 		dtls.WithCipherSuites(suites...),
 		dtls.WithClientAuth(dtls.RequireAndVerifyClientCert),
 		dtls.WithClientCAs(cfg.ClientCAs),

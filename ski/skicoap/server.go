@@ -32,6 +32,10 @@ type ServerConfig struct {
 	Path string
 	// Certificate is the key server's own, with its key: ECDSA or RSA.
 	Certificate tls.Certificate
+	// GetCertificate returns the certificate for a handshake that begins, in the
+	// place of Certificate, which is needed all the same. Sessions that stand keep
+	// theirs. It is called by many goroutines at once. nil means Certificate.
+	GetCertificate func() *tls.Certificate
 	// ClientCAs are the authorities that edge servers' certificates come from.
 	// They should sign nothing else.
 	ClientCAs *x509.CertPool
@@ -79,6 +83,14 @@ type ServerConfig struct {
 	// Logger gets a line for each session that begins, ends or is refused.
 	// Default: slog.Default().
 	Logger *slog.Logger
+}
+
+// certificate returns that of a handshake that begins.
+func (c *ServerConfig) certificate() *tls.Certificate {
+	if c.GetCertificate != nil {
+		return c.GetCertificate()
+	}
+	return &c.Certificate
 }
 
 func (c ServerConfig) withDefaults() (ServerConfig, error) {

@@ -37,12 +37,12 @@ func ListenTCP(addr string, cfg ServerConfig) (*Server, error) {
 	s.tcp = &tcpListener{
 		listener: l,
 		config: &tls.Config{
-			Certificates: []tls.Certificate{cfg.Certificate},
-			ClientAuth:   tls.RequireAndVerifyClientCert,
-			ClientCAs:    cfg.ClientCAs,
-			MinVersion:   tls.VersionTLS12,
-			CipherSuites: tcpSuites,
-			NextProtos:   []string{alpn},
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.cfg.certificate(), nil },
+			ClientAuth:     tls.RequireAndVerifyClientCert,
+			ClientCAs:      cfg.ClientCAs,
+			MinVersion:     tls.VersionTLS12,
+			CipherSuites:   tcpSuites,
+			NextProtos:     []string{alpn},
 			// A resumed session would be one with a certificate that nobody
 			// has looked at again.
 			SessionTicketsDisabled: true,

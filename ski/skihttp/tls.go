@@ -26,12 +26,12 @@ var alpn = []string{"h2", "http/1.1"}
 
 func serverTLS(cfg *ServerConfig) *tls.Config {
 	return &tls.Config{
-		Certificates: []tls.Certificate{cfg.Certificate},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    cfg.ClientCAs,
-		MinVersion:   tls.VersionTLS12,
-		CipherSuites: cipherSuites,
-		NextProtos:   alpn,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cfg.certificate(), nil },
+		ClientAuth:     tls.RequireAndVerifyClientCert,
+		ClientCAs:      cfg.ClientCAs,
+		MinVersion:     tls.VersionTLS12,
+		CipherSuites:   cipherSuites,
+		NextProtos:     alpn,
 		// Connections last; a ticket's key would be one more secret.
 		SessionTicketsDisabled: true,
 		GetConfigForClient:     turn.Heard(func(c net.Conn) *turn.Conn { return c.(*conn).turn }),
