@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -174,4 +175,67 @@ func TestAPeerThatMovesIsSeenWhereItIs(t *testing.T) {
 	assert.NotEqual(t, first.Addr, moved.Addr)
 	assert.Equal(t, first.ID(), moved.ID())
 	assert.Len(t, s.all(), 1)
+}
+
+// serveWithoutConnectionIDs serves as other implementations do: they know a session
+// by its peer's address and port.
+func serveWithoutConnectionIDs(t *testing.T, ca *testCA) string {
+	t.Helper()
+	cfg, err := (ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), Logger: quiet}).withDefaults()
+	require.NoError(t, err)
+	s := newServer(cfg)
+	l, err := dtls.ListenWithOptions("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}, dtls.WithCertificates(ca.keyServer()),
+		dtls.WithClientAuth(dtls.RequireAndVerifyClientCert), dtls.WithClientCAs(ca.pool))
+	require.NoError(t, err)
+	var running sync.WaitGroup
+	t.Cleanup(func() {
+		_ = l.Close()
+		s.cancel()
+		running.Wait()
+	})
+	running.Go(func() {
+		for {
+			accepted, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn := accepted.(*dtls.Conn)
+			running.Go(func() {
+				defer context.AfterFunc(s.ctx, func() { _ = conn.Close() })()
+				defer conn.Close()
+				if conn.HandshakeContext(s.ctx) != nil {
+					return
+				}
+				peer, err := peerOf(conn, nil, addrPort(conn.RemoteAddr()))
+				if assert.NoError(t, err) {
+					session := newDTLSSession(s, conn, peer)
+					_ = session.link.run(session.receive)
+					session.end()
+				}
+			})
+		}
+	})
+	return l.Addr().String()
+}
+
+// Without connection IDs the key server does not know a client that has another
+// port, and nothing but its silence tells.
+func TestASessionWithoutConnectionIDsIsMadeAnewForANewPort(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	r := newRelay(t, serveWithoutConnectionIDs(t, ca))
+	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DeadAfter: 300 * time.Millisecond})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, c.Close()) })
+	client := &ski.Client{Transports: []ski.Transport{c}}
+	require.NoError(t, ask(t.Context(), client, 0))
+	first := c.current
+	require.NoError(t, ask(t.Context(), client, 1))
+	require.Same(t, first, c.current)
+	for i := range 3 {
+		r.rebind()
+		require.NoError(t, ask(t.Context(), client, 2+i), "within the request's time")
+	}
+	assert.NotSame(t, first, c.current)
+	assert.EqualValues(t, 4, r.hellos.Load(), "handshakes")
 }
