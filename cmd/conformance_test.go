@@ -226,6 +226,7 @@ func TestOurEdgeServerConforms(t *testing.T) {
 		{"slow", true},
 		{"request-denied", false},
 		{"error-in-2.04", false},
+		{"overloaded", false},
 		{"truncated-cbor", false},
 		{"trailing-byte", false},
 		{"output-and-error", false},

@@ -178,14 +178,15 @@ func TestMetricsOfKeyServers(t *testing.T) {
 		{ski.Attempt{Kind: ski.HedgeAttempt, Err: context.Canceled}, "canceled", 0},
 		{ski.Attempt{Kind: ski.TrialAttempt, Answer: ski.RequestDenied}, "request denied", 1},
 		{ski.Attempt{Kind: ski.FailoverAttempt, Answer: ski.UnspecifiedError}, "unspecified error", 0},
+		{ski.Attempt{Kind: ski.RetryAttempt, Answer: ski.UnspecifiedError, Overloaded: true}, "overloaded", 1},
 	} {
 		e.Metrics().Attempted(ks, test.attempt)
 		assert.EqualValues(t, 1, e.value(t, "ski_attempts_total", "keyserver", ks, "kind", string(test.attempt.Kind), "outcome", test.outcome))
 		assert.Equal(t, test.answers, answers(), test.outcome)
 	}
-	assert.EqualValues(t, 5, e.value(t, "ski_attempt_seconds", "keyserver", ks))
+	assert.EqualValues(t, 6, e.value(t, "ski_attempt_seconds", "keyserver", ks))
 	// Of static RSA, whoever reads the metrics and connects must not learn the answer.
-	for _, a := range []ski.Attempt{{}, {Answer: ski.UnspecifiedError}, {Err: &ski.TransportError{Op: "answer", Err: errors.New("500")}}} {
+	for _, a := range []ski.Attempt{{}, {Answer: ski.UnspecifiedError}, {Answer: ski.UnspecifiedError, Overloaded: true}, {Err: &ski.TransportError{Op: "answer", Err: errors.New("500")}}} {
 		a.Kind, a.Method = ski.FirstAttempt, ski.MethodRSA
 		before := e.value(t, "ski_attempts_total", "keyserver", ks, "kind", "first", "outcome", "answered")
 		e.Metrics().Attempted(ks, a)

@@ -71,6 +71,21 @@ func TestReadyWithoutRights(t *testing.T) {
 	assert.NoError(t, e.Ready(t.Context()))
 }
 
+// A key server that has too much to do is there, and to take its edges away would
+// leave it no less to do.
+func TestReadyWhileTheKeyServerIsOverloaded(t *testing.T) {
+	p := newPKI(t)
+	e := start(t, Config{Sites: []Site{
+		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: p.dir},
+	}}, ski.TransportFunc(func(context.Context, *ski.Request) (*ski.Response, error) {
+		return ski.Busy(time.Second), nil
+	}))
+	assert.NoError(t, e.Ready(t.Context()))
+	resp, err := e.site("a.test").asking.RoundTrip(t.Context(), &ski.Request{})
+	require.NoError(t, err)
+	assert.Equal(t, "overloaded", reason(resp.Err()), "what the log says of a handshake")
+}
+
 // One site's key servers are of no use to the others, and no reason to take theirs
 // away.
 func TestReadyWithTheKeyServersOfOneSite(t *testing.T) {

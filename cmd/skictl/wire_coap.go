@@ -276,6 +276,9 @@ func answerCoAP(conn coapConn, w, r *pool.Message, serve serveFunc) {
 	if f, ok := contentFormats[a.ContentType]; ok {
 		w.SetContentFormat(f)
 	}
+	if a.RetryAfter > 0 {
+		w.SetOptionUint32(message.MaxAge, uint32(a.RetryAfter/time.Second))
+	}
 	if len(a.Body) > 0 {
 		w.SetBody(bytes.NewReader(a.Body))
 	}

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/tlsski/tlsski/ski"
@@ -93,6 +94,9 @@ func listenHTTPS(t target, id party, serve serveFunc) (net.Addr, func() error, e
 			}
 			if a.ContentType != "" {
 				w.Header().Set("Content-Type", a.ContentType)
+			}
+			if a.RetryAfter > 0 {
+				w.Header().Set("Retry-After", strconv.Itoa(int(a.RetryAfter/time.Second)))
 			}
 			w.WriteHeader(a.Status)
 			_, _ = w.Write(a.Body)

@@ -184,6 +184,33 @@ func TestOverloadHasACodeOfItsOwn(t *testing.T) {
 	}
 }
 
+// Whoever waits for a place of this client's own has not been failed by the key
+// server.
+func TestARequestThatFindsNoPlaceInTheClientSaysSo(t *testing.T) {
+	ca := newTestCA(t)
+	proceed, asked := make(chan struct{}), make(chan struct{}, 1)
+	s := serve(t, "127.0.0.1:0", ServerConfig{
+		Certificate: ca.keyServer(), ClientCAs: ca.pool,
+		Handler: ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			asked <- struct{}{}
+			<-proceed
+			return echo(ctx, p, req)
+		}),
+	})
+	c := dialTo(t, s, ca, func(cfg *ClientConfig) { cfg.MaxInFlight = 1 })
+	answered := make(chan error, 1)
+	go func() { answered <- ask(t.Context(), c, 1) }()
+	<-asked
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	_, err := c.RoundTrip(ctx, request(2))
+	te := (*ski.TransportError)(nil)
+	require.ErrorAs(t, err, &te)
+	assert.Equal(t, "wait", te.Op)
+	close(proceed)
+	require.NoError(t, <-answered)
+}
+
 // The message comes first: an answer that is none of an overload is not made one by
 // its code, and without a message there is no answer of a key server.
 func TestAnotherErrorWithTheCodeOfOverloadIsThatError(t *testing.T) {

@@ -379,6 +379,30 @@ func TestSessionsAreBounded(t *testing.T) {
 	assert.Len(t, s.Peers(), 3)
 }
 
+// Whoever waits for a place of this client's own has not been failed by the key
+// server.
+func TestARequestThatFindsNoPlaceInTheClientSaysSo(t *testing.T) {
+	ca := newTestCA(t)
+	proceed, asked := make(chan struct{}), make(chan struct{}, 1)
+	s := serve(t, ca, ServerConfig{Handler: ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+		asked <- struct{}{}
+		<-proceed
+		return echo(ctx, p, req)
+	})})
+	c := dialTo(t, s, ca, func(cfg *ClientConfig) { cfg.MaxInFlight = 1 })
+	answered := make(chan error, 1)
+	go func() { answered <- ask(t.Context(), c, 1) }()
+	<-asked
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	_, err := c.RoundTrip(ctx, request(2))
+	te := (*ski.TransportError)(nil)
+	require.ErrorAs(t, err, &te)
+	assert.Equal(t, "wait", te.Op)
+	close(proceed)
+	require.NoError(t, <-answered)
+}
+
 func TestRequestsInFlightAreBounded(t *testing.T) {
 	ca := newTestCA(t)
 	var log logBuffer

@@ -83,6 +83,8 @@ type EdgeAnswer struct {
 	// OtherToken says that the answer goes out with another token than the
 	// request's (RFC 7252, Section 5.3.1). Bindings without tokens ignore it.
 	OtherToken bool
+	// RetryAfter is sent as Max-Age or Retry-After, in whole seconds. 0 means neither.
+	RetryAfter time.Duration
 }
 
 // Serve answers one question from peer, an address. It returns nil where there

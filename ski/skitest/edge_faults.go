@@ -50,6 +50,8 @@ func EdgeFaults() []EdgeFault {
 		{"spki-not-found", "the error 'spki not found'", refuse, answers(ski.SPKINotFound)},
 		{"malformed-request", "the error 'malformed request'", refuse, answers(ski.MalformedRequest)},
 		{"unspecified-error", "the error 'unspecified error'", refuse, answers(ski.UnspecifiedError)},
+		{"overloaded", "the error 'unspecified error' with the code of overload (5.03, 503)",
+			"the request is asked again within the edge's time-out, elsewhere first; RSA is not, and goes on with a random secret", (*faulty).overloaded},
 		{"error-in-2.04", "'request denied' with the code of success (2.04, 200)", refuse, (*faulty).errorInSuccess},
 		{"silent", "no answer", "the request times out, and is asked elsewhere where there are more key servers", (*faulty).silent},
 		{"wrong-signature", "one bit of the output is wrong", "the client refuses the signature; edge servers that verify end the handshake first", (*faulty).wrongSignature},
@@ -147,6 +149,11 @@ func (f *faulty) slow() *EdgeAnswer {
 
 func (f *faulty) errorInSuccess() *EdgeAnswer {
 	return body(Message{{"error", string(ski.RequestDenied)}})(f)
+}
+
+func (f *faulty) overloaded() *EdgeAnswer {
+	f.answer.Status, f.answer.RetryAfter = 503, time.Second
+	return f.says(Message{{"error", string(ski.UnspecifiedError)}})
 }
 
 func (f *faulty) silent() *EdgeAnswer { return nil }
