@@ -547,6 +547,41 @@ func TestOnePeerDoesNotTakeAllPlacesOverTCP(t *testing.T) {
 	assert.EqualValues(t, sessions*each-4, refusals.Load())
 }
 
+// However many there are that ask for more than their share, one more finds a place.
+func TestManyPeersDoNotTakeAllPlacesOverTCP(t *testing.T) {
+	ca := newTestCA(t)
+	proceed := make(chan struct{})
+	s := serveTCP(t, ca, func(cfg *ServerConfig) {
+		cfg.MaxInFlight = 64
+		cfg.Handler = ski.HandlerFunc(func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			if string(req.Input) == "request 0" {
+				<-proceed
+			}
+			return echo(ctx, p, req)
+		})
+	})
+	var answered sync.WaitGroup
+	var refusals atomic.Int64
+	const peers, sessions, each = 5, 4, 8
+	for range peers {
+		edge := ca.edge()
+		for range sessions {
+			c := dialTCP(t, s, ca, func(cfg *ClientConfig) { cfg.Certificate = edge })
+			for range each {
+				answered.Go(func() {
+					if ask(t.Context(), c, 0) != nil {
+						refusals.Add(1)
+					}
+				})
+			}
+		}
+	}
+	require.Eventually(t, func() bool { return int(refusals.Load())+s.InFlight() == peers*sessions*each }, time.Minute, time.Millisecond)
+	assert.NoError(t, ask(t.Context(), dialTCP(t, s, ca), 1))
+	close(proceed)
+	answered.Wait()
+}
+
 // A peer that takes no answers has its places, and no more.
 func TestAPeerThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	t.Parallel()
