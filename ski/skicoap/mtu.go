@@ -88,7 +88,7 @@ type lossy struct {
 func (l *lossy) sent() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.long++; l.long >= 16 { // what was long ago counts less and less
+	if l.long++; l.long >= 32 { // what was long ago counts less and less
 		l.long, l.cut = l.long/2, l.cut/2
 	}
 }

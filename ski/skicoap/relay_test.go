@@ -22,6 +22,7 @@ type relay struct {
 	drop      atomic.Bool
 	upLimit   atomic.Int64 // bytes of a datagram to the server, above which it is lost; 0: none
 	downLimit atomic.Int64 // and to the client
+	over      atomic.Int64 // datagrams lost because of these
 	lossEvery atomic.Int64 // loses one datagram in so many; 0: none
 	count     atomic.Int64
 	up        atomic.Int64                // datagrams to the server
@@ -97,7 +98,7 @@ func (r *relay) forward() {
 		if upward := r.upward.Load(); upward != nil {
 			(*upward)(n)
 		}
-		if isOver(n, &r.upLimit) {
+		if r.isOver(n, &r.upLimit) {
 			continue
 		}
 		if hello, _, ok := nextPiece(buf[:n]); ok && hello.sequence == 0 {
@@ -107,7 +108,13 @@ func (r *relay) forward() {
 	}
 }
 
-func isOver(n int, limit *atomic.Int64) bool { return limit.Load() > 0 && int64(n) > limit.Load() }
+func (r *relay) isOver(n int, limit *atomic.Int64) bool {
+	if limit.Load() == 0 || int64(n) <= limit.Load() {
+		return false
+	}
+	r.over.Add(1)
+	return true
+}
 
 // open gives a client a port of the relay's; r.mu is held.
 func (r *relay) open(b *back) {
@@ -131,7 +138,7 @@ func (r *relay) open(b *back) {
 			if down := r.down.Load(); down != nil {
 				(*down)(n)
 			}
-			if isOver(n, &r.downLimit) {
+			if r.isOver(n, &r.downLimit) {
 				continue
 			}
 			r.pass(buf[:n], func(d []byte) { _, _ = r.front.WriteToUDP(d, b.client) })
