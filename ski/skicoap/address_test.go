@@ -153,6 +153,30 @@ func TestAnObserverNoticesThatItsKeyServerIsSilent(t *testing.T) {
 	session.unwatch(w, nil, false)
 }
 
+func TestAnObserverOverTCPAsksForASignOfLife(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	c := dialTCP(t, serveTCP(t, ca), ca)
+	require.NoError(t, ask(t.Context(), c, 0))
+	session := c.current.clientSide.(*tcpClientSession)
+	heard := func() time.Time {
+		session.mu.Lock()
+		defer session.mu.Unlock()
+		return session.heard
+	}
+	before := heard()
+	session.attend(time.Now().Add(watchPing + time.Second))
+	assert.Equal(t, before, heard(), "it observes nothing")
+	session.watch("/ski/tickets", "site=shop")
+	session.attend(time.Now())
+	assert.Equal(t, before, heard(), "it has heard something lately")
+	asked := time.Now()
+	session.attend(asked.Add(watchPing + time.Second)) // returns with the Pong
+	assert.True(t, heard().After(asked))
+	assert.True(t, session.alive())
+	assert.Empty(t, session.calls)
+}
+
 // Policy and audit log go by where an edge is, not by where it was.
 func TestAPeerThatMovesIsSeenWhereItIs(t *testing.T) {
 	t.Parallel()
