@@ -8,13 +8,14 @@
 # make footprint   measures its binary and memory, for docs/performance.md
 # make fairness    measures an edge beside another that is over its limit, for docs/performance.md
 # make latency     measures handshakes over simulated distances, for docs/performance.md; as root
+# make loss        measures requests over a path that loses a fifth each way, for docs/performance.md; as root
 # make flood       measures floods of ClientHellos and half-open handshakes, for docs/performance.md; as root
 # make fuzz    each fuzz target, FUZZTIME inputs or seconds (20000x, 30s)
 
 GO       ?= go
 FUZZTIME ?= 20000x
 
-.PHONY: all build demo test test-tools check race bench cross footprint fairness latency flood fuzz clean
+.PHONY: all build demo test test-tools check race bench cross footprint fairness latency loss flood fuzz clean
 
 all: build
 
@@ -42,6 +43,9 @@ fairness: build test-tools
 
 latency: build test-tools
 	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/latency
+
+loss: build test-tools
+	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/loss
 
 flood: build test-tools
 	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/flood

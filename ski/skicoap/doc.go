@@ -26,7 +26,7 @@
 // know nothing of the network between them. Edge and key server are a pair of
 // servers that measure it: up to Config.MaxInFlight requests share the session,
 // and a request is sent again when the round trip measured so far has passed
-// without an answer (RFC 6298), then after twice that time, and so on: the
-// probing rate still falls off exponentially, which is what the section asks
-// of those who change its parameters.
+// without an answer (RFC 6298), and then often enough for twelve attempts within
+// ski.DefaultTimeout. What a session sends again is bounded by the answers that
+// come: docs/design/0027.
 package skicoap
