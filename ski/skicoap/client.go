@@ -107,6 +107,16 @@ type dialing struct {
 	err     error
 }
 
+// failed reports whether it has come to nothing.
+func (d *dialing) failed() bool {
+	select {
+	case <-d.done:
+		return d.err != nil
+	default:
+		return false
+	}
+}
+
 // held is a session of a Client.
 type held struct {
 	clientSide
@@ -319,11 +329,13 @@ func (c *Client) session(ctx context.Context) (*held, error) {
 		c.mu.Unlock()
 		return nil, net.ErrClosed
 	}
-	if err := c.refusals.Enter(); err != nil {
-		c.mu.Unlock()
-		return nil, err
-	}
 	d := c.dialing
+	if d == nil || !d.failed() {
+		if err := c.refusals.Enter(); err != nil {
+			c.mu.Unlock()
+			return nil, err
+		}
+	}
 	if d == nil {
 		d = &dialing{done: make(chan struct{})}
 		c.dialing = d
@@ -348,6 +360,8 @@ func (c *Client) dial(d *dialing) {
 		if err := c.refusals.Refused(began, refused); err != nil {
 			d.err = err
 		}
+	} else if d.err != nil {
+		c.refusals.Retry() // It has not been asked.
 	}
 	c.mu.Lock()
 	pause := c.pause

@@ -125,3 +125,20 @@ func TestAWatchIsRefusedToo(t *testing.T) {
 		}
 	})
 }
+
+// A key server that cannot be reached when its time has come is tried again as
+// soon as any other, and not after the next pause.
+func TestAKeyServerThatIsGoneIsNoLongerOneThatRefuses(t *testing.T) {
+	overEither(t, func(t *testing.T, _ *testCA, g *entrance, dial func(...func(*ClientConfig)) *Client) {
+		c := dial()
+		g.closed.Store(true)
+		hopeless(t, c)
+		require.NoError(t, g.server.Close())
+		c.Retry()
+		for range 3 {
+			err := ask(t.Context(), c, 1)
+			require.Error(t, err)
+			assert.NotErrorIs(t, err, ski.ErrRefused)
+		}
+	})
+}

@@ -384,6 +384,8 @@ func (c *Client) dial(_ context.Context, network, addr string) (net.Conn, error)
 		if refusal := c.refusals.Refused(began, refused); refusal != nil {
 			return nil, refusal
 		}
+	} else if err != nil {
+		c.refusals.Retry() // It has not been asked.
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

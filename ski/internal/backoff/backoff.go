@@ -92,7 +92,8 @@ func (b *Refusals) Answered() {
 	b.inRow, b.pause, b.now = 0, 0, nil
 }
 
-// Retry has the key server asked at once, and not after the pause.
+// Retry has the key server asked at once, and not after the pause: something has
+// changed, or it could not be reached when its time had come.
 func (b *Refusals) Retry() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
