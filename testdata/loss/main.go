@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	runs     = flag.Int("runs", 5, "how often each row is measured; medians are taken")
+	runs     = flag.Int("runs", 3, "how often each row is measured; medians are taken")
 	document = flag.String("write", "docs/performance.md", "the file whose table is written")
 )
 
