@@ -1,7 +1,6 @@
 package cmd_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -28,9 +27,42 @@ import (
 	"github.com/tlsski/tlsski/ski/skihttp"
 )
 
+// startDaemon starts a program with a configuration and returns what the patterns
+// find in its log, once each does, and the log as it is then. The program is killed
+// with the test.
+func startDaemon(t *testing.T, program, config string, patterns ...string) (found []string, log func() string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "log")
+	stderr, err := os.Create(file)
+	require.NoError(t, err)
+	defer stderr.Close()
+	cmd := exec.Command(filepath.Join(bin, program), "-config", config)
+	cmd.Stderr = stderr
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { // It may have a thousand requests that it would answer first.
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	log = func() string {
+		data, err := os.ReadFile(file)
+		require.NoError(t, err)
+		return string(data)
+	}
+	for _, pattern := range patterns {
+		require.Eventually(t, func() bool {
+			m := regexp.MustCompile(pattern).FindStringSubmatch(log())
+			if m != nil {
+				found = append(found, m[1])
+			}
+			return m != nil
+		}, time.Minute, 5*time.Millisecond, pattern)
+	}
+	return found, log
+}
+
 // startSecondKeyServer starts a key server beside that of skictl dev, with the same
 // keys, these lines in its configuration and a policy of its own, and returns its
-// URLs. It ends with the test.
+// URLs.
 func (d *devSetup) startSecondKeyServer(lines, policy string) (coaps, coapsTCP, https string) {
 	d.t.Helper()
 	config := regexp.MustCompile(`(?m)^(listen|coaps_tcp|https): .*$`).ReplaceAllString(d.read("keyserver/keyserver.yaml"), `$1: "127.0.0.1:0"`)
@@ -38,28 +70,8 @@ func (d *devSetup) startSecondKeyServer(lines, policy string) (coaps, coapsTCP, 
 	file := filepath.Join(d.dir, "keyserver", "second.yaml")
 	require.NoError(d.t, os.WriteFile(file, []byte(config+lines), 0o600))
 	require.NoError(d.t, os.WriteFile(filepath.Join(d.dir, "keyserver", "second-policy.yaml"), []byte(policy), 0o600))
-	cmd := exec.Command(filepath.Join(bin, "ski-keyserver"), "-config", file)
-	stderr, err := cmd.StderrPipe()
-	require.NoError(d.t, err)
-	require.NoError(d.t, cmd.Start())
-	d.t.Cleanup(func() { // It may have a thousand requests that it would answer first.
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	var addrs []string
-	listening := regexp.MustCompile(`msg="?listening.*? addr=(\S+)`)
-	log := bufio.NewReader(stderr)
-	said := ""
-	for len(addrs) < 3 {
-		line, err := log.ReadString('\n')
-		said += line
-		require.NoError(d.t, err, said)
-		if m := listening.FindStringSubmatch(line); m != nil {
-			addrs = append(addrs, m[1])
-		}
-	}
-	go func() { _, _ = io.Copy(io.Discard, log) }()
-	return "coaps://" + addrs[0] + "/ski", "coaps+tcp://" + addrs[2] + "/ski", "https://" + addrs[1] + "/ski"
+	addrs, _ := startDaemon(d.t, "ski-keyserver", file, `msg=listening addr=(\S+)`, `msg="listening for CoAP over TLS" addr=(\S+)`, `msg="listening over HTTPS" addr=(\S+)`)
+	return "coaps://" + addrs[0] + "/ski", "coaps+tcp://" + addrs[1] + "/ski", "https://" + addrs[2] + "/ski"
 }
 
 // A burst of handshakes is served whole, whatever their number, if it can be in the
@@ -84,23 +96,8 @@ func TestABurstOfRSAHandshakesIsServedByAnEmbeddedKeyServer(t *testing.T) {
 	write("embedded.yaml", "keys: ../keyserver/keys\npolicy: policy.yaml\naudit: {file: embedded.log}\nrsa_workers: 1\n")
 	config := regexp.MustCompile(`(?m)^keyserver:\n(  .*\n)+`).ReplaceAllString(d.read("edge/edge.yaml"), "keyserver: embedded\nembedded: embedded.yaml\n")
 	write("own.yaml", strings.ReplaceAll(config, d.edgeAddr(), "127.0.0.1:0"))
-	edge := exec.Command(filepath.Join(bin, "ski-edgeserver-embedded"), "-config", filepath.Join(d.dir, "edge", "own.yaml"))
-	stderr, err := edge.StderrPipe()
-	require.NoError(t, err)
-	require.NoError(t, edge.Start())
-	t.Cleanup(func() {
-		assert.NoError(t, edge.Process.Signal(os.Interrupt))
-		assert.NoError(t, edge.Wait())
-	})
-	log, said := bufio.NewReader(stderr), ""
-	listening := regexp.MustCompile(`msg=listening addr=(\S+)`)
-	for !listening.MatchString(said) {
-		line, err := log.ReadString('\n')
-		said += line
-		require.NoError(t, err, said)
-	}
-	go func() { _, _ = io.Copy(io.Discard, log) }()
-	assert.Zero(t, d.burst(listening.FindStringSubmatch(said)[1], 200))
+	addrs, _ := startDaemon(t, "ski-edgeserver-embedded", filepath.Join(d.dir, "edge", "own.yaml"), `msg=listening addr=(\S+)`)
+	assert.Zero(t, d.burst(addrs[0], 200))
 }
 
 // burst has so many clients, of each kind that needs RSA, begin a handshake with an
@@ -253,4 +250,49 @@ func TestOneEdgesBurstLeavesAnothersHandshakesAnswered(t *testing.T) {
 	// With one queue for all it would be thousands; some are answered while this
 	// process does not get to look.
 	assert.Less(t, sum/int64(len(between)), int64(100), fmt.Sprint(between))
+}
+
+// The key server that is always overloaded is asked first whenever a second has
+// passed, and each time the other has the answer. It is no key server that does not
+// answer.
+func TestAnOverloadedKeyServerBesideAnotherCostsNoHandshake(t *testing.T) {
+	c := newConformanceSetup(t)
+	require.NoError(t, os.Mkdir(c.path("site"), 0o755))
+	for _, scheme := range []string{"coaps", "https"} {
+		urls := ""
+		for _, fault := range []string{"overloaded", "none"} {
+			_, addr := c.start("listening ", "skictl", append([]string{"conformance", "--listen", scheme + "://127.0.0.1:0",
+				"--keys", c.path("keys/ecdsa.pem"), "--fault", fault}, c.channel("ks")...)...)
+			urls += fmt.Sprintf("%q, ", scheme+"://"+addr+"/ski")
+		}
+		c.write("edge.yaml", `
+listen: ["127.0.0.1:0"]
+metrics: 127.0.0.1:0
+keyserver: {urls: [`+urls+`], certificate: edge.pem, key: edge.key, ca: pki/ca.pem}
+sites:
+  - {names: [ecdsa.test], certificates: [ecdsa.crt], static: site}
+`)
+		addrs, log := startDaemon(t, "ski-edgeserver", c.path("edge.yaml"), `msg=listening addr=(\S+)`, `msg=metrics addr=(\S+)`)
+		pem, err := os.ReadFile(c.path("ecdsa.crt"))
+		require.NoError(t, err)
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(pem)
+		metrics := func() string {
+			_, all, _ := run(t, "", "curl", "-sS", "http://"+addrs[1]+"/metrics")
+			return all
+		}
+		retried := regexp.MustCompile(`ski_attempts_total\{.*kind="retry",outcome="(output|malformed request)"\} ([2-9]|\d\d)`)
+		require.Eventually(t, func() bool {
+			conn, err := tls.Dial("tcp", addrs[0], &tls.Config{RootCAs: roots, ServerName: "ecdsa.test"})
+			if assert.NoError(t, err) {
+				conn.Close()
+			}
+			return t.Failed() || retried.MatchString(metrics())
+		}, time.Minute, 20*time.Millisecond)
+		assert.Contains(t, metrics(), `kind="first",outcome="overloaded"`)
+		assert.NotRegexp(t, `ski_edgeserver_ski_answers\{.*\} 0`, metrics())
+		_, ready, _ := run(t, "", "curl", "-sS", "http://"+addrs[1]+"/readyz", "-o", "/dev/null", "-w", "%{http_code}")
+		assert.Equal(t, "200", ready)
+		assert.NotContains(t, log(), "the key server does not answer")
+	}
 }
