@@ -21,8 +21,9 @@ const (
 	// maxWaitingSize bounds the memory of all that wait for the same processors
 	// or device.
 	maxWaitingSize = 80 << 20
-	// standing is by how much less a request may wait, where those of its edge
-	// have waited without a break for as long as one may.
+	// standing is by how much less an operation may wait, where those of its edge have
+	// waited without a break for as long as one may; or where its edge has none that
+	// wait, those of others.
 	standing = 4
 )
 
@@ -35,7 +36,8 @@ const (
 // time to ask another key server. A burst may wait for all of patience. Where an
 // edge asks for more than there are processors for, its queue does not get empty
 // any more, and every operation would be done at the end of patience, when whoever
-// asked may have gone: then it may wait for a part of it alone.
+// asked may have gone: then it may wait for a part of it alone. So may an edge that
+// comes to many others, which together ask for more.
 type turns struct {
 	patience time.Duration
 	room     int // how many may wait, for their memory
@@ -45,6 +47,7 @@ type turns struct {
 	free    int
 	waiting int
 	cost    cost
+	since   time.Time    // that some have waited without a break
 	queues  []*turnQueue // of edges, none empty; the first is the next
 }
 
@@ -106,12 +109,15 @@ func (t *turns) enter(edge string) (*turn, error) {
 	}
 	now := time.Now()
 	at := slices.IndexFunc(t.queues, func(q *turnQueue) bool { return q.edge == edge })
-	own, may := 0, t.patience
+	if len(t.queues) == 0 {
+		t.since = now
+	}
+	own, since, may := 0, t.since, t.patience
 	if at >= 0 {
-		own = len(t.queues[at].all)
-		if now.Sub(t.queues[at].since) > t.patience {
-			may /= standing
-		}
+		own, since = len(t.queues[at].all), t.queues[at].since
+	}
+	if now.Sub(since) > t.patience {
+		may /= standing
 	}
 	if t.wait(own) >= may || t.waiting >= t.room && !t.makeRoom(own) {
 		return nil, errOverloaded
@@ -129,7 +135,7 @@ func (t *turns) enter(edge string) (*turn, error) {
 // wait returns how long one more operation of an edge that has own waiting will
 // wait: for those, and for as many of each other edge and one more.
 func (t *turns) wait(own int) time.Duration {
-	before := 1 // of those at work, one has to end
+	before := 1                  // of those at work, one has to end
 	for _, q := range t.queues { // Its own has own, and none more.
 		before += min(len(q.all), own+1)
 	}
