@@ -71,7 +71,7 @@ func (c *Client) again(ctx context.Context, after time.Duration, another bool) b
 	if left < leastRetry || !c.retries.spend() {
 		return false
 	}
-	after = cmp.Or(after, retryUnknown)
+	after = min(cmp.Or(after, retryUnknown), left) // whatever a key server says
 	pause := after + rand.N(after/2+1)
 	if another {
 		pause = rand.N(soon)
