@@ -198,6 +198,7 @@ func TestAPeerThatMovesIsSeenWhereItIs(t *testing.T) {
 	moved := at()
 	assert.NotEqual(t, first.Addr, moved.Addr)
 	assert.Equal(t, first.ID(), moved.ID())
+	assert.Equal(t, moved.Addr, s.Peers()[0].Addr)
 	assert.Len(t, s.all(), 1)
 }
 

@@ -450,11 +450,11 @@ func (s *Server) all() []*session {
 	return all
 }
 
-// Peers returns the peer of each session there is.
+// Peers returns the peer of each session there is, where it is now.
 func (s *Server) Peers() []ski.Peer {
 	var peers []ski.Peer
 	for _, sess := range s.all() {
-		peers = append(peers, sess.peer)
+		peers = append(peers, sess.asker())
 	}
 	return peers
 }
