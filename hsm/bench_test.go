@@ -34,7 +34,7 @@ func BenchmarkPool(b *testing.B) {
 	token.generate(b, "rsa", "rsa-2048", Template{Sign: true, Decrypt: true})
 	for _, sessions := range []int{1, 4, 16} {
 		store := openStore(b, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: sessions})
-		for _, k := range []*privateKey{store.all[0], store.all[1]} {
+		for _, k := range []*privateKey{store.now.Load().all[0], store.now.Load().all[1]} {
 			b.Run(fmt.Sprintf("sign/%s/%d", k.info.Type, sessions), func(b *testing.B) {
 				digest := random(32)
 				sig, err := k.newSignature(digest, crypto.SHA256)
@@ -148,7 +148,7 @@ func BenchmarkVerify(b *testing.B) {
 		token.generate(b, kind, kind, Template{Sign: true})
 	}
 	store := openStore(b, Config{Keys: []Key{{URI: token.uri("")}}, MaxSessions: 1})
-	for _, k := range store.all {
+	for _, k := range store.now.Load().all {
 		b.Run(k.info.Type, func(b *testing.B) {
 			opts := crypto.SignerOpts(crypto.SHA256)
 			if k.info.Type == "ed25519" {

@@ -38,6 +38,10 @@ type Config struct {
 	// pin-source=credential:NAME (CREDENTIALS_DIRECTORY) ask for, as os.Getenv
 	// does. Default nil: there are none.
 	Getenv func(string) string
+	// Changed is called when a token has lost a key, and when one works again that
+	// did not: Store.Reload then finds what else has changed. It must not wait, nor
+	// call the Store. nil means nobody.
+	Changed func()
 	// Logger is told of tokens that fail and come back. Default: nobody.
 	Logger *slog.Logger
 }
@@ -146,6 +150,12 @@ func checkName(name string) error {
 		return fmt.Errorf("a key cannot have the name %q: choose another", name)
 	}
 	return nil
+}
+
+func (c *Config) changed() {
+	if c.Changed != nil {
+		c.Changed()
+	}
 }
 
 func (c *Config) logger() *slog.Logger {

@@ -61,7 +61,7 @@ func decryptsLikeGo(ctx context.Context, store *Store, id ski.KeyID, pub *rsa.Pu
 		}
 		// What the comment of unpadPreMasterSecret says of the token.
 		length := 0
-		k := store.keys[id]
+		k := store.now.Load().byID[id]
 		if err := k.token.do(ctx, func(s *session) error {
 			raw, err := k.decryptRaw(s, ciphertext)
 			length = len(raw)

@@ -240,7 +240,7 @@ func TestAllowedMechanismsAreKept(t *testing.T) {
 	assert.Nil(t, mechanismNames([]byte{1}))
 	assert.Equal(t, []string{"0x00000040"}, mechanismNames(pkcs11.NewAttribute(0, uint(pkcs11.CKM_SHA256_RSA_PKCS)).Value))
 	store := openStore(t, Config{Keys: []Key{{URI: token.uri(";object=decrypts")}}, MaxSessions: 1})
-	k := store.all[0]
+	k := store.now.Load().all[0]
 	assert.False(t, k.pkcs1)
 	assert.False(t, k.pss)
 	assert.True(t, k.raw)

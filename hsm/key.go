@@ -14,14 +14,18 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
 
 	"github.com/tlsski/tlsski/ski"
 )
 
-// privateKey is a private key on a token. It does not change once it is found.
+// privateKey is a private key on a token. It does not change once it is found,
+// but for being gone.
 type privateKey struct {
+	target *target
+	gone   atomic.Bool // from the token
 	info   KeyInfo
 	token  *token
 	public crypto.PublicKey
@@ -49,6 +53,10 @@ var (
 
 var errKeyGone = errors.New("the key is not on the token any more")
 
+// errKeyRemoved is an errKeyGone for sure: the token works and has other objects,
+// but not this key.
+var errKeyRemoved = fmt.Errorf("%w, which has others", errKeyGone)
+
 // find returns the handle that a key has in a session. It can be another one in
 // each, and the token another one too, so what is found is compared with what
 // was found at the start: the modulus here, and otherwise the first signature.
@@ -67,14 +75,15 @@ func (s *session) find(k *privateKey) (*foundKey, error) {
 		}
 	}
 	if len(handles) == 0 {
-		// That all keys are gone is the token's fault and not the key's: SoftHSM
+		// That all objects are gone is the token's fault and not the key's: SoftHSM
 		// forgets them when its folder is away for a moment, until it is started
 		// again.
-		if others, err := s.findAll((&privateKey{}).template()...); err != nil {
+		if others, err := s.findAll(); err != nil {
 			return nil, err
 		} else if len(others) == 0 {
-			return nil, &lostError{fmt.Errorf("%w, nor is any other", errKeyGone)}
+			return nil, &lostError{fmt.Errorf("%w, nor is any other object", errKeyGone)}
 		}
+		return nil, errKeyRemoved
 	}
 	if len(handles) != 1 {
 		return nil, fmt.Errorf("%w (%d found)", errKeyGone, len(handles))
@@ -86,7 +95,7 @@ func (s *session) find(k *privateKey) (*foundKey, error) {
 			return nil, err
 		}
 		if n != nil && new(big.Int).SetBytes(n).Cmp(pub.N) != 0 {
-			return nil, fmt.Errorf("%w: there is another one in its place", errKeyGone)
+			return nil, fmt.Errorf("%w: there is another one in its place", errKeyRemoved)
 		}
 	}
 	s.found[k] = f

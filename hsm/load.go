@@ -206,10 +206,8 @@ func (t *target) discover(s *session, want demands) ([]*privateKey, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case len(handles) == 0 && t.one():
-		return nil, fmt.Errorf("%s has no such private key: see skictl key list", t.token)
 	case len(handles) == 0:
-		return nil, fmt.Errorf("%s has no private key: make one with skictl key generate", t.token)
+		return nil, t.none(s)
 	}
 	certificates, err := s.certificates()
 	if err != nil {
@@ -241,6 +239,42 @@ func (t *target) discover(s *session, want demands) ([]*privateKey, error) {
 	return keys, nil
 }
 
+// errNone says that a token has no such private key. errNothing says that it shows
+// no object at all, which may be its own fault: see find.
+var (
+	errNone    = errors.New("it has no such private key")
+	errNothing = errors.New("it shows no object at all")
+)
+
+// none returns why there is no key of the target.
+func (t *target) none(s *session) error {
+	if t.token.login {
+		if loggedIn, err := s.loggedIn(); err != nil || !loggedIn { // Who is logged out does not see private keys.
+			return &lostError{errors.New("the token has logged us out")}
+		}
+	}
+	why := errNone
+	if others, err := s.findAll(); err != nil {
+		return err
+	} else if len(others) == 0 {
+		why = errNothing
+	}
+	if t.one() {
+		return &noKeyError{why, fmt.Sprintf("%s has no such private key: see skictl key list", t.token)}
+	}
+	return &noKeyError{why, fmt.Sprintf("%s has no private key: make one with skictl key generate", t.token)}
+}
+
+// noKeyError is an errNone or errNothing that says what to do at the start.
+type noKeyError struct {
+	why  error
+	text string
+}
+
+func (e *noKeyError) Error() string { return e.text }
+
+func (e *noKeyError) Unwrap() error { return e.why }
+
 // certificates returns those of the token by the fingerprint of their keys.
 func (s *session) certificates() (map[ski.KeyID][]*x509.Certificate, error) {
 	handles, err := s.findAll(pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE))
@@ -263,7 +297,7 @@ func (s *session) certificates() (map[ski.KeyID][]*x509.Certificate, error) {
 
 // read reads what the token says of a private key.
 func (t *target) read(s *session, handle pkcs11.ObjectHandle) (*privateKey, error) {
-	k := &privateKey{token: t.token}
+	k := &privateKey{target: t, token: t.token}
 	i := &k.info
 	var err error
 	if k.label, err = s.attribute(handle, pkcs11.CKA_LABEL); err != nil {

@@ -28,6 +28,9 @@ func List(context.Context, Config) ([]KeyInfo, error) { return nil, ErrNoCgo }
 // Generate returns ErrNoCgo.
 func Generate(context.Context, Config, Template) (KeyInfo, error) { return KeyInfo{}, ErrNoCgo }
 
+// Reload does nothing.
+func (*Store) Reload(context.Context) []error { return nil }
+
 // Close does nothing.
 func (*Store) Close() error { return nil }
 

@@ -100,6 +100,7 @@ func (t *token) works(inUse bool) {
 	}
 	t.out = outage{toldAt: t.out.toldAt}
 	t.failing.Store(false)
+	t.changed()
 }
 
 // refuse notes that the token does not take the PIN.
@@ -161,6 +162,13 @@ func (t *token) addKey(k *privateKey) {
 	t.keys = append(t.keys, k)
 }
 
+// setKeys makes these the keys that a probe uses.
+func (t *token) setKeys(keys []*privateKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.keys = keys
+}
+
 // nextProbe returns when to find out, without a request, whether the token works
 // again. Who is told that it does not may ask elsewhere, and then nobody would
 // notice. ok is false where there is nothing to find out.
@@ -184,6 +192,10 @@ func (w *worker) probe() {
 	}
 	defer t.probing.Store(false)
 	t.mu.Lock()
+	if len(t.keys) == 0 {
+		t.mu.Unlock()
+		return
+	}
 	k := t.keys[t.probes%len(t.keys)]
 	t.probes++
 	t.mu.Unlock()

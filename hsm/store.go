@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/big"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -28,12 +29,38 @@ const closeTimeout = 5 * time.Second
 type Store struct {
 	modules  []*sharedModule
 	tokens   []*token
-	keys     map[ski.KeyID]*privateKey
-	all      []*privateKey // in the order of the configuration
-	warnings []string
+	now      atomic.Pointer[foundKeys]
+	warnings []string // of the start
+
+	cfg       Config
+	targets   []*target
+	reloading sync.Mutex
 
 	closing sync.Once
 	closed  error
+}
+
+// foundKeys are the keys of a Store, which do not change.
+type foundKeys struct {
+	byID map[ski.KeyID]*privateKey
+	all  []*privateKey // in the order of the configuration
+}
+
+// found returns the keys as they were last found.
+func (s *Store) found() *foundKeys {
+	if found := s.now.Load(); found != nil {
+		return found
+	}
+	return new(foundKeys)
+}
+
+// key returns a key that is there.
+func (s *Store) key(id ski.KeyID) (*privateKey, bool) {
+	k, ok := s.found().byID[id]
+	if !ok || k.gone.Load() {
+		return nil, false
+	}
+	return k, true
 }
 
 // Open logs in to the tokens and finds the keys. The error is one line, and
@@ -57,30 +84,31 @@ func open(ctx context.Context, cfg Config, load loader, lenient bool) (_ *Store,
 	if len(cfg.Keys) == 0 {
 		return nil, errors.New("no PKCS #11 URI is given")
 	}
-	s := &Store{keys: make(map[ski.KeyID]*privateKey)}
+	s := &Store{cfg: cfg}
 	defer func() {
 		if err != nil {
 			_ = s.Close() // The first error is the one that matters.
 		}
 	}()
-	var targets []*target
 	for _, key := range cfg.Keys { // the cheap mistakes first
 		t, err := newTarget(&cfg, key)
 		if err != nil {
 			return nil, err
 		}
-		targets = append(targets, t)
+		s.targets = append(s.targets, t)
 	}
-	for _, t := range targets {
+	for _, t := range s.targets {
 		if err := s.connect(ctx, &cfg, t, load); err != nil {
 			return nil, fmt.Errorf("%s: %w", t.uri, err)
 		}
 	}
-	for _, t := range targets {
-		if err := s.addKeys(ctx, &cfg, t, lenient); err != nil {
+	found := &foundKeys{byID: make(map[ski.KeyID]*privateKey)}
+	for _, t := range s.targets {
+		if err := s.addKeys(ctx, found, t, lenient); err != nil {
 			return nil, fmt.Errorf("%s: %w", t.uri, err)
 		}
 	}
+	s.now.Store(found)
 	for _, t := range s.tokens {
 		t.start(t.limit - 1) // The first is there already.
 	}
@@ -140,42 +168,57 @@ func (s *Store) module(ctx context.Context, file string, load loader) (*sharedMo
 
 // addKeys finds the target's keys. If it is lenient, it takes them with their
 // problems.
-func (s *Store) addKeys(ctx context.Context, cfg *Config, t *target, lenient bool) error {
-	var keys []*privateKey
-	err := t.token.do(ctx, func(session *session) error {
-		found, err := t.discover(session, demands{nonExtractable: cfg.RequireNonExtractable, generated: cfg.RequireGenerated})
-		if err == nil {
-			keys = found
-		}
-		return err
-	})
+func (s *Store) addKeys(ctx context.Context, found *foundKeys, t *target, lenient bool) error {
+	keys, err := s.keysOf(ctx, t)
 	if err != nil {
 		return err
 	}
 	for _, k := range keys {
 		if k.info.Problem == nil {
-			k.info.Problem = checkTogether(s.all, k)
+			k.info.Problem = checkTogether(found.all, k)
 		}
 		if k.info.Problem != nil && !lenient {
 			return fmt.Errorf("the key %s: %w", k.describe(), k.info.Problem)
 		}
-		s.all = append(s.all, k)
+		found.all = append(found.all, k)
 		if k.info.Problem != nil {
 			continue
 		}
-		s.keys[k.info.ID] = k
+		found.byID[k.info.ID] = k
 		t.token.addKey(k)
-		if k.noRaw {
-			s.warn("the key %q: the token has no raw RSA decryption (CKM_RSA_X_509): the method RSA is off for it", k.info.Name)
-		}
-		if _, ok := k.public.(*rsa.PublicKey); ok && k.info.Signs && !k.pss {
-			s.warn("the key %q: the token has no RSA-PSS (CKM_RSA_PKCS_PSS): it cannot be used with TLS 1.3", k.info.Name)
-		}
-		if fault, setting := (demands{nonExtractable: true, generated: true}).fault(&k.info); fault != "" {
-			s.warn("the key %q: %s: make another with skictl key generate, and set %s", k.info.Name, fault, setting)
+		for _, warning := range k.warnings() {
+			s.warn("%s", warning)
 		}
 	}
 	return nil
+}
+
+// keysOf asks the token for the target's keys.
+func (s *Store) keysOf(ctx context.Context, t *target) (keys []*privateKey, err error) {
+	err = t.token.do(ctx, func(session *session) error {
+		found, err := t.discover(session, demands{nonExtractable: s.cfg.RequireNonExtractable, generated: s.cfg.RequireGenerated})
+		if err == nil {
+			keys = found
+		}
+		clear(session.found) // It would keep them, wanted or not, as long as it lasts.
+		return err
+	})
+	return keys, err
+}
+
+// warnings returns a line for each thing that an operator should know of the key.
+func (k *privateKey) warnings() (lines []string) {
+	warn := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	if k.noRaw {
+		warn("the key %q: the token has no raw RSA decryption (CKM_RSA_X_509): the method RSA is off for it", k.info.Name)
+	}
+	if _, ok := k.public.(*rsa.PublicKey); ok && k.info.Signs && !k.pss {
+		warn("the key %q: the token has no RSA-PSS (CKM_RSA_PKCS_PSS): it cannot be used with TLS 1.3", k.info.Name)
+	}
+	if fault, setting := (demands{nonExtractable: true, generated: true}).fault(&k.info); fault != "" {
+		warn("the key %q: %s: make another with skictl key generate, and set %s", k.info.Name, fault, setting)
+	}
+	return lines
 }
 
 func (s *Store) warn(format string, args ...any) {
@@ -211,9 +254,12 @@ func (s *Store) Warnings() []string { return s.warnings }
 
 // Keys describes the keys, in the order of the configuration.
 func (s *Store) Keys() []KeyInfo {
-	infos := make([]KeyInfo, 0, len(s.all))
-	for _, k := range s.all {
-		infos = append(infos, k.info)
+	all := s.found().all
+	infos := make([]KeyInfo, 0, len(all))
+	for _, k := range all {
+		if !k.gone.Load() {
+			infos = append(infos, k.info)
+		}
 	}
 	return infos
 }
@@ -229,16 +275,19 @@ func (s *Store) Stats() []Stats {
 
 // IDs returns the fingerprints of all keys, in no particular order.
 func (s *Store) IDs() []ski.KeyID {
-	ids := make([]ski.KeyID, 0, len(s.keys))
-	for id := range s.keys {
-		ids = append(ids, id)
+	byID := s.found().byID
+	ids := make([]ski.KeyID, 0, len(byID))
+	for id, k := range byID {
+		if !k.gone.Load() {
+			ids = append(ids, id)
+		}
 	}
 	return ids
 }
 
 // Lookup returns the name that policies call the key by and its public half.
 func (s *Store) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool) {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	if !ok {
 		return "", nil, false
 	}
@@ -248,7 +297,7 @@ func (s *Store) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, ok bool
 // Certificates returns those of a key that are on its token or in
 // Key.PublicKey.
 func (s *Store) Certificates(id ski.KeyID) []*x509.Certificate {
-	if k, ok := s.keys[id]; ok {
+	if k, ok := s.key(id); ok {
 		return k.info.Certificates
 	}
 	return nil
@@ -258,7 +307,7 @@ func (s *Store) Certificates(id ski.KeyID) []*x509.Certificate {
 // operations there are with it at once: its sessions. n is 0 where the store
 // does not have the key.
 func (s *Store) Device(id ski.KeyID) (device string, n int) {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	if !ok {
 		return "", 0
 	}
@@ -269,7 +318,7 @@ func (s *Store) Device(id ski.KeyID) (device string, n int) {
 // fails, does not take the PIN, or does not return from any call. The log has a
 // line when that begins and one when it ends.
 func (s *Store) Health(id ski.KeyID) error {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	if !ok {
 		return errNoKey
 	}
@@ -279,7 +328,7 @@ func (s *Store) Health(id ski.KeyID) error {
 // Signs reports whether Sign works for a key with such opts: the token may lack
 // the mechanism, or not let the key sign.
 func (s *Store) Signs(id ski.KeyID, opts crypto.SignerOpts) bool {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	if !ok {
 		return false
 	}
@@ -294,7 +343,7 @@ func (s *Store) Signs(id ski.KeyID, opts crypto.SignerOpts) bool {
 // Decrypts reports whether DecryptPreMasterSecret works for a key: an RSA key
 // with CKA_DECRYPT, on a token with CKM_RSA_X_509.
 func (s *Store) Decrypts(id ski.KeyID) bool {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	return ok && k.info.Decrypts
 }
 
@@ -310,7 +359,7 @@ func (s *Store) Decrypts(id ski.KeyID) bool {
 // 6979), beside the right one over the same message, which an edge can ask for.
 // Verifying happens outside of the session.
 func (s *Store) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	if !ok {
 		return nil, errNoKey
 	}
@@ -326,6 +375,7 @@ func (s *Store) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts cryp
 	if errors.Is(err, errWrongSignature) {
 		k.token.wrongSignature(k)
 	}
+	s.noteGone(k, err)
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +389,7 @@ func (s *Store) Sign(ctx context.Context, id ski.KeyID, digest []byte, opts cryp
 // padding is right and the plaintext as long as secret. Neither time nor error
 // tells whether it was, as far as that is in the hands of this process.
 func (s *Store) DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, ciphertext, secret []byte) error {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	if !ok {
 		return errNoKey
 	}
@@ -356,6 +406,7 @@ func (s *Store) DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, cipher
 		raw, err = k.decryptInTime(ctx, s, ciphertext)
 		return err
 	})
+	s.noteGone(k, err)
 	if err != nil {
 		return err
 	}
@@ -366,7 +417,7 @@ func (s *Store) DecryptPreMasterSecret(ctx context.Context, id ski.KeyID, cipher
 // Signer returns a key as a crypto.Signer, for what crypto/x509 signs. Its Sign
 // works as long as ctx does.
 func (s *Store) Signer(ctx context.Context, id ski.KeyID) (crypto.Signer, error) {
-	k, ok := s.keys[id]
+	k, ok := s.key(id)
 	if !ok {
 		return nil, errNoKey
 	}

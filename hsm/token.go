@@ -32,6 +32,8 @@ type token struct {
 	rw     bool
 	limit  int // how many workers there are to be
 	log    *slog.Logger
+	// changed is Config.Changed, or does nothing.
+	changed func()
 
 	jobs    chan *job // first in, first out
 	stop    chan struct{}
@@ -88,7 +90,7 @@ type session struct {
 // newToken returns a token without workers.
 func newToken(mod *sharedModule, slot uint, info pkcs11.TokenInfo, pin *tokenPIN, cfg *Config, rw bool) *token {
 	t := &token{
-		mod: mod, pin: pin, label: info.Label, serial: info.SerialNumber, rw: rw, log: cfg.logger(),
+		mod: mod, pin: pin, label: info.Label, serial: info.SerialNumber, rw: rw, log: cfg.logger(), changed: cfg.changed,
 		login: info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0,
 		limit: DefaultMaxSessions, jobs: make(chan *job, queue), stop: make(chan struct{}),
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tlsski/tlsski/hsm"
 	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/skicoap"
 )
@@ -289,6 +291,51 @@ func TestWhatCannotBeReadAgainIsSaid(t *testing.T) {
 	require.NoError(t, f.Close())
 	d.signal(syscall.SIGHUP)
 	require.Contains(t, d.logged("it takes a restart"), "file="+filepath.Join(dir, "ca.pem"))
+	d.signal(syscall.SIGTERM)
+	require.Zero(t, d.end())
+}
+
+// A key is made on the token, and another is destroyed, by other programs: the one
+// is served after a signal, the other is refused with the next request, and the
+// token goes on.
+func TestKeysOfATokenComeAndGo(t *testing.T) {
+	d := startTokenDaemon(t, false)
+	made, err := hsm.Generate(t.Context(), hsm.Config{Keys: []hsm.Key{{
+		URI: "pkcs11:token=sites;object=other.test?pin-source=file:" + d.pin + "&module-path=" + softHSM,
+	}}}, hsm.Template{Type: "ec-p256", Sign: true})
+	require.NoError(t, err)
+	require.Equal(t, ski.SPKINotFound, d.answer(made.ID))
+	d.signal(syscall.SIGHUP)
+	require.Contains(t, d.logged(`msg="a key is new"`), "key=other.test spki="+made.ID.String())
+	require.Empty(t, d.answer(made.ID))
+
+	for _, kind := range []string{"privkey", "pubkey"} {
+		out, err := exec.Command("pkcs11-tool", "--module", softHSM, "--token-label", "sites", "--login", "--pin", "user-1234",
+			"--delete-object", "--type", kind, "--label", "token.test").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	require.Equal(t, ski.SPKINotFound, d.answer(d.key.ID))
+	require.Contains(t, d.logged(`msg="a key is gone"`), "key=token.test spki="+d.key.ID.String())
+	require.Equal(t, ski.SPKINotFound, d.answer(d.key.ID))
+	require.Empty(t, d.answer(made.ID))
+	require.Equal(t, "200 ok\n", d.health())
+	d.signal(syscall.SIGTERM)
+	for line := range d.log {
+		require.NotContains(t, line, "operation failed")
+		require.NotContains(t, line, "an HSM does not work")
+	}
+	require.Zero(t, d.end())
+}
+
+// A token that is away when it is asked again loses no key by that.
+func TestATokenThatIsAwayKeepsItsKeys(t *testing.T) {
+	d := startTokenDaemon(t, false)
+	require.NoError(t, os.Rename(d.tokens, d.away))
+	d.signal(syscall.SIGHUP)
+	require.Contains(t, d.logged("level=ERROR msg=tokens"), "its keys stay as they were")
+	require.Equal(t, ski.UnspecifiedError, d.ask().Error)
+	require.NoError(t, os.Rename(d.away, d.tokens))
+	d.until("healed", func() bool { return d.ask().Error == "" })
 	d.signal(syscall.SIGTERM)
 	require.Zero(t, d.end())
 }

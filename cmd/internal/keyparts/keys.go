@@ -29,12 +29,14 @@ type Keys struct {
 	Store  keyserver.KeyStore
 	folder *keyserver.KeyFolder // nil for none
 	tokens *hsm.Store           // nil for none
+	// changed has something in it when tokens may have other keys.
+	changed chan struct{}
 }
 
 // OpenKeys loads the folder and logs in to the tokens. The error is one line.
 // On success, Close must be called.
 func OpenKeys(cfg *keyserver.Config, log *slog.Logger) (*Keys, error) {
-	k := new(Keys)
+	k := &Keys{changed: make(chan struct{}, 1)}
 	if cfg.Keys != "" {
 		var err error
 		if k.folder, err = keyserver.OpenKeyFolder(cfg.Keys); err != nil {
@@ -50,7 +52,9 @@ func OpenKeys(cfg *keyserver.Config, log *slog.Logger) (*Keys, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 		defer cancel()
 		var err error
-		if k.tokens, err = hsm.Open(ctx, HSMConfig(cfg, log)); err != nil {
+		c := HSMConfig(cfg, log)
+		c.Changed = func() { ask(k.changed) }
+		if k.tokens, err = hsm.Open(ctx, c); err != nil {
 			return nil, fmt.Errorf("hsm: %w", err)
 		}
 	}

@@ -90,6 +90,9 @@ func (r *Reloader) Run(ctx context.Context) {
 			}
 		})
 	}
+	if r.keys.tokens != nil {
+		watching.Go(func() { r.askTokens(ctx) })
+	}
 	var again <-chan time.Time
 	for {
 		impatient := false
@@ -98,6 +101,7 @@ func (r *Reloader) Run(ctx context.Context) {
 			return
 		case <-r.asked:
 			impatient = true
+			ask(r.keys.changed)
 		case <-r.events:
 		case <-again:
 		}
@@ -105,6 +109,30 @@ func (r *Reloader) Run(ctx context.Context) {
 		if r.reload(ctx, impatient) {
 			again = time.After(retry)
 		}
+	}
+}
+
+// askTokens asks the tokens for their keys when they may have others. They may
+// take their time, for which the files do not wait.
+func (r *Reloader) askTokens(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.keys.changed:
+		}
+		ask(r.events) // for what is gone already
+		limited, cancel := context.WithTimeout(ctx, openTimeout)
+		faults := r.keys.tokens.Reload(limited)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		for _, err := range faults {
+			r.log.Error("tokens", "error", err)
+		}
+		r.metrics.SetReloadFaults(keyserver.ReloadTokens, len(faults))
+		ask(r.events)
 	}
 }
 
