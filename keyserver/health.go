@@ -1,6 +1,7 @@
 package keyserver
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -10,6 +11,9 @@ import (
 
 // keysHealth returns why no key can be used at the moment, or nil while one can.
 func (s *Server) keysHealth() error {
+	if len(s.policy.Load().keys.byID) == 0 {
+		return errors.New("there is no private key")
+	}
 	store, ok := s.keyStore().(HealthKeyStore)
 	if !ok {
 		return nil

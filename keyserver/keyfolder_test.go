@@ -218,9 +218,11 @@ func TestARequestEndsWithTheKeyItBeganWith(t *testing.T) {
 	}
 	require.Equal(t, len(keys.byName), removed)
 	require.Empty(t, s.policy.Load().Rights())
+	require.EqualError(t, s.Health(), "there is no private key")
 
 	require.NoError(t, s.SetKeys(keys))
 	require.Len(t, s.policy.Load().Rights(), 1)
+	require.NoError(t, s.Health())
 	resp, _ = s.ask(edgePeer, grantedRequest(keys))
 	require.Empty(t, resp.Error)
 	require.Equal(t, 2, strings.Count(log.String(), "msg=keys "))

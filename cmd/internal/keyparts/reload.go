@@ -159,7 +159,6 @@ func (r *Reloader) reload(ctx context.Context, impatient bool) (unsettled bool) 
 			fault(err)
 		}
 		unsettled = result.Unsettled
-		r.metrics.SetReloadFaults(keyserver.ReloadKeys, len(result.Faults))
 	}
 	store, conflicts := keyserver.JoinAgain(r.store, r.refused, r.keys.stores()...)
 	for _, err := range conflicts {
@@ -170,6 +169,10 @@ func (r *Reloader) reload(ctx context.Context, impatient bool) (unsettled bool) 
 	} else {
 		r.store = store
 	}
+	if len(r.told) > 0 && len(faults) == 0 && !unsettled {
+		r.log.Info("keys: there is no fault any more")
+	}
 	r.told = faults
+	r.metrics.SetReloadFaults(keyserver.ReloadKeys, len(faults))
 	return unsettled
 }
