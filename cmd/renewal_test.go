@@ -95,7 +95,7 @@ func (f *fleet) says(path string) string {
 // key is there.
 func TestARenewedCertificateIsTakenUpOnceItsKeyIsServed(t *testing.T) {
 	const (
-		waits = "the renewed certificate waits for its key on the key servers: the one before stays"
+		waits = "the renewed certificate waits until it can be used: the one before stays"
 		taken = "the renewed certificate is taken up: a key server has its key"
 	)
 	ecdsaSites, rsaSites := []string{"ecdsa.localhost", "split.ecdsa.localhost"}, []string{"rsa.localhost", "split.rsa.localhost"}

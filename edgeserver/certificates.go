@@ -3,6 +3,7 @@ package edgeserver
 import (
 	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -154,12 +155,16 @@ func (s *site) rebind(chain *ski.Certificate) *ski.Certificate {
 
 // keepCertificates decides what the slots of a site begin with, whose files have
 // been read. A chain whose key the site, or the file, had before is taken up: it is
-// a mere renewal. One with another key waits, and the chain whose place it takes stays
-// until then. A site for which nothing stays takes up all.
+// a mere renewal. One with another key waits, as one does that is not valid now, and
+// the chain whose place it takes stays until then. A site for which nothing stays takes
+// up all.
 func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) {
 	taken := map[*certSlot]bool{} // of before, by those that go on with it
 	same := before.sameSite(s)
 	for _, slot := range s.slots {
+		if slot.next != nil && invalid(slot.next.Leaf, now) != "" {
+			continue // It is no renewal of anything yet.
+		}
 		for _, old := range same.certSlots() {
 			isIt := slot.next == nil && old.file == slot.file || slot.next != nil && old.has(slot.next.Key.ID())
 			taken[old] = taken[old] || isIt
@@ -187,7 +192,7 @@ func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) 
 		switch {
 		case nothing:
 			slot.takeUp()
-		case slot.now != nil && endsSoon(slot.now, now):
+		case slot.now != nil && givesWay(slot.now, slot.next, now):
 			log.Info("the renewed certificate is taken up at once: the one before ends within the hour",
 				"certificate", slot.file, "not_after", slot.now.Leaf.NotAfter)
 			slot.takeUp()
@@ -229,7 +234,12 @@ func (s *site) canStay(chain *ski.Certificate) bool {
 // one that works any more.
 const lastHour = time.Hour
 
-func endsSoon(chain *ski.Certificate, now time.Time) bool {
+// givesWay reports whether a chain is replaced by next, whatever is known of the
+// key of that.
+func givesWay(chain, next *ski.Certificate, now time.Time) bool {
+	if invalid(next.Leaf, now) != "" {
+		return invalid(chain.Leaf, now) != ""
+	}
 	return !now.Before(chain.Leaf.NotAfter.Add(-lastHour))
 }
 
@@ -303,8 +313,19 @@ func (s *site) replaced(by *certSlot, taken map[*certSlot]bool) *certSlot {
 	return nil
 }
 
+// invalid returns why clients would not accept the certificate now, or "".
+func invalid(leaf *x509.Certificate, now time.Time) string {
+	switch {
+	case now.Before(leaf.NotBefore):
+		return "not valid before " + leaf.NotBefore.Format(time.RFC3339)
+	case now.After(leaf.NotAfter):
+		return "expired at " + leaf.NotAfter.Format(time.RFC3339)
+	}
+	return ""
+}
+
 func warnOfChain(file string, chain *ski.Certificate, now time.Time, log *slog.Logger) {
-	if now.After(chain.Leaf.NotAfter) || now.Before(chain.Leaf.NotBefore) {
+	if invalid(chain.Leaf, now) != "" {
 		log.Warn("the certificate is not valid now", "file", file,
 			"not_before", chain.Leaf.NotBefore, "not_after", chain.Leaf.NotAfter)
 	}

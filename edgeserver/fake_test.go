@@ -61,12 +61,17 @@ func (p *testPKI) rsa(t *testing.T, names ...string) string {
 
 // issue returns the file of a self-signed certificate, which ends after life.
 func (p *testPKI) issue(t *testing.T, key crypto.Signer, life time.Duration, names ...string) string {
+	return p.issueFrom(t, key, time.Now().Add(-2*time.Hour), life, names...)
+}
+
+// issueFrom is issue of one that begins at some time.
+func (p *testPKI) issueFrom(t *testing.T, key crypto.Signer, from time.Time, life time.Duration, names ...string) string {
 	serial := big.NewInt(time.Now().UnixNano())
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: "edgeserver test"},
 		DNSNames:     names,
-		NotBefore:    time.Now().Add(-2 * time.Hour),
+		NotBefore:    from,
 		NotAfter:     time.Now().Add(life),
 		KeyUsage:     x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

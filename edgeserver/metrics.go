@@ -120,7 +120,7 @@ func newMetrics() *Metrics {
 		limited:        desc("limited_total", "Connections that a limit has delayed or refused.", "limit"),
 		sharedTickets:  desc("shared_ticket_key", "1 if the site has a key of the key server that makes session tickets, 0 if not; of sites that share tickets.", "site"),
 		certificateEnd: desc("certificate_expiry_timestamp_seconds", "When the first of the certificates ends that the site's clients get.", "site"),
-		pending:        desc("certificates_pending", "The site's certificate files that are not served: no key server is known to have the key, or they cannot be used.", "site"),
+		pending:        desc("certificates_pending", "The site's certificate files that are not served: no key server is known to have the key, or they cannot be used now.", "site"),
 		pendingSince:   desc("certificate_pending_timestamp_seconds", "Since when the first of them is not; 0 if all are.", "site"),
 	}
 	m.buildInfo.Set(1)

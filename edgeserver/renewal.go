@@ -26,7 +26,7 @@ const (
 )
 
 // PendingCertificate is one that a site does not show its clients yet: no key
-// server is known to have its key, or its file cannot be used.
+// server is known to have its key, it is not valid now, or its file cannot be used.
 type PendingCertificate struct {
 	// Site is what logs and metrics call the site.
 	Site string
@@ -129,14 +129,17 @@ func (s *Server) renew(ctx context.Context, site *site, slot *certSlot) {
 	defer answered()
 	said := ""
 	for pause := s.renewalPause; ctx.Err() == nil; pause = min(2*pause, lastRenewalPause) {
-		if now != nil && endsSoon(now, s.clock()) {
+		if now != nil && givesWay(now, next, s.clock()) {
 			if s.takeUp(ctx, site, slot) {
 				log.Warn("the renewed certificate is taken up, though no key server is known to have its key: the one before ends within the hour")
 			}
 			return
 		}
 		asked := time.Now()
-		isServed, reason := site.serves(ctx, next, compared)
+		isServed, reason := false, invalid(next.Leaf, s.clock())
+		if reason == "" {
+			isServed, reason = site.serves(ctx, next, compared)
+		}
 		if isServed {
 			if s.takeUp(ctx, site, slot) {
 				log.Info("the renewed certificate is taken up: a key server has its key")
@@ -184,9 +187,9 @@ func sleep(ctx context.Context, d time.Duration) {
 
 func warnOfPending(log *slog.Logger, isReplaced bool, reason string) {
 	if isReplaced {
-		log.Warn("the renewed certificate waits for its key on the key servers: the one before stays", "reason", reason)
+		log.Warn("the renewed certificate waits until it can be used: the one before stays", "reason", reason)
 	} else {
-		log.Warn("the certificate waits for its key on the key servers: clients get the site's others", "reason", reason)
+		log.Warn("the certificate waits until it can be used: clients get the site's others", "reason", reason)
 	}
 }
 

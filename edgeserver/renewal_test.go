@@ -83,7 +83,7 @@ func (e *edge) untilLogged(t *testing.T, lines ...string) {
 }
 
 const (
-	waits     = "the renewed certificate waits for its key on the key servers: the one before stays"
+	waits     = "the renewed certificate waits until it can be used: the one before stays"
 	isTakenUp = "the renewed certificate is taken up: a key server has its key"
 )
 
@@ -171,6 +171,50 @@ func TestACertificateWithTheSameKeyIsTakenUpUnasked(t *testing.T) {
 	assert.Empty(t, e.Pending())
 	assert.Empty(t, p.keys.Forget())
 	assert.WithinDuration(t, time.Now().Add(2*month), e.Sites()[0].Served[0].NotAfter, time.Minute)
+}
+
+// What clients would not accept yet, or any more, takes the place of nothing that
+// they accept.
+func TestACertificateThatIsNotValidNowWaits(t *testing.T) {
+	for _, sameKey := range []bool{true, false} {
+		p := newPKI(t)
+		old := p.lasting(t, 3*month, "a.test")
+		key := old.key
+		if !sameKey {
+			key = p.lasting(t, month, "a.test").key
+		}
+		next := pair{p.issueFrom(t, key, time.Now().Add(time.Hour), 3*month, "a.test"), key}
+		cfg := Config{KeyServer: fixed, Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{old.file}, Static: p.dir}}}
+		e := start(t, cfg, p.transport())
+		before := e.Sites()[0].Served[0]
+		var clock atomic.Int64
+		e.clock = func() time.Time { return time.Now().Add(time.Duration(clock.Load())) }
+		old.renew(t, next)
+		_, err := e.Reload(cfg, over(p.transport()))
+		require.NoError(t, err)
+		e.untilLogged(t, waits)
+		require.Len(t, e.Pending(), 1)
+		assert.Contains(t, e.Pending()[0].Reason, "not valid before ")
+		assert.Equal(t, before.Raw, e.Sites()[0].Served[0].Raw)
+		clock.Store(int64(2 * time.Hour))
+		e.settled(t)
+		assert.NotEqual(t, before.Raw, e.Sites()[0].Served[0].Raw)
+
+		expired := pair{p.issue(t, old.key, -time.Minute, "a.test"), old.key}
+		old.renew(t, expired)
+		_, err = e.Reload(cfg, over(p.transport()))
+		require.NoError(t, err)
+		require.Len(t, e.Pending(), 1)
+		require.Eventually(t, func() bool { return strings.Contains(e.Pending()[0].Reason, "expired at ") }, time.Minute, time.Millisecond)
+		assert.Equal(t, next.id(), ski.CertificateKeyID(e.Sites()[0].Served[0]))
+		clock.Store(int64(3*month - 30*time.Minute))
+		e.site("a.test").kick()
+		n := strings.Count(e.log.String(), waits)
+		_, err = e.Reload(cfg, over(p.transport()))
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return strings.Count(e.log.String(), waits) > n }, time.Minute, time.Millisecond)
+		require.Len(t, e.Pending(), 1, "the last half hour of the one before is better")
+	}
 }
 
 // When the pair before is of no use any more, a renewed certificate is taken up
@@ -381,7 +425,7 @@ func TestACertificateThatIsAddedWaitsForItsKey(t *testing.T) {
 		for range 2 {
 			_, err := e.Reload(cfg, over(p.transport()))
 			require.NoError(t, err)
-			e.untilLogged(t, "the certificate waits for its key on the key servers: clients get the site's others")
+			e.untilLogged(t, "the certificate waits until it can be used: clients get the site's others")
 			assert.Equal(t, old.id(), e.shows(t, p, &tls.Config{ServerName: "a.test"}))
 		}
 		p.keys.Add(added.key)
