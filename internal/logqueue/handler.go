@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"time"
@@ -32,13 +33,19 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 // keep keeps a record that was dropped. It is formatted anew, outside of any
 // lock, and without its time, by which two that say the same are found.
 func (h *handler) keep(ctx context.Context, r slog.Record) {
-	var line, says bytes.Buffer
+	kept := &keptLine{origin: r.PC, when: r.Time}
+	var line bytes.Buffer
 	_ = h.format(&line).Handle(ctx, r)
-	when := r.Time
+	kept.line = line.Bytes()
 	r.Time = time.Time{}
+	says := maphash.Hash{}
+	says.SetSeed(seed)
 	_ = h.format(&says).Handle(ctx, r)
-	h.queue.keep(&keptLine{origin: originOf(r), says: says.String(), line: line.Bytes(), when: when})
+	kept.says = says.Sum64()
+	h.queue.keep(kept)
 }
+
+var seed = maphash.MakeSeed()
 
 // WithAttrs implements slog.Handler.
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {

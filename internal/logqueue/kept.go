@@ -1,13 +1,15 @@
 package logqueue
 
 import (
+	"container/list"
 	"log/slog"
 	"slices"
 	"time"
 )
 
-// maxKept is how many bytes of lines are kept apart.
-const maxKept = 1 << 17
+// maxKept is how many bytes of lines are kept apart: what is free in the queue when
+// they are appended to it.
+const maxKept = maxWaiting / 2
 
 // gap is lines that were dropped one after the other.
 type gap struct {
@@ -32,53 +34,43 @@ func (g *gap) record(kept int) slog.Record {
 
 // keptLine is a line that was dropped.
 type keptLine struct {
-	origin origin
-	says   string // the line without its time
+	origin uintptr // where in the program it was logged; 0: through the standard library's log
+	says   uint64  // hash of the line without its time
 	line   []byte
 	when   time.Time
-}
-
-// origin is the place in the program that a record comes from or, where that is not known,
-// its message.
-type origin struct {
-	pc      uintptr
-	message string
-}
-
-func originOf(r slog.Record) origin {
-	if r.PC != 0 {
-		return origin{pc: r.PC}
-	}
-	return origin{message: r.Message}
 }
 
 // kept is the latest lines of each origin. None can have the room of all others:
 // where there is no more, the origin with the most bytes loses its oldest line.
 type kept struct {
-	of   map[origin]*share
+	of   map[uintptr]*share
 	size int
 }
 
-// share is an origin's lines, the oldest first.
+// share is an origin's lines.
 type share struct {
-	lines []*keptLine
+	lines *list.List // of *keptLine, the oldest first
+	by    map[uint64]*list.Element
 	size  int
 }
 
 func (k *kept) add(l *keptLine) {
+	if len(l.line) > maxKept {
+		return // or it would take the others of its origin with it
+	}
 	if k.of == nil {
-		k.of = map[origin]*share{}
+		k.of = map[uintptr]*share{}
 	}
 	s := k.of[l.origin]
 	if s == nil {
-		s = &share{}
+		s = &share{lines: list.New(), by: map[uint64]*list.Element{}}
 		k.of[l.origin] = s
 	}
-	if i := slices.IndexFunc(s.lines, func(old *keptLine) bool { return old.says == l.says }); i >= 0 {
-		k.remove(s, i)
+	if old := s.by[l.says]; old != nil {
+		k.remove(s, old)
 	}
-	s.lines = append(s.lines, l)
-	k.grow(s, len(l.line)+len(l.says))
+	s.by[l.says] = s.lines.PushBack(l)
+	k.grow(s, len(l.line))
 	for k.size > maxKept {
 		k.shrink()
 	}
@@ -86,21 +78,18 @@ func (k *kept) add(l *keptLine) {
 
 func (k *kept) shrink() {
 	var most *share
-	var of origin
-	for o, s := range k.of {
+	for _, s := range k.of {
 		if most == nil || s.size > most.size {
-			most, of = s, o
+			most = s
 		}
 	}
-	k.remove(most, 0)
-	if len(most.lines) == 0 {
-		delete(k.of, of)
-	}
+	k.remove(most, most.lines.Front())
 }
 
-func (k *kept) remove(s *share, i int) {
-	k.grow(s, -len(s.lines[i].line)-len(s.lines[i].says))
-	s.lines = slices.Delete(s.lines, i, i+1)
+func (k *kept) remove(s *share, e *list.Element) {
+	l := s.lines.Remove(e).(*keptLine)
+	delete(s.by, l.says)
+	k.grow(s, -len(l.line))
 }
 
 func (k *kept) grow(s *share, bytes int) {
@@ -111,7 +100,9 @@ func (k *kept) grow(s *share, bytes int) {
 // take returns the lines in the order of their times, and forgets them.
 func (k *kept) take() (all []*keptLine) {
 	for _, s := range k.of {
-		all = append(all, s.lines...)
+		for e := s.lines.Front(); e != nil; e = e.Next() {
+			all = append(all, e.Value.(*keptLine))
+		}
 	}
 	*k = kept{}
 	slices.SortStableFunc(all, func(a, b *keptLine) int { return a.when.Compare(b.when) })
@@ -122,10 +113,13 @@ func (k *kept) take() (all []*keptLine) {
 func (q *Queue) keep(l *keptLine) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.gap.lines == 0 && q.size+len(l.line) <= maxWaiting {
-		q.push(l.line)
-		q.wakeUp()
-		return
+	if q.gap.lines == 0 {
+		if q.size+len(l.line) <= maxWaiting {
+			q.push(l.line)
+			q.wakeUp()
+			return
+		}
+		q.gap.add(l.when) // or it would wait for the next gap
 	}
 	q.kept.add(l)
 }

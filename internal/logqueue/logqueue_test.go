@@ -203,20 +203,57 @@ func TestAFloodOfOneMessageKeepsOutNoOther(t *testing.T) {
 		logger.Warn("edge suspended", "edge", fmt.Sprint("edge-", i), "reason", strings.Repeat("x", 300))
 	}
 	std := slog.NewLogLogger(q.Handler(), slog.LevelWarn)
+	nowhere := func(message string) { // as what comes after slog.SetDefault through package log
+		require.ErrorIs(t, q.Handler().Handle(t.Context(), slog.NewRecord(time.Now(), slog.LevelInfo, message, 0)), errDropped)
+	}
 	for i := range 3000 {
 		logger.Error("panic", "remote", i, "stack", strings.Repeat("y", 100))
 		logger.Info("refused", "remote", i)
 		std.Printf("http: TLS handshake error from %d", i)
+		nowhere(fmt.Sprintf("unsolicited response starting with %d", i))
 	}
 	assert.LessOrEqual(t, q.kept.size, maxKept)
 	lines := read()
 	assert.Len(t, matching(lines, "edge suspended"), 20)
-	for _, flood := range []string{"panic", "refused", "http: TLS handshake error from"} {
+	for _, flood := range []string{"panic", "refused", "http: TLS handshake error from", "unsolicited response starting with"} {
 		kept := matching(lines, flood)
 		assert.NotEmpty(t, kept, flood)
 		assert.Less(t, len(kept), 3000, flood)
 		assert.Contains(t, kept[len(kept)-1], "2999", "the latest")
 	}
+}
+
+func TestHundredsOfSuspensionsAreRepeatedWhateverElseIsLogged(t *testing.T) {
+	q, log, read := newQueue(t)
+	fill(t, q, log)
+	for i := range 400 {
+		log.Warn("alarm", "detector", "premaster-replay", "edge", fmt.Sprint("edge-", i), "address", "192.0.2.1:40213", "reason", strings.Repeat("x", 60))
+		log.Warn("edge suspended", "edge", fmt.Sprint("edge-", i), "by", "the detector premaster-replay", "reason", strings.Repeat("x", 60))
+		for j := range 10 {
+			log.Info("session begins", "edge", i, "peer", j, "id", strings.Repeat("y", 64))
+			log.Info("session ends", "edge", i, "peer", j, "id", strings.Repeat("y", 64))
+		}
+	}
+	lines := read()
+	assert.Len(t, matching(lines, "msg=alarm"), 400)
+	assert.Len(t, matching(lines, "edge suspended"), 400)
+}
+
+// A line may be formatted while the gap that it was dropped in ends, and others fill
+// the queue.
+func TestALineThatIsKeptAfterItsGapIsWrittenWithoutAnother(t *testing.T) {
+	q, log, read := newQueue(t)
+	room := func() int {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return maxWaiting - q.size
+	}
+	for room() > 400 {
+		log.Debug("filling", "with", strings.Repeat("x", 100))
+	}
+	require.Zero(t, q.Dropped())
+	q.keep(&keptLine{line: []byte("late " + strings.Repeat("x", 400) + "\n"), when: time.Now()})
+	assert.NotEmpty(t, matching(read(), "^late x"))
 }
 
 func TestLinesOfManyGoroutinesAreAllThereOrCounted(t *testing.T) {
