@@ -367,3 +367,22 @@ func TestAStartThatFailsSaysWhyAndEndsWhereNobodyReads(t *testing.T) {
 		assert.Equal(t, 1, cmd.ProcessState.ExitCode())
 	}
 }
+
+// The witness of an audit log says by its end that something is wrong, whether or
+// not somebody reads what.
+func TestAWitnessEndsWhereNobodyReads(t *testing.T) {
+	full, stuck := smallPipe(t)
+	_, err := stuck.Write(make([]byte, 4096))
+	require.NoError(t, err)
+	defer full.Close()
+	gone, broken := smallPipe(t)
+	require.NoError(t, gone.Close())
+	for what, w := range map[string]*os.File{"nobody reads": stuck, "the reader has gone": broken} {
+		cmd := exec.Command(filepath.Join(bin, "skictl"), "audit", "witness", "--key", "missing.pub", "--to", filepath.Join(t.TempDir(), "witness"))
+		cmd.Stderr = w
+		hung := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Run()
+		assert.True(t, hung.Stop(), what)
+		assert.Equal(t, 1, cmd.ProcessState.ExitCode(), what)
+	}
+}

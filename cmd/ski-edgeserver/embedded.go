@@ -143,9 +143,6 @@ func (e *embedded) openAudit(check bool) (*keyserver.AuditLog, error) {
 		e.auditDiffers, err = keyserver.CheckAuditLog(o)
 		return keyserver.NewAuditLog(io.Discard), err
 	}
-	// A reader of standard output that has gone is an error of the write, not
-	// the end of the process.
-	signal.Ignore(syscall.SIGPIPE)
 	o.Logger = e.log
 	return keyserver.OpenAuditLog(o)
 }

@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	stdlog "log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -196,11 +195,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 		logged = logqueue.New(stderr, func(w io.Writer) slog.Handler { return cfg.Log.Logger(w).Handler() })
 		defer logged.Close()
 		log, stderr = slog.New(logged.Handler()), logged
+		// A reader of standard output or error that has gone is an error of the write,
+		// not the end of the edge server.
+		signal.Ignore(syscall.SIGPIPE)
 	}
 	// What net/http has no other logger for: above all what an origin has sent
 	// unasked, which is quoted and can be meant for a client.
-	stdlog.SetFlags(0)
-	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
+	slog.SetLogLoggerLevel(slog.LevelDebug)
+	slog.SetDefault(log)
 	var own ownKeyServer
 	if cfg.KeyServer.Embedded {
 		if own, err = openEmbedded(cfg, *check, log); err != nil {
@@ -223,12 +225,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	log.Info("starting", "version", buildVersion(), "keyserver", strings.Join(endpoints(cfg), ","), "sites", len(cfg.Sites))
-	// What net/http has to say of origins' connections it says to the standard
-	// library's log.
-	slog.SetDefault(log)
-	// A reader of standard output or error that has gone is an error of the write,
-	// not the end of the edge server.
-	signal.Ignore(syscall.SIGPIPE)
 	stopMetrics, err := serveMetrics(cfg, d.srv, own, log, logged)
 	if err != nil {
 		return fail(stderr, err)

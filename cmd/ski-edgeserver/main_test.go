@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,17 +8,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"log"
 	"math/big"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 )
 
 func TestMain(m *testing.M) {
@@ -32,27 +27,6 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               func(env *testscript.Env) error { return writePKI(env.WorkDir) },
 	})
-}
-
-// TestWhatAnOriginSendsUnaskedIsNotLogged: net/http quotes it to the standard logger.
-func TestWhatAnOriginSendsUnaskedIsNotLogged(t *testing.T) {
-	t.Cleanup(func() { log.SetOutput(os.Stderr) })
-	dir := t.TempDir()
-	require.NoError(t, writePKI(dir))
-	for level, want := range map[string]string{"info": "", "debug": `{"time":`} {
-		file := filepath.Join(dir, "edge.yaml")
-		require.NoError(t, os.WriteFile(file, []byte("keyserver: {url: coaps://ks.test, certificate: edge.pem, key: edge.key, ca: ca.pem}\n"+
-			"sites: [{names: [site.test], certificates: [site.pem], proxy: \"http://127.0.0.1:1\"}]\nlog: {format: json, level: "+level+"}\n"), 0o600))
-		var stdout, stderr bytes.Buffer
-		require.Equal(t, 0, run([]string{"-config", file, "-check"}, &stdout, &stderr), stderr.String())
-		stderr.Reset()
-		log.Printf("Unsolicited response received on idle HTTP channel starting with %q", "secret")
-		if want == "" {
-			assert.Empty(t, stderr.String())
-		} else {
-			assert.True(t, strings.HasPrefix(stderr.String(), want), stderr.String())
-		}
-	}
 }
 
 // writePKI writes what the scripts' configurations name: edge.pem, edge.key and

@@ -126,6 +126,45 @@ func TestStartsWithoutKeyServer(t *testing.T) {
 	assert.Contains(t, p.seen.String(), "msg=stopped")
 }
 
+// TestWhatAnOriginSendsUnaskedIsNotLogged: net/http quotes it to the standard
+// library's log.
+func TestWhatAnOriginSendsUnaskedIsNotLogged(t *testing.T) {
+	for level, logged := range map[string]bool{"info": false, "debug": true} {
+		t.Run(level, func(t *testing.T) {
+			origin, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			defer origin.Close()
+			ended := make(chan error, 1)
+			go func() {
+				c, err := origin.Accept()
+				if err == nil {
+					_, err = http.ReadRequest(bufio.NewReader(c))
+				}
+				if err == nil {
+					_, err = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nX: of another client\r\n\r\n")
+				}
+				if err == nil {
+					_, err = io.Copy(io.Discard, c) // The connection is closed once it is logged.
+				}
+				ended <- err
+			}()
+			dir := t.TempDir()
+			require.NoError(t, writePKI(dir))
+			p := startProcess(t, dir, startKeyServer(t, dir),
+				fmt.Sprintf("sites: [{names: [site.test], certificates: [site.pem], proxy: \"http://%s\"}]\nlog: {level: %s}\n", origin.Addr(), level))
+			c, err := tls.Dial("tcp", p.until(t, `msg=listening addr=(\S+)`)[1], &tls.Config{ServerName: "site.test", InsecureSkipVerify: true})
+			require.NoError(t, err)
+			defer c.Close()
+			_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: site.test\r\nConnection: close\r\n\r\n")
+			require.NoError(t, err)
+			require.NoError(t, <-ended)
+			require.NoError(t, p.Process.Signal(os.Interrupt))
+			require.Equal(t, 0, p.end())
+			assert.Equal(t, logged, strings.Contains(p.seen.String(), "of another client"), p.seen.String())
+		})
+	}
+}
+
 // TestSignals has a request in flight when the first signal comes, which
 // finishes or, with a second signal, does not.
 func TestSignals(t *testing.T) {

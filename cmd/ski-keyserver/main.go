@@ -216,6 +216,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		defer logged.Close()
 		log, stderr = slog.New(logged.Handler()), logged
 		slog.SetDefault(log) // and the standard library's log, which net/http has for the admin socket
+		// A reader of standard output or error that has gone is an error of the
+		// write, not the end of the key server.
+		signal.Ignore(syscall.SIGPIPE)
 	}
 	p, err := load(*file, cfg, log)
 	if err != nil {

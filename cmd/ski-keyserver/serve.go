@@ -27,9 +27,6 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	// A reader of standard output or error that has gone is an error of the
-	// write, not the end of the key server.
-	signal.Ignore(syscall.SIGPIPE)
 
 	audit, err := p.openAudit(log)
 	if err != nil {

@@ -12,7 +12,9 @@ import (
 	"log/slog"
 	"net/http"
 	"os/exec"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -48,9 +50,16 @@ answered for --patience, and where its log is not what FILE has.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stderr := logqueue.New(cmd.ErrOrStderr(), func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) })
-			defer stderr.Close() // No question waits for who reads it.
+			defer stderr.Close()
+			// Neither a question nor the end waits for who reads standard error, and one
+			// that has gone ends nothing.
+			signal.Ignore(syscall.SIGPIPE)
 			o.command, o.stderr = args, stderr
-			return o.run(cmd)
+			if err := o.run(cmd); err != nil {
+				fmt.Fprintf(stderr, "skictl: %v\n", err)
+				return exitStatus(1)
+			}
+			return nil
 		},
 	}
 	f := cmd.Flags()
