@@ -10,12 +10,14 @@
 # make latency     measures handshakes over simulated distances, for docs/performance.md; as root
 # make loss        measures requests over a path that loses a fifth each way, for docs/performance.md; as root
 # make flood       measures floods of ClientHellos and half-open handshakes, for docs/performance.md; as root
+# make soak        faults one after the other under load, for SOAK (30m), for docs/operations.md; as root
 # make fuzz    each fuzz target, FUZZTIME inputs or seconds (20000x, 30s)
 
 GO       ?= go
 FUZZTIME ?= 20000x
+SOAK     ?= 30m
 
-.PHONY: all build demo test test-tools check race bench cross footprint fairness latency loss flood fuzz clean
+.PHONY: all build demo test test-tools check race bench cross footprint fairness latency loss flood soak fuzz clean
 
 all: build
 
@@ -49,6 +51,9 @@ loss: build test-tools
 
 flood: build test-tools
 	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/flood
+
+soak: build test-tools
+	PATH="$$PATH:/usr/sbin" $(GO) run ./testdata/soak -duration $(SOAK)
 
 # Without package cmd, whose tests run programs that are built without the detector.
 race: test-tools

@@ -8,8 +8,8 @@ import (
 // NAT translates the IPv4 addresses and ports of a host's UDP and TCP packets to an
 // address that the other hosts know. Like most, it gives an address and port of the
 // host one port, whoever it sends to, and lets in what comes from an address and
-// port that the host has sent to (RFC 4787, Sections 4 and 5). All else vanishes:
-// ICMP, fragments and IPv6.
+// port that the host has sent to (RFC 4787, Sections 4 and 5). ICMP and fragments
+// vanish; IPv6 is not concerned.
 type NAT struct {
 	network *Network
 	host    *Host
@@ -35,7 +35,7 @@ type mapping struct {
 }
 
 // BehindNAT puts the host behind a NAT that has an address outside. The host's own
-// addresses are no longer reachable.
+// IPv4 addresses are no longer reachable.
 func (h *Host) BehindNAT(outside netip.Addr) *NAT {
 	t := &NAT{network: h.network, host: h, outer: outside, last: 20000}
 	t.Rebind()

@@ -192,7 +192,7 @@ func (n *Network) carry(h *Host) {
 func (n *Network) route(h *Host, data []byte) *Host {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if h.nat != nil && !h.nat.leave(data) {
+	if h.nat != nil && is4(data) && !h.nat.leave(data) {
 		return nil
 	}
 	from, to, ok := addresses(data)
@@ -200,11 +200,13 @@ func (n *Network) route(h *Host, data []byte) *Host {
 		return nil
 	}
 	receiver := n.owners[to]
-	if receiver != nil && receiver.nat != nil && !receiver.nat.enter(data) {
+	if receiver != nil && receiver.nat != nil && is4(data) && !receiver.nat.enter(data) {
 		return nil
 	}
 	return receiver
 }
+
+func is4(data []byte) bool { return len(data) > 0 && data[0]>>4 == 4 }
 
 // addresses returns those of an IP packet (RFC 791, Section 3.1; RFC 8200, Section
 // 3).
