@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,6 +25,7 @@ type daemon struct {
 	log     string // the file
 
 	cmd      *exec.Cmd
+	stderr   *os.File
 	reading  sync.Mutex // held by whoever keeps the reader from going on
 	ended    chan struct{}
 	expected bool // its end
@@ -53,6 +55,7 @@ func (d *daemon) start() error {
 	if err := d.cmd.Start(); err != nil {
 		return err
 	}
+	d.stderr = r
 	go d.read(r, file)
 	cmd, ended := d.cmd, make(chan struct{})
 	d.ended, d.expected = ended, false
@@ -85,6 +88,21 @@ func (d *daemon) read(from, to *os.File) {
 func (d *daemon) deaf() (again func()) {
 	d.reading.Lock()
 	return d.reading.Unlock
+}
+
+// stuck returns an error unless the pipe is so full that who writes a line waits.
+func (d *daemon) stuck() error {
+	raw, err := d.stderr.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var length int
+	var failed error
+	err = raw.Control(func(fd uintptr) { length, failed = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if length < os.Getpagesize()-1024 {
+		failed = errors.Join(failed, fmt.Errorf("%s has logged too little to be held up: %d bytes", d.name, length))
+	}
+	return errors.Join(err, failed)
 }
 
 func (d *daemon) pid() int { return d.cmd.Process.Pid }
