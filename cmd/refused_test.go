@@ -46,6 +46,10 @@ func startGuarded(t *testing.T, binding string) *guarded {
 	config = regexp.MustCompile(`(?m)^  url: .*$`).ReplaceAllLiteralString(config, "  url: "+url+"\n  timeout: 10m") // longer than a client waits in visit
 	g.edge = g.start("ski-edgeserver", write("edge/guarded.yaml", config), "edge/guarded.log")
 	g.edgeAt = g.until("edge/guarded.log", `msg=listening addr=(\S+)`)
+	// What it asks at its start, all at once over https, is done.
+	require.Eventually(t, func() bool {
+		return strings.Count(g.read("edge/guarded.log"), "the key server has the key") == 2*len(g.endpoints.Sites)
+	}, time.Minute, 10*time.Millisecond)
 	return g
 }
 

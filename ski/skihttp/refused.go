@@ -53,7 +53,7 @@ func (c *Client) judge(ctx context.Context, conn net.Conn, err error) {
 // lastWord returns what reading a connection ended with, which net/http does not
 // always pass on: crypto/tls keeps it.
 func lastWord(ctx context.Context, conn net.Conn, link *clientConn) error {
-	const soon = 100 * time.Millisecond // net/http closes what it cannot use
+	const soon = time.Second // net/http closes what it cannot use
 	timer := time.NewTimer(soon)
 	defer timer.Stop()
 	select {
