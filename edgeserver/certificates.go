@@ -178,13 +178,8 @@ func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) 
 			slot.takeUp()
 		}
 	}
-	nothing := true // stays
-	for _, slot := range s.slots {
-		if slot.next != nil {
-			s.wait(slot, before, taken)
-		}
-		nothing = nothing && slot.now == nil
-	}
+	s.wait(before, taken)
+	nothing := !slices.ContainsFunc(s.slots, func(slot *certSlot) bool { return slot.now != nil })
 	for _, slot := range s.slots {
 		if slot.next == nil {
 			continue
@@ -193,8 +188,10 @@ func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) 
 		case nothing:
 			slot.takeUp()
 		case slot.now != nil && givesWay(slot.now, slot.next, now):
-			log.Info("the renewed certificate is taken up at once: the one before ends within the hour",
-				"certificate", slot.file, "not_after", slot.now.Leaf.NotAfter)
+			if !slot.now.Leaf.Equal(slot.next.Leaf) {
+				log.Info("the renewed certificate is taken up at once: the one before ends within the hour",
+					"certificate", slot.file, "not_after", slot.now.Leaf.NotAfter)
+			}
 			slot.takeUp()
 		case slot.now != nil && slot.elsewhere:
 			slot.asked = make(chan struct{})
@@ -202,25 +199,46 @@ func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) 
 	}
 }
 
-// wait makes slot wait, with the chain that stays until then: the one that the
-// same file had, else one of the same site, with the same type of key if there is
-// one, that no other goes on with. There may be none.
-func (s *site) wait(slot *certSlot, before *sites, taken map[*certSlot]bool) {
-	slot.reason = "the key servers have not answered yet"
-	slot.kicked = make(chan struct{}, 1)
+// wait makes the slots that have not been taken up wait, each with the chain that
+// stays until then: the one that the same file had, else one of the same site, with
+// the same type of key if there is one, that no other goes on with, else the one that
+// the file has at another site. There may be none.
+func (s *site) wait(before *sites, taken map[*certSlot]bool) {
 	same := before.sameSite(s)
-	old := same.replaced(slot, taken)
-	if old == nil {
-		old = before.slot(slot.file)
+	keyType := func(chain *ski.Certificate) reflect.Type { return reflect.TypeOf(chain.Leaf.PublicKey) }
+	for _, isLike := range []func(slot, old *certSlot) bool{
+		func(slot, old *certSlot) bool { return old.file == slot.file },
+		func(slot, old *certSlot) bool { return keyType(old.now) == keyType(slot.next) },
+		func(_, _ *certSlot) bool { return true },
+	} {
+		for _, slot := range s.slots {
+			for _, old := range same.certSlots() {
+				if slot.next != nil && slot.now == nil && old.now != nil && !taken[old] && s.canStay(old.now) && isLike(slot, old) {
+					taken[old] = true
+					slot.keep(old)
+				}
+			}
+		}
 	}
-	if old != nil && old.now != nil && s.canStay(old.now) {
-		taken[old] = true
-		slot.now = s.rebind(old.now)
-		slot.elsewhere = !old.site.keyServer.overlaps(s.keyServer)
+	for _, slot := range s.slots {
+		if slot.next == nil {
+			continue
+		}
+		slot.reason = "the key servers have not answered yet"
+		slot.kicked = make(chan struct{}, 1)
+		if old := before.slot(slot.file); slot.now == nil && old != nil && old.now != nil && s.canStay(old.now) && !taken[old] {
+			slot.keep(old)
+		}
+		if last := same.slot(slot.file); last != nil && last.next != nil && last.next.Key.ID() == slot.next.Key.ID() {
+			slot.since = last.since
+		}
 	}
-	if last := same.slot(slot.file); last != nil && last.next != nil && last.next.Key.ID() == slot.next.Key.ID() {
-		slot.since = last.since
-	}
+}
+
+// keep has the chain of another slot stay in this one.
+func (c *certSlot) keep(old *certSlot) {
+	c.now = c.site.rebind(old.now)
+	c.elsewhere = !old.site.keyServer.overlaps(c.site.keyServer)
 }
 
 // canStay reports whether the chain has a name of the site, and a key that the
@@ -290,24 +308,6 @@ func (s *site) slot(file string) *certSlot {
 	for _, slot := range s.certSlots() {
 		if slot.file == file {
 			return slot
-		}
-	}
-	return nil
-}
-
-// replaced returns the slot, of those that are not taken, whose chain another
-// takes the place of, or nil.
-func (s *site) replaced(by *certSlot, taken map[*certSlot]bool) *certSlot {
-	keyType := func(chain *ski.Certificate) reflect.Type { return reflect.TypeOf(chain.Leaf.PublicKey) }
-	for _, isLike := range []func(old *certSlot) bool{
-		func(old *certSlot) bool { return old.file == by.file },
-		func(old *certSlot) bool { return keyType(old.now) == keyType(by.next) },
-		func(*certSlot) bool { return true },
-	} {
-		for _, old := range s.certSlots() {
-			if old.now != nil && !taken[old] && isLike(old) {
-				return old
-			}
 		}
 	}
 	return nil

@@ -412,6 +412,26 @@ func TestEachCertificateOfASiteWaitsForItsOwnKey(t *testing.T) {
 	}
 }
 
+// One that comes first does not take the chain of another's file.
+func TestACertificateThatIsAddedLeavesTheOthersTheirs(t *testing.T) {
+	p := newPKI(t)
+	old := pair{p.issue(t, sharedRSA(), month, "a.test"), sharedRSA()}
+	newRSA := pair{p.issue(t, otherRSA(), month, "a.test"), otherRSA()}
+	p.keys.Remove(newRSA.id())
+	added := p.lasting(t, month, "a.test")
+	cfg := Config{KeyServer: fixed, Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{old.file}, Static: p.dir}}}
+	e := start(t, cfg, p.transport())
+	cfg.Sites = []Site{cfg.Sites[0]}
+	cfg.Sites[0].Certificates = []string{added.file, old.file}
+	old.renew(t, newRSA)
+	_, err := e.Reload(cfg, over(p.transport()))
+	require.NoError(t, err)
+	e.untilLogged(t, isTakenUp, waits)
+	assert.Equal(t, added.id(), e.shows(t, p, &tls.Config{ServerName: "a.test"}))
+	assert.Equal(t, old.id(), e.shows(t, p, &tls.Config{ServerName: "a.test", MaxVersion: tls.VersionTLS12,
+		CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}}))
+}
+
 // A certificate that is added is not shown to anybody until it is of use.
 func TestACertificateThatIsAddedWaitsForItsKey(t *testing.T) {
 	for _, engine := range []string{EngineStandard, EngineSplit} {
