@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -158,6 +159,32 @@ func TestKeysBehindALinkThatIsReplaced(t *testing.T) {
 
 	require.NoError(t, os.Symlink("..2", at("..next")))
 	require.NoError(t, os.Rename(at("..next"), at("..data")))
+	d.until(sites[1].id, "")
+	require.Equal(t, ski.SPKINotFound, d.answer(sites[0].id))
+	d.signal(syscall.SIGTERM)
+	require.Zero(t, d.end())
+}
+
+// As certbot does it: each file is a link to a version in a directory elsewhere,
+// which the sandbox has to leave readable.
+func TestKeyFilesThatAreLinksElsewhere(t *testing.T) {
+	dir, archive := t.TempDir(), t.TempDir()
+	require.NoError(t, os.Chmod(archive, 0o700))
+	require.NoError(t, writeFiles(dir))
+	sites := []site{newSite(t), newSite(t)}
+	link := filepath.Join(dir, "keys", "www.test.pem")
+	point := func(i int) {
+		t.Helper()
+		version := filepath.Join(archive, fmt.Sprintf("www%d.pem", i))
+		sites[i].put(t, version)
+		require.NoError(t, os.Symlink(version, link+".new"))
+		require.NoError(t, os.Rename(link+".new", link))
+	}
+	point(0)
+	d := startConfigured(t, dir, configYAML, nil)
+	d.logged("msg=sandbox")
+	require.Empty(t, d.answer(sites[0].id))
+	point(1)
 	d.until(sites[1].id, "")
 	require.Equal(t, ski.SPKINotFound, d.answer(sites[0].id))
 	d.signal(syscall.SIGTERM)
