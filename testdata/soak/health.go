@@ -138,6 +138,9 @@ func (s *system) settle() (*figures, error) {
 	if _, failed, _, _ := s.load.since(); failed > 0 {
 		return nil, fmt.Errorf("handshakes fail although nothing else does: %s", s.load.reasons())
 	}
+	if err := s.whole(); err != nil {
+		return nil, err
+	}
 	f := &figures{}
 	for _, d := range s.daemons() {
 		address := edgeMetrics
