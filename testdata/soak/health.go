@@ -128,13 +128,30 @@ type process struct {
 	resident          float64 // MiB
 }
 
-// settle lets the system be for as long as sessions that nobody uses are kept, and
-// returns what is left. No handshake fails meanwhile.
-func (s *system) settle() (*figures, error) {
+// sessionsKept is longer than a key server keeps sessions that it hears nothing of.
+const sessionsKept = 7 * time.Minute
+
+// settle lets the system be, for as long as it has more than before, if that is
+// known, and sessions that nobody uses may be kept. It returns what is left. No
+// handshake fails meanwhile.
+func (s *system) settle(before *figures) (*figures, error) {
 	s.load.begin()
 	if err := s.pause(*calm); err != nil {
 		return nil, err
 	}
+	for begun := time.Now(); ; {
+		f, err := s.figures()
+		if err != nil || before == nil || grown(before, f) == nil || time.Since(begun) > sessionsKept {
+			return f, err
+		}
+		if err := s.pause(5 * time.Second); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// figures returns what the servers have now.
+func (s *system) figures() (*figures, error) {
 	if _, failed, _, _ := s.load.since(); failed > 0 {
 		return nil, fmt.Errorf("handshakes fail although nothing else does: %s", s.load.reasons())
 	}

@@ -58,7 +58,7 @@ func run() (err error) {
 	if err := s.untilWhole(2 * time.Minute); err != nil {
 		return fmt.Errorf("at the start: %w", err)
 	}
-	before, err := s.settle()
+	before, err := s.settle(nil)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
-	after, err := s.settle()
+	after, err := s.settle(before)
 	if err != nil {
 		return err
 	}
