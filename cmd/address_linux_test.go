@@ -356,15 +356,15 @@ func TestAnEdgeBehindANATThatForgetsItIsServedOn(t *testing.T) {
 	}
 	nat.Rebind()
 	m.everyEdge("rebound", m.edges)
+	for _, e := range m.edges {
+		if e.name == "edge/coaps" {
+			assert.Equal(t, before[e.name], e.sessions(), "a session with a connection ID goes on at another port")
+		}
+	}
 	outside := m.network.NewAddr()
 	nat.Renumber(outside)
 	known := len(m.asked())
 	m.everyEdge("renumbered", m.edges)
-	for _, e := range m.edges {
-		if e.name == "edge/coaps" {
-			assert.Equal(t, before[e.name], e.sessions(), "a session with a connection ID goes on")
-		}
-	}
 	for _, record := range m.asked()[known:] {
 		if !strings.Contains(record, `"address":"127.0.0.1:`) { // of serveHTTP1
 			assert.Contains(t, record, `"address":"`+outside.String()+":", "where the edge is now")

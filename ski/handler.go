@@ -57,7 +57,7 @@ func (f TransportFunc) RoundTrip(ctx context.Context, req *Request) (*Response, 
 // Peer is who asks, as the channel authenticated it.
 type Peer struct {
 	// Addr is where the peer's datagrams or segments come from. A session over DTLS
-	// may move to another address.
+	// may move to another port, but not to another IP address.
 	Addr netip.AddrPort
 	// SPKI is the fingerprint of the public key in the peer's certificate; zero
 	// for a peer that has none.

@@ -3,6 +3,7 @@ package skicoap
 import (
 	"context"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -200,6 +201,70 @@ func TestAPeerThatMovesIsSeenWhereItIs(t *testing.T) {
 	assert.Equal(t, first.ID(), moved.ID())
 	assert.Equal(t, moved.Addr, s.Peers()[0].Addr)
 	assert.Len(t, s.all(), 1)
+}
+
+// elsewhereSocket is a client's socket that can send from an address that is not
+// its own, as whoever forges source addresses can. It hears nothing there.
+type elsewhereSocket struct {
+	net.PacketConn
+	forged  *net.UDPConn
+	forging atomic.Bool
+	sent    atomic.Int64 // with the forged address
+}
+
+func (s *elsewhereSocket) WriteTo(b []byte, to net.Addr) (int, error) {
+	if s.forging.Load() {
+		s.sent.Add(1)
+		return s.forged.WriteToUDP(b, to.(*net.UDPAddr))
+	}
+	return s.PacketConn.WriteTo(b, to)
+}
+
+// Whoever has stolen an edge's credentials gets no answer by forging the address
+// that the edge may ask from, and hearing the answer at another.
+func TestASessionIsGoodForTheAddressThatItWasMadeFrom(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	granted := netip.MustParseAddr("127.0.0.1")
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool,
+		Handler: ski.HandlerFunc(func(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
+			if peer.Addr.Addr() != granted {
+				return ski.Failed(ski.RequestDenied)
+			}
+			return echo(ctx, peer, req)
+		})})
+	server := s.Addr()
+	udp, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)}, net.UDPAddrFromAddrPort(server))
+	require.NoError(t, err)
+	forged, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	defer forged.Close()
+	socket := &elsewhereSocket{PacketConn: dtlsnet.PacketConnFromConn(udp), forged: forged}
+	cfg := &ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, ServerName: "localhost", Logger: quiet}
+	conn, err := dtls.ClientWithOptions(socket, udp.RemoteAddr(), clientOptions(cfg, newVerifier(cfg), maxMTU)...)
+	require.NoError(t, err)
+	require.NoError(t, conn.HandshakeContext(t.Context()))
+	session := newClientSession(conn, time.Minute, &clientPath{mtu: maxMTU, log: quiet})
+	ended := make(chan error, 1)
+	go func() { ended <- session.run() }()
+	body, err := ski.EncodeRequest(ski.CBOR, request(1))
+	require.NoError(t, err)
+
+	socket.forging.Store(true)
+	answered := make(chan *answer, 1)
+	go func() {
+		a, err := session.exchange(t.Context(), "/ski", ski.CBOR, body)
+		assert.NoError(t, err)
+		answered <- a
+	}()
+	require.Eventually(t, func() bool { return socket.sent.Load() > 1 }, time.Minute, time.Millisecond)
+	socket.forging.Store(false) // and the request is sent again
+	a := <-answered
+	resp, err := a.response()
+	require.NoError(t, err)
+	assert.Equal(t, ski.RequestDenied, resp.Error)
+	session.close(net.ErrClosed)
+	<-ended
 }
 
 // serveWithoutConnectionIDs serves as other implementations do: they know a session

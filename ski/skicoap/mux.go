@@ -125,7 +125,11 @@ func (m *mux) route(addr netip.AddrPort, datagram []byte, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if datagram[0] == recordCID {
-		if f := m.byCID[cid(datagram[recordCIDOffset:])]; f != nil {
+		// A session may move to another port, as behind a NAT that forgets it, but not
+		// to another address, which the peer has not shown to be reachable at (RFC 9146,
+		// Section 6): whoever forges an address that the policy grants something to
+		// would have the answer sent elsewhere afterwards.
+		if f := m.byCID[cid(datagram[recordCIDOffset:])]; f != nil && f.addr.Addr() == addr.Addr() {
 			f.deliver(addr, datagram)
 		}
 		return

@@ -50,7 +50,7 @@ func newSession(s *Server, peer ski.Peer, close func(error)) *session {
 }
 
 // asker returns the peer with the address that it asks from now. With a connection
-// ID it may have moved (RFC 9146, Section 6), and policy goes by where it is.
+// ID it may have another port (RFC 9146, Section 6).
 func (s *session) asker() ski.Peer {
 	peer := s.peer
 	if s.from != nil {
