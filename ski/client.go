@@ -137,11 +137,11 @@ rounds:
 			if r.err != nil && missing != nil {
 				continue // That is the answer, unless another has a better one.
 			}
-			// Who has another fleet's secret finds every state malformed, and who has
-			// used one, whose answer was lost, denies it: neither is the TLS client's
-			// fault.
+			// Who has another fleet's secret finds every state malformed, who has used one,
+			// whose answer was lost, denies it, and who lacks the key cannot tell: none of
+			// it is the TLS client's fault, and the one that gave the state may be back.
 			spent := r.err == nil && last != nil && len(req.State) > 0 &&
-				(r.resp.Error == MalformedRequest || r.resp.Error == RequestDenied)
+				(r.resp.Error == MalformedRequest || r.resp.Error == RequestDenied || r.resp.Error == SPKINotFound)
 			if r.err == nil && !spent {
 				return r.resp, nil
 			}

@@ -111,6 +111,28 @@ func TestAKeyThatIsNotFoundIsLookedForAtTheOthers(t *testing.T) {
 	})
 }
 
+// Where the one that gave a state has lost its session, what the others cannot do with
+// the state is not the answer: it is asked again.
+func TestAStateGoesBackToTheOneThatGaveItWhateverTheOthersSay(t *testing.T) {
+	for _, e := range []ski.Error{ski.MalformedRequest, ski.RequestDenied, ski.SPKINotFound} {
+		synctest.Test(t, func(t *testing.T) {
+			first := &fakeServer{f: func(_ context.Context, call int) (*ski.Response, error) {
+				if call == 1 {
+					return nil, errRefused
+				}
+				return answer, nil
+			}}
+			second := &fakeServer{f: func(context.Context, int) (*ski.Response, error) { return ski.Failed(e), nil }}
+			req := request()
+			req.State = []byte("state")
+			resp, err := (&ski.Client{Transports: []ski.Transport{first, second}}).RoundTrip(t.Context(), req)
+			require.NoError(t, err)
+			assert.Same(t, answer, resp, string(e))
+			assert.Equal(t, []int{2, 1}, []int{first.calls, second.calls})
+		})
+	}
+}
+
 // 'unspecified error' is about the key server, not the request: the next one may
 // do better. Each is asked once.
 func TestClientUnspecifiedError(t *testing.T) {
