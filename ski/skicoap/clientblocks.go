@@ -34,8 +34,7 @@ func (s *clientSession) exchange(ctx context.Context, path string, f ski.Format,
 
 	asking := inOrder(append(s.path.early(), options...))
 	for {
-		limit, probe := s.path.limit(time.Now())
-		room, err := roomFor(asking, limit)
+		room, err := roomFor(asking, s.path.limit())
 		if err != nil {
 			return nil, err
 		}
@@ -43,7 +42,7 @@ func (s *clientSession) exchange(ctx context.Context, path string, f ski.Format,
 		if len(body) <= room {
 			a, err = s.ask(ctx, asking, body)
 		} else {
-			if probe {
+			if s.path.due(time.Now()) {
 				s.probe()
 			}
 			a, err = s.send(ctx, asking, body, room)

@@ -47,6 +47,8 @@ type clientSession struct {
 	pinged    time.Time
 	looked    time.Time // when look was last called
 	probing   *call     // a probe of the path, or nil
+	probeSent time.Time // when it was sent last
+	inVain    int       // how often it was, and only something else came back
 	lastProbe time.Time // when one ended
 }
 
@@ -252,6 +254,9 @@ func (s *clientSession) receiveAnswer(m *message.Message, now time.Time) (expect
 		}
 		s.rtt.answered(now.Sub(c.began), c.sent > 1)
 		s.credit.answered()
+		if p := s.probing; p != nil && c != p && isLong(c.datagram) && c.began.After(p.began) {
+			s.probed(false, now) // It shows what the probe is to show.
+		}
 		s.settle(c, outcome{a, err})
 	case isNew:
 		w.deliver(a)
@@ -346,22 +351,31 @@ func (s *clientSession) look(now time.Time) bool {
 	ping := false
 	if waiting && silence > s.deadAfter/4 && now.Sub(s.pinged) > s.deadAfter/4 {
 		// An operation may take its time, the answer to a ping does not.
-		s.pinged, ping = now, true
-		s.nextMID++
+		ping = true
 	}
-	mid := s.nextMID - 1
+	if p := s.probing; p != nil && now.Sub(p.began) > maxTransmitSpan { // It shows nothing.
+		delete(s.calls, p.token)
+		s.probing, s.lastProbe = nil, now
+	}
 	var due [][]byte
 	doubt, narrow := false, false
 	for _, c := range s.overdue(now) {
 		switch {
 		case c != s.probing:
 			doubt = doubt || isLong(c.datagram)
-		case c.sent > maxProbes && s.heard.After(c.began):
+		case s.probeOverdue(now):
 			narrow = true
 			continue
+		default:
+			ping = true
 		}
 		due = append(due, c.datagram)
 	}
+	if ping {
+		s.pinged = now
+		s.nextMID++
+	}
+	mid := s.nextMID - 1
 	if narrow {
 		s.probed(true, now)
 		due = slices.DeleteFunc(due, isLong)

@@ -35,8 +35,10 @@ const (
 	raiseAfter = time.Minute
 	// maxProbes is how often a probe is sent before it counts as lost. RFC 8899,
 	// Section 5.1.2, has 3; but where one datagram in five is lost each way, so are
-	// three of them one time in twenty.
-	maxProbes = 5
+	// three of them one time in twenty, and eight one time in 3,500.
+	maxProbes = 8
+	// probeInterval is the shortest pause between two of these.
+	probeInterval = 100 * time.Millisecond
 	// probePause is how long after an answered probe there is no other.
 	probePause = time.Second
 )
@@ -131,18 +133,25 @@ type clientPath struct {
 	until  time.Time // when a probe is due
 }
 
-// limit returns the MTU as it is now. due reports that it is time to probe
-// whether longer messages arrive again.
-func (p *clientPath) limit(now time.Time) (m mtu, due bool) {
+// limit returns the MTU as it is now.
+func (p *clientPath) limit() mtu {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.narrow {
-		return p.mtu, false
+	if p.narrow {
+		return min(p.mtu, safeMTU)
 	}
-	if due = now.After(p.until); due {
-		p.until = now.Add(raiseAfter)
+	return p.mtu
+}
+
+// due reports that it is time to probe whether longer messages arrive again, once.
+func (p *clientPath) due(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.narrow || now.Before(p.until) {
+		return false
 	}
-	return min(p.mtu, safeMTU), due
+	p.until = now.Add(raiseAfter)
+	return true
 }
 
 // found notes what a probe has shown.
@@ -172,8 +181,8 @@ func (p *clientPath) early() message.Options {
 func isLong(datagram []byte) bool { return len(datagram) > safeMTU.message() }
 
 // probe asks for something short with the longest message that there is. A key
-// server answers that at once, unlike a request: where it does not, but is heard
-// of, such messages do not arrive (RFC 8899, Section 4.3).
+// server answers that at once, unlike a request: where it does not, but answers the
+// ping that is sent beside, such messages do not arrive (RFC 8899, Section 4.3).
 func (s *clientSession) probe() {
 	const optionHead = 5 // of a value of more than 268 bytes: RFC 7252, Section 3.1
 	options := message.Options{
@@ -190,11 +199,26 @@ func (s *clientSession) probe() {
 		return
 	}
 	c, err := s.beginLocked(codes.GET, nil, options, nil)
-	s.probing = c
+	s.probing, s.probeSent, s.inVain = c, time.Now(), 0
+	s.nextMID++
+	mid := s.nextMID - 1
 	s.mu.Unlock()
 	if err == nil {
 		_ = s.link.write(c.datagram) // like any datagram, it may be lost
+		s.link.sendEmpty(message.Confirmable, int32(mid))
 	}
+}
+
+// probeOverdue notes that the probe was not answered in time, and reports whether
+// it is lost. What was sent when nothing at all came back does not count: the path
+// was interrupted. It is called with s.mu held.
+func (s *clientSession) probeOverdue(now time.Time) (lost bool) {
+	if s.heard.After(s.probeSent) {
+		s.inVain++
+	}
+	s.probeSent = now
+	s.probing.next = now.Add(max(s.rtt.timeout(), probeInterval))
+	return s.inVain >= maxProbes
 }
 
 // probed ends the probe. It is called with s.mu held.

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -121,10 +123,11 @@ func TestAPathThatBecomesSmallIsServed(t *testing.T) {
 	c.udpPath.mu.Lock()
 	c.udpPath.until = time.Now()
 	c.udpPath.mu.Unlock()
-	require.NoError(t, askLong(t.Context(), c, longRequest(n+1, 512, 48)))
+	require.NoError(t, askLong(t.Context(), c, longRequest(n+1, 16, 48)), "which is too short for a probe")
+	require.NoError(t, askLong(t.Context(), c, longRequest(n+2, 512, 48)))
 	require.Eventually(t, func() bool { return strings.Contains(log.String(), "carries long datagrams again") }, time.Minute, time.Millisecond)
-	require.NoError(t, askLong(t.Context(), c, longRequest(n+2, 1000, 48)))
-	handler.assertOnce(t, n+2)
+	require.NoError(t, askLong(t.Context(), c, longRequest(n+3, 1000, 48)))
+	handler.assertOnce(t, n+3)
 	assert.Same(t, first, c.current)
 }
 
@@ -247,6 +250,19 @@ func TestASlowKeyServerIsNoSmallPath(t *testing.T) {
 		go func() { errs <- askLong(t.Context(), c, longRequest(i, e[0], e[1])) }()
 	}
 	// The requests have been sent often enough for a probe, and its answer has come.
+	eventually(t, c, func(s *clientSession) bool { return !s.lastProbe.IsZero() })
+	close(answers)
+	for range longExchanges {
+		require.NoError(t, <-errs)
+	}
+	handler.assertOnce(t, len(longExchanges))
+	assert.NotContains(t, log.String(), "loses long datagrams")
+	assert.Greater(t, r.longest.Load(), int64(1000))
+}
+
+// eventually waits for a state of the client's session.
+func eventually(t *testing.T, c *Client, is func(s *clientSession) bool) {
+	t.Helper()
 	require.Eventually(t, func() bool {
 		c.mu.Lock()
 		current := c.current
@@ -257,15 +273,118 @@ func TestASlowKeyServerIsNoSmallPath(t *testing.T) {
 		s := current.clientSide.(*clientSession)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return !s.lastProbe.IsZero()
+		return is(s)
 	}, time.Minute, time.Millisecond)
+}
+
+// A path on which nothing at all arrives for a while does not lose the long
+// datagrams: requests that the key server works on are not sent anew in blocks.
+func TestAnInterruptionIsNoSmallPath(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	var handler longEcho
+	var log logBuffer
+	answers := make(chan struct{})
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(
+		func(ctx context.Context, p ski.Peer, req *ski.Request) *ski.Response {
+			resp := handler.ServeSKI(ctx, p, req)
+			<-answers
+			return resp
+		})})
+	c, r := through(t, s, ca, func(cfg *ClientConfig) {
+		cfg.Logger, cfg.DeadAfter = slog.New(slog.NewTextHandler(&log, nil)), time.Minute
+	})
+	const n = 10
+	errs := make(chan error, n)
+	for i := range n {
+		go func() { errs <- askLong(t.Context(), c, longRequest(i, 512, 48)) }()
+	}
+	require.Eventually(t, func() bool {
+		handler.mu.Lock()
+		defer handler.mu.Unlock()
+		return len(handler.executed) == n
+	}, time.Minute, time.Millisecond)
+	r.drop.Store(true)
+	eventually(t, c, func(s *clientSession) bool { return s.probing != nil && s.probing.sent > 2*maxProbes })
+	eventually(t, c, func(s *clientSession) bool {
+		s.heard = time.Now() // What comes first after an interruption may be anything.
+		return true
+	})
+	r.drop.Store(false)
+	eventually(t, c, func(s *clientSession) bool { return s.probing == nil })
 	close(answers)
-	for range longExchanges {
+	for range n {
 		require.NoError(t, <-errs)
 	}
-	handler.assertOnce(t, len(longExchanges))
+	handler.assertOnce(t, n)
 	assert.NotContains(t, log.String(), "loses long datagrams")
-	assert.Greater(t, r.longest.Load(), int64(1000))
+}
+
+// A probe is lost when it was sent often enough, and a shorter message answered each
+// time.
+func TestAProbeCountsAsLostOnlyBesideShorterMessages(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := sessionWith(t, 1, now)
+	s.probing, s.probeSent = s.calls[0], now
+	again := func(heard bool) bool {
+		if heard {
+			s.heard = now.Add(time.Millisecond)
+		}
+		now = now.Add(probeInterval)
+		return s.probeOverdue(now)
+	}
+	for range 100 {
+		require.False(t, again(false))
+	}
+	for range maxProbes - 1 {
+		require.False(t, again(true))
+		require.False(t, again(false))
+	}
+	assert.True(t, again(true))
+}
+
+// An answer to a long request says what the answer to a probe does.
+func TestALongRequestThatIsAnsweredIsAProbe(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := sessionWith(t, 3, now)
+	s.path = &clientPath{mtu: maxMTU, log: quiet}
+	s.probing = s.calls[0]
+	s.calls[1].datagram = make([]byte, 600)
+	s.calls[2].datagram, s.calls[2].began = make([]byte, 600), now.Add(time.Second)
+	answered := func(token uint32) bool {
+		return s.receiveAnswer(&message.Message{Type: message.NonConfirmable, Code: codes.Changed, Token: tokenBytes(token)}, now.Add(2*time.Second))
+	}
+	require.True(t, answered(1))
+	assert.NotNil(t, s.probing, "it may have been sent when the path was another")
+	require.True(t, answered(2))
+	assert.Nil(t, s.probing)
+	assert.Equal(t, maxMTU, s.path.limit())
+}
+
+// A path that loses every other long notification carries them.
+func TestNotificationsThatAreLostAreNoSmallPath(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	office := newTicketOffice()
+	office.number = ski.MaxTicketKeys
+	var log logBuffer
+	s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool, Logger: slog.New(slog.NewTextHandler(&log, nil))},
+		func(s *Server) { s.ackTimeout = 20 * time.Millisecond })
+	c, r := through(t, s, ca)
+	long := 0
+	r.down.Store(new(func(n int) {
+		if n > smallUDP {
+			long++
+			r.downLimit.Store([]int64{smallUDP, 0}[long%2])
+		}
+	}))
+	w := watchSite(t, c, "a.test")
+	for n := byte(1); n < 40; n++ {
+		assert.Equal(t, n, w.next(t))
+		office.change("a.test", n+1)
+	}
+	assert.NotZero(t, r.over.Load())
+	assert.NotContains(t, log.String(), "loses long datagrams")
 }
 
 // A path that loses one datagram in five, whatever its length, is not taken for

@@ -101,12 +101,15 @@ func (s *dtlsSession) notification(o *observation, r *ticketResult, mid uint16, 
 // notifyReliably sends a notification until it is acknowledged (RFC 7641, Section
 // 4.5). A peer that rejects it does not observe any more.
 func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded <-chan struct{}) error {
-	mid, limit, cut := uint16(s.nextMID.Add(1)), s.limit(), false
+	mid, limit := uint16(s.nextMID.Add(1)), s.limit()
 	datagram, err := s.notification(o, r, mid, limit)
 	if err != nil {
 		return err
 	}
 	defer func() { clear(datagram) }()
+	if isLong(datagram) {
+		s.lossy.sent()
+	}
 	acked := s.unacked.add(mid)
 	defer s.unacked.remove(mid)
 	interval := s.server.ackTimeout + rand.N(s.server.ackTimeout/2)
@@ -116,7 +119,7 @@ func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded
 			if datagram, err = s.notification(o, r, mid, min(limit, safeMTU)); err != nil {
 				return err
 			}
-			cut = true
+			s.transfers.markCut(ticketTransfer(o.site))
 		}
 		if err := s.link.write(datagram); err != nil {
 			return err
@@ -127,9 +130,6 @@ func (s *dtlsSession) notifyReliably(o *observation, r *ticketResult, superseded
 			timer.Stop()
 			if t == message.Reset {
 				return errReset
-			}
-			if cut {
-				s.arrived()
 			}
 			return nil
 		case <-superseded:
