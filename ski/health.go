@@ -188,6 +188,9 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 	if !reached && !overloaded {
 		h.faulty = err != nil && Answered(a.Err)
 	}
+	if errors.Is(err, ErrRefused) {
+		h.pause = firstTrial // It was not asked, and keeps a clock of its own.
+	}
 	if h.down == (err != nil) {
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -55,4 +56,32 @@ func TestAClientWaitsForAKeyServerThatMayComeBackWhileAnotherRefuses(t *testing.
 	resp, err := client.RoundTrip(t.Context(), &ski.Request{Method: ski.MethodECDHE})
 	require.NoError(t, err)
 	assert.Equal(t, []byte{1}, resp.Output)
+}
+
+// An edge that is let in again finds that out soon, although another key server
+// answers: whether one that refuses may be asked costs that nothing.
+func TestAKeyServerThatRefusedIsAskedSoonAfterItsTimeHasCome(t *testing.T) {
+	for refusing := time.Minute; refusing < 70*time.Second; refusing += time.Second {
+		synctest.Test(t, func(t *testing.T) {
+			until := time.Now().Add(refusing)
+			var back time.Time
+			refused := ski.TransportFunc(func(context.Context, *ski.Request) (*ski.Response, error) {
+				if time.Now().Before(until) {
+					return refuses()
+				}
+				if back.IsZero() {
+					back = time.Now()
+				}
+				return answers()
+			})
+			client := &ski.Client{Transports: []ski.Transport{refused, &keyServer{do: []func() (*ski.Response, error){answers}}}}
+			for range 1000 {
+				_, err := client.RoundTrip(t.Context(), &ski.Request{Method: ski.MethodECDHE})
+				require.NoError(t, err)
+				time.Sleep(100 * time.Millisecond)
+			}
+			require.NoError(t, client.Close())
+			assert.WithinDuration(t, until, back, 3*time.Second)
+		})
+	}
 }

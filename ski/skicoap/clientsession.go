@@ -217,6 +217,9 @@ func tokenBytes(token uint32) []byte { return binary.BigEndian.AppendUint32(nil,
 func (s *clientSession) receive(m *message.Message) {
 	now := time.Now()
 	s.mu.Lock()
+	if now.Sub(s.heard) > s.rtt.timeout() {
+		s.credit.heard()
+	}
 	s.heard = now
 	expected := false
 	switch {

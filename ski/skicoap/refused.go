@@ -49,8 +49,12 @@ func (c *Client) judge(s *held) {
 	default: // It is only that it takes no more requests.
 		return
 	}
-	if cause := s.reason(); !s.answered.Load() && endedByPeer(cause) {
+	switch cause := s.reason(); {
+	case s.answered.Load():
+	case endedByPeer(cause):
 		_ = c.refusals.Refused(s.began, cause)
+	default:
+		c.refusals.Retry() // It has not said anything.
 	}
 }
 

@@ -3,8 +3,10 @@ package skicoap
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -123,6 +125,94 @@ func TestAWatchIsRefusedToo(t *testing.T) {
 		if g.asked.Load() == asked { // Otherwise its time had come.
 			assert.ErrorIs(t, err, ski.ErrRefused)
 		}
+	})
+}
+
+// Who can only end a TCP connection cannot make a key server look like one that
+// refuses this edge.
+func TestAConnectionThatIsCutIsNoRefusal(t *testing.T) {
+	ca := newTestCA(t)
+	var relay *cutter
+	s := serveTCP(t, ca, func(cfg *ServerConfig) {
+		cfg.Handler = ski.HandlerFunc(func(ctx context.Context, _ ski.Peer, _ *ski.Request) *ski.Response {
+			relay.cut()
+			<-ctx.Done()
+			return ski.Failed(ski.UnspecifiedError)
+		})
+	})
+	relay = newCutter(t, s.Addr().String())
+	c, err := NewClient("coaps+tcp://"+relay.listener.Addr().String(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	require.NoError(t, err)
+	defer c.Close()
+	for range 5 {
+		err := ask(t.Context(), c, 1)
+		require.ErrorIs(t, err, errCut)
+		require.NotErrorIs(t, err, ski.ErrRefused)
+	}
+}
+
+// cutter passes connections on until it ends them, as a load balancer does.
+type cutter struct {
+	listener net.Listener
+	mu       sync.Mutex
+	conns    []net.Conn
+}
+
+func newCutter(t *testing.T, to string) *cutter {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	c := &cutter{listener: l}
+	var running sync.WaitGroup
+	t.Cleanup(func() {
+		assert.NoError(t, l.Close())
+		c.cut()
+		running.Wait()
+	})
+	running.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if !assert.NoError(t, err) {
+				return
+			}
+			c.mu.Lock()
+			c.conns = append(c.conns, near, far)
+			c.mu.Unlock()
+			running.Go(func() { _, _ = io.Copy(near, far) })
+			running.Go(func() { _, _ = io.Copy(far, near) })
+		}
+	})
+	return c
+}
+
+// cut ends the connections, with FIN.
+func (c *cutter) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		_ = conn.Close()
+	}
+	c.conns = nil
+}
+
+// The session that was to show whether a refusal is over shows nothing if the
+// network ends it. The next one does not wait for the pause.
+func TestASessionThatTheNetworkEndsDoesNotProlongARefusal(t *testing.T) {
+	overEither(t, func(t *testing.T, _ *testCA, g *entrance, dial func(...func(*ClientConfig)) *Client) {
+		c := dial()
+		g.closed.Store(true)
+		hopeless(t, c)
+		g.closed.Store(false)
+		c.Retry()
+		s, err := c.session(t.Context())
+		require.NoError(t, err)
+		s.close(errSilent)
+		<-s.ended()
+		_, err = c.session(t.Context())
+		require.NoError(t, err)
 	})
 }
 

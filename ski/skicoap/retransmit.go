@@ -53,6 +53,11 @@ type credit struct {
 // answered takes in an answer. It shows that the path carries something.
 func (c *credit) answered() { c.left = min(c.left+perAnswer, maxCredit) }
 
+// heard takes in the first message after a time-out's silence: the path carries
+// again, and gets what a new one would (RFC 5681, Section 4.1). The answers to that
+// give the rest.
+func (c *credit) heard() { c.left = max(c.left, firstCredit) }
+
 // take takes one and reports whether there was one.
 func (c *credit) take(now time.Time, rto time.Duration) bool {
 	if c.left < firstCredit {

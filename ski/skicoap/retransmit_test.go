@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -145,6 +147,24 @@ func TestASessionThatLosesItsPathSendsAQuarterOfItsRequestsAgain(t *testing.T) {
 	}
 	assert.LessOrEqual(t, again, maxCredit+int(time.Second/minRTO))
 	assert.GreaterOrEqual(t, again, maxCredit)
+}
+
+// After a silence the first sign of life, which need not be an answer, is enough to
+// have as many requests sent again as in the beginning, and no more.
+func TestAPathThatCarriesAgainIsMadeUseOf(t *testing.T) {
+	began := time.Now().Add(-time.Second)
+	s := sessionWith(t, 512, began)
+	s.heard = began
+	now := began
+	for ; now.Before(began.Add(990 * time.Millisecond)); now = now.Add(tick) {
+		s.overdue(now)
+	}
+	require.LessOrEqual(t, len(s.overdue(now)), 1)
+	pong := &message.Message{Type: message.Reset, Code: codes.Empty, MessageID: 1}
+	s.receive(pong)
+	assert.InDelta(t, firstCredit, len(s.overdue(now)), 1)
+	s.receive(pong)
+	assert.Empty(t, s.overdue(now), "the next one says nothing new")
 }
 
 // While answers come, no request that is lost waits for another: all 512 that can

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -28,7 +29,7 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 	if err != nil {
 		return nil, err
 	}
-	secure := tls.Client(conn, &tls.Config{
+	secure := tls.Client(unspoken{conn}, &tls.Config{
 		Certificates: []tls.Certificate{c.cfg.Certificate},
 		RootCAs:      c.cfg.RootCAs,
 		ServerName:   c.cfg.ServerName,
@@ -76,6 +77,21 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// errCut is the end of a TCP connection without close_notify.
+var errCut = errors.New("the connection was closed without a goodbye")
+
+// unspoken is a TCP connection whose end is not taken for close_notify, as
+// crypto/tls takes it: anybody on the path can make it.
+type unspoken struct{ net.Conn }
+
+func (c unspoken) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.Is(err, io.EOF) {
+		err = errCut
+	}
+	return n, err
 }
 
 // tcpClientSession is the client's side of one TLS connection.

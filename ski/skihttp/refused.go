@@ -47,6 +47,12 @@ func (c *Client) judge(ctx context.Context, conn net.Conn, err error) {
 	}
 	if isAlert(err) {
 		_ = c.refusals.Refused(link.began, err)
+		return
+	}
+	select {
+	case <-link.done:
+		c.refusals.Retry() // It has not said anything.
+	default:
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,4 +100,36 @@ func TestManyRequestsOfARefusedEdgeEndAtOnce(t *testing.T) {
 		all.Wait()
 	}
 	assert.LessOrEqual(t, asked.Load(), int64(8*c.cfg.MaxConns), "sessions")
+}
+
+// The connection that was to show whether a refusal is over shows nothing if it is
+// cut. The next one does not wait for the pause.
+func TestAConnectionThatIsCutDoesNotProlongARefusal(t *testing.T) {
+	overEither(t, func(t *testing.T, change func(*Client)) {
+		ca := newTestCA(t)
+		var s *Server
+		var open, cut atomic.Bool
+		s = serve(t, ca, ServerConfig{
+			Admit: func(ski.Peer) error {
+				if open.Load() {
+					return nil
+				}
+				return errors.New("suspended")
+			},
+			Handler: ski.HandlerFunc(func(ctx context.Context, peer ski.Peer, req *ski.Request) *ski.Response {
+				if !cut.Swap(true) {
+					s.CloseSessions(net.ErrClosed, func(ski.Peer) bool { return true })
+				}
+				return echo(ctx, peer, req)
+			}),
+		})
+		c := dialTo(t, s, ca)
+		change(c)
+		hopeless(t, c)
+		open.Store(true)
+		c.Retry()
+		require.Error(t, ask(t.Context(), c, 1))
+		require.True(t, cut.Load())
+		require.NoError(t, ask(t.Context(), c, 2))
+	})
 }
