@@ -3,11 +3,9 @@
 package skihttp
 
 import (
-	"syscall"
+	"net"
 	"time"
 )
 
 // acknowledgedWithin leaves it to the kernel for how long it sends in vain.
-func acknowledgedWithin(time.Duration) func(network, address string, c syscall.RawConn) error {
-	return nil
-}
+func acknowledgedWithin(net.Conn, time.Duration) {}

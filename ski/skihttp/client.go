@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -206,16 +208,13 @@ func (c *Client) RoundTrip(ctx context.Context, req *ski.Request) (*ski.Response
 // looked at. What they carry may get to the key server all the same, whose answer
 // is lost; and a state opens once (docs/protocol.md, Section 5).
 func (c *Client) leaveGone() {
-	var gone []*clientConn
 	c.mu.Lock()
-	for conn := range c.conns {
-		if source.Gone(conn.LocalAddr()) {
-			gone = append(gone, conn)
-		}
-	}
+	conns := slices.Collect(maps.Keys(c.conns))
 	c.mu.Unlock()
-	for _, conn := range gone {
-		_ = conn.end(source.ErrGone)
+	for _, conn := range conns {
+		if source.Gone(conn.LocalAddr()) {
+			_ = conn.end(source.ErrGone)
+		}
 	}
 }
 
@@ -409,11 +408,12 @@ func (c *Client) connect(network, addr string) (net.Conn, error) {
 		_, port, _ := net.SplitHostPort(addr)
 		addr = net.JoinHostPort(c.cfg.Address.String(), port)
 	}
-	d := net.Dialer{Control: acknowledgedWithin(c.cfg.DeadAfter)}
+	var d net.Dialer
 	raw, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
+	acknowledgedWithin(raw, c.cfg.DeadAfter)
 	ctx, cancel = source.Context(ctx, raw.LocalAddr())
 	defer cancel()
 	link := &clientConn{Conn: raw, client: c, done: make(chan struct{}), began: time.Now(), level: c.refusals.Level(slog.LevelInfo)}
