@@ -18,8 +18,9 @@ const (
 	// lookupTime bounds the look-ups of all names at once.
 	lookupTime = 2 * time.Second
 	// Names are looked up again after the first time, and while a key server
-	// does not answer whenever the second has passed since the last look-up.
-	lookupEvery, lookupSooner = time.Minute, 2 * time.Second
+	// does not answer whenever the second has passed since the last look-up, which
+	// doubles up to the third while they say the same.
+	lookupEvery, lookupSooner, lookupSlower = time.Minute, 2 * time.Second, 15 * time.Second
 	// retirement is how long a client whose address is gone is kept: requests may
 	// be in flight over it.
 	retirement = 10 * time.Second
@@ -42,6 +43,7 @@ type Set struct {
 	kick chan struct{}
 
 	mu      sync.Mutex
+	failing map[string]bool // names whose last look-up failed
 	closed  bool
 	clients []place
 	retired []retired
@@ -65,7 +67,7 @@ type retired struct {
 // is sent or looked up yet. A nil lookup means that of net.DefaultResolver. The
 // error is a *URLError.
 func NewSet(urls []string, cfg Config, client *ski.Client, lookup Lookup) (*Set, error) {
-	s := &Set{urls: urls, cfg: cfg, client: client, lookup: lookup, log: cfg.Logger, kick: make(chan struct{}, 1)}
+	s := &Set{urls: urls, cfg: cfg, client: client, lookup: lookup, log: cfg.Logger, kick: make(chan struct{}, 1), failing: map[string]bool{}}
 	if s.lookup == nil {
 		s.lookup = net.DefaultResolver.LookupNetIP
 	}
@@ -152,12 +154,15 @@ func hostOf(raw string) string {
 }
 
 func (s *Set) keep(ctx context.Context, hosts []string) {
+	pause := lookupSooner
 	for last := time.Now(); ; last = time.Now() {
 		regular := time.NewTimer(lookupEvery)
+		kicked := false
 		select {
 		case <-regular.C:
 		case <-s.kick:
-			regular.Reset(time.Until(last.Add(lookupSooner)))
+			kicked = true
+			regular.Reset(time.Until(last.Add(pause)))
 			select {
 			case <-regular.C:
 			case <-ctx.Done():
@@ -168,14 +173,19 @@ func (s *Set) keep(ctx context.Context, hosts []string) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.resolve(ctx, hosts)
+		if changed := s.resolve(ctx, hosts); changed || !kicked {
+			pause = lookupSooner
+		} else {
+			pause = min(2*pause, lookupSlower)
+		}
 		s.closeRetired(time.Now().Add(-retirement))
 	}
 }
 
 // resolve looks all names up at once, and makes and drops clients as the answers
-// say. A name that cannot be looked up keeps what it has.
-func (s *Set) resolve(ctx context.Context, hosts []string) {
+// say, and reports whether that has changed any. A name that cannot be looked up
+// keeps what it has.
+func (s *Set) resolve(ctx context.Context, hosts []string) (changed bool) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
 	var mu sync.Mutex
@@ -184,8 +194,8 @@ func (s *Set) resolve(ctx context.Context, hosts []string) {
 	for _, host := range hosts {
 		all.Go(func() {
 			addrs, err := s.lookup(ctx, "ip", host)
+			s.logLookup(host, err)
 			if err != nil {
-				s.log.Warn("a key server's name cannot be looked up", "name", host, "error", err)
 				return
 			}
 			good := usable(addrs)
@@ -198,7 +208,21 @@ func (s *Set) resolve(ctx context.Context, hosts []string) {
 		})
 	}
 	all.Wait()
-	s.apply(found)
+	return s.apply(found)
+}
+
+// logLookup logs when a name can no longer be looked up, and when it can again.
+func (s *Set) logLookup(host string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failing[host] == (err != nil) || s.closed {
+		return
+	}
+	if s.failing[host] = err != nil; err != nil {
+		s.log.Warn("a key server's name cannot be looked up", "name", host, "error", err)
+	} else {
+		s.log.Info("a key server's name can be looked up again", "name", host)
+	}
 }
 
 // usable returns the addresses that this machine has a way to: one without IPv6
@@ -221,11 +245,11 @@ func usable(addrs []netip.Addr) []netip.Addr {
 	return good
 }
 
-func (s *Set) apply(found map[string][]netip.Addr) {
+func (s *Set) apply(found map[string][]netip.Addr) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return
+		return false
 	}
 	var next []place
 	for _, raw := range s.urls {
@@ -265,10 +289,11 @@ func (s *Set) apply(found map[string][]netip.Addr) {
 		}
 	}
 	if slices.Equal(next, s.clients) {
-		return
+		return false
 	}
 	s.clients = next
 	s.log.Info("key servers", "endpoints", s.replace())
+	return true
 }
 
 // replace tells the Client, and returns what it is told.

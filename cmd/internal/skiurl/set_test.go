@@ -18,9 +18,11 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -296,6 +298,37 @@ func TestAKeyServerThatDoesNotAnswerHasItsNameLookedUpAgain(t *testing.T) {
 	n.ask(c) // waits for the look-up
 	<-asked
 	assert.EqualValues(t, 1, a.asked.Load()+b.asked.Load())
+}
+
+// While a key server is away for months, its name is looked up seldom, and the log
+// says once that it cannot be.
+func TestANameThatCannotBeLookedUpIsNoFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		n.answer(errors.New("no answer"))
+		set, log := n.dial(&ski.Client{}, "coaps://keys.test")
+		failed := func(d time.Duration) (lookups int) {
+			before := n.lookups()
+			for range d / (100 * time.Millisecond) {
+				set.Note(ski.Attempt{Err: errors.New("no session")})
+				time.Sleep(100 * time.Millisecond)
+			}
+			return n.lookups() - before
+		}
+		assert.InDelta(t, 4, failed(20*time.Second), 1) // after 2, 4 and 8 s
+		assert.InDelta(t, 240, failed(time.Hour), 2)
+		assert.Equal(t, 1, strings.Count(log.String(), "cannot be looked up"))
+
+		n.answer(nil, "127.0.0.1")
+		failed(time.Minute)
+		assert.Equal(t, 1, strings.Count(log.String(), "can be looked up again"))
+		n.answer(errors.New("no answer"))
+		failed(time.Minute)
+		assert.Equal(t, 2, strings.Count(log.String(), "cannot be looked up"))
+		time.Sleep(2 * lookupEvery) // and it answers again
+		assert.InDelta(t, 2, failed(4*time.Second), 1, "soon at first")
+		set.Close()
+	})
 }
 
 // Without a network there is a way to none of the addresses.
