@@ -240,6 +240,54 @@ func TestTheKeyServerAnswersWhileNobodyReadsItsLog(t *testing.T) {
 	u.stop()
 }
 
+// Answers wait for the audit log, and nothing else does.
+func TestAnAuditLogThatNobodyReadsKeepsAnswersWaitingAlone(t *testing.T) {
+	d := startDev(t)
+	config := regexp.MustCompile(`(?m)^(listen|coaps_tcp|https): .*$`).ReplaceAllString(d.read("keyserver/keyserver.yaml"), "$1: 127.0.0.1:0")
+	config = strings.Replace(config, "file: audit.log", `file: "-"`, 1) + "metrics: 127.0.0.1:0\nadmin: stuck.sock\nstate: stuck.json\nshutdown_timeout: 1s\n"
+	file := filepath.Join(d.dir, "keyserver/stuck.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+	_, stdout := smallPipe(t) // which nobody reads
+	u := startUnread(t, "ski-keyserver", file, stdout)
+	endpoint := "coaps://" + u.until(`msg=listening addr=(\S+)`)[1] + "/ski"
+	answered := true
+	for i := 0; answered; i++ {
+		require.Less(t, i, 100, "answers are not recorded")
+		_, _, status := d.skictl("request", "--timeout", "2s", "--endpoint", endpoint, "--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey,
+			"--ca", d.endpoints.KeyServerCA, "--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", "@"+filepath.Join(d.dir, "edge/sites/ecdsa.localhost.pem"),
+			"--input", strings.Repeat("00", 64)+"03001d2009"+strings.Repeat("00", 31))
+		answered = status == 0
+	}
+	require.Positive(t, u.value("audit_waits_seconds"))
+
+	admin := func(args ...string) string {
+		_, all, status := d.skictl(append([]string{"edge", "--socket", filepath.Join(d.dir, "keyserver/stuck.sock")}, args...)...)
+		require.Zero(t, status, all)
+		return all
+	}
+	const other = "psk:other"
+	for _, edge := range []string{other, "edge"} {
+		assert.Contains(t, admin("suspend", edge, "--reason", "stuck"), "it is in force, and the audit log has not taken its record yet")
+	}
+	assert.Equal(t, 2, strings.Count(admin("list"), ": stuck"))
+	u.until(`msg="edge suspended" edge=edge `)
+	status, body := u.get("/healthz")
+	assert.Equal(t, http.StatusServiceUnavailable, status)
+	assert.Contains(t, body, "the audit log has taken nothing for ")
+
+	u.signal(syscall.SIGHUP) // which has the audit log opened anew
+	require.Positive(t, u.value("audit_waits_seconds"))
+	u.signal(syscall.SIGTERM)
+	ended := make(chan error, 1)
+	go func() { ended <- u.cmd.Wait() }()
+	select {
+	case <-ended:
+		assert.Equal(t, 1, u.cmd.ProcessState.ExitCode(), "a request was cut short")
+	case <-time.After(30 * time.Second):
+		assert.Fail(t, "it does not end while nobody reads its audit log")
+	}
+}
+
 // clientHello asks for a name that no site has, which makes a long line at the level
 // debug.
 func clientHello(t *testing.T) []byte {

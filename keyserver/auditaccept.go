@@ -171,7 +171,7 @@ func (a *acceptance) of(s *auditStart) bool {
 // accept puts an acceptance into the log, if it is of discontinuities that are
 // there, and removes its file. l.mu is not held.
 func (l *AuditLog) accept(a *acceptance, lines []string) {
-	l.mu.Lock()
+	l.lock()
 	lines = slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return !slices.Contains(l.unaccepted, line) })
 	var err error
 	if len(lines) > 0 {
@@ -180,7 +180,7 @@ func (l *AuditLog) accept(a *acceptance, lines []string) {
 			l.unaccepted = slices.DeleteFunc(slices.Clone(l.unaccepted), func(line string) bool { return slices.Contains(lines, line) })
 		}
 	}
-	l.mu.Unlock()
+	l.unlock()
 	if err == nil {
 		err = l.saveTip(false)
 	}
@@ -215,7 +215,5 @@ func (l *AuditLog) acceptWhileRunning() {
 // Discontinuities returns how many times the log was not found as it was left,
 // and no operator has accepted it. It counts the newest 32.
 func (l *AuditLog) Discontinuities() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.unaccepted)
+	return l.state.Load().discontinuities
 }

@@ -100,7 +100,7 @@ type AuditLog struct {
 	reserve    auditReserve
 	witnessing witnessing
 
-	mu         sync.Mutex
+	mu         sync.Mutex // see lock and unlock
 	chain      chainWriter
 	file       *os.File  // nil for standard output, and where NewAuditLog was given another writer
 	first      auditLine // the 'open' line that is still to be written, if due
@@ -114,6 +114,9 @@ type AuditLog struct {
 	brokenFile bool            // lost is for good: lines are gone
 	movedAt    time.Time       // when the file was found to have another name
 	broken     error           // why no more is written; see discover
+
+	state    atomic.Pointer[auditState]
+	lockedAt atomic.Int64 // when mu was taken, Unix nanoseconds; 0: it is free
 
 	saving      sync.Mutex    // held while the tip is written
 	saved       link          // what it names
@@ -153,6 +156,7 @@ func newAuditLog(o AuditOptions, w io.Writer) *AuditLog {
 	}
 	l.chain = chainWriter{w: w, key: o.Key, now: l.o.now, step: o.step}
 	l.open(auditLine{Cause: causeStart})
+	l.publish()
 	return l
 }
 
@@ -257,6 +261,7 @@ func (l *AuditLog) start(f *os.File) error {
 		l.accept(accepted, lines)
 	}
 	l.beginWitness(s.witnessed)
+	l.publish()
 	return nil
 }
 
@@ -407,8 +412,8 @@ func (l *AuditLog) begin() error {
 // Audit implements Auditor. The error is that of the write.
 func (l *AuditLog) Audit(_ context.Context, r *Record) error {
 	line := r.line().encode()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lock()
+	defer l.unlock()
 	if l.closed {
 		return os.ErrClosed
 	}
@@ -518,8 +523,8 @@ func (l *AuditLog) Close() error {
 	l.ended.Wait()
 	_ = l.saveTip(err == nil) // which logs by itself
 	l.endWitness()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lock()
+	defer l.unlock()
 	if l.file != nil {
 		if errClose := l.file.Close(); err == nil {
 			err = errClose
@@ -531,8 +536,8 @@ func (l *AuditLog) Close() error {
 
 // end writes the last checkpoint.
 func (l *AuditLog) end() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lock()
+	defer l.unlock()
 	if l.closed {
 		return nil
 	}

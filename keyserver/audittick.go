@@ -36,8 +36,8 @@ func (l *AuditLog) tick() {
 }
 
 func (l *AuditLog) intervalCheckpoint() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lock()
+	defer l.unlock()
 	if l.o.Key != nil && !l.closed && l.unsigned > 0 {
 		l.checkpoint(causeInterval)
 	}
@@ -51,15 +51,15 @@ func (l *AuditLog) saveTip(closed bool) error {
 	}
 	l.saving.Lock()
 	defer l.saving.Unlock()
-	l.mu.Lock()
+	l.lock()
 	if l.due && l.first.Cause == causeBroken { // The old tip shows it until it is recorded.
-		l.mu.Unlock()
+		l.unlock()
 		return nil
 	}
 	at, file := l.chain.tip, l.file
 	rotated := l.unsynced
 	l.unsynced = nil
-	l.mu.Unlock()
+	l.unlock()
 	if at == l.saved && !closed && len(rotated) == 0 {
 		return nil
 	}
@@ -71,9 +71,9 @@ func (l *AuditLog) saveTip(closed bool) error {
 		err = l.writeTip(&auditTip{Closed: closed}, at)
 	}
 	if len(rest) > 0 {
-		l.mu.Lock()
+		l.lock()
 		l.unsynced = append(rest, l.unsynced...)
-		l.mu.Unlock()
+		l.unlock()
 	}
 	if err == nil {
 		l.waits.Store(0)
@@ -139,9 +139,9 @@ func dataSync(f *os.File) error {
 // knows of l.
 func (l *AuditLog) writeTip(t *auditTip, at link) error {
 	t.Seq, t.Chain, t.Time = at.seq, at.hex(), auditTime(l.chain.now())
-	l.mu.Lock()
+	l.lock()
 	t.Unaccepted = l.unaccepted
-	l.mu.Unlock()
+	l.unlock()
 	data, err := t.encode(l.o.Key)
 	if err != nil {
 		return err

@@ -20,8 +20,8 @@ const (
 // look finds out whether the file is still there, and whether it is as it was
 // written.
 func (l *AuditLog) look() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lock()
+	defer l.unlock()
 	if l.closed || l.file == nil || !l.noticeLoss() {
 		return
 	}
@@ -89,8 +89,8 @@ func (l *AuditLog) fileFault() (broken error, moved bool) {
 // signed record of a discontinuity. After an error the old file is still written
 // to.
 func (l *AuditLog) Reopen() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lock()
+	defer l.unlock()
 	if l.closed || l.file == nil {
 		return nil
 	}
@@ -147,10 +147,43 @@ func (l *AuditLog) takeAsFound() (empty bool, err error) {
 // Fault returns why the log's file is not one that keeps what is written to it, or
 // how a log that is required is not what its witness has; or nil.
 func (l *AuditLog) Fault() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.lost == nil {
-		return l.broken
+	return l.state.Load().fault
+}
+
+// Waits returns for how long the file has taken nothing of the line that is being
+// written, and nothing that is recorded is answered.
+func (l *AuditLog) Waits() time.Duration {
+	since := l.lockedAt.Load()
+	if since == 0 {
+		return 0
 	}
-	return l.lost
+	return time.Since(time.Unix(0, since))
+}
+
+// auditState is what can be asked for while a write hangs.
+type auditState struct {
+	fault           error
+	discontinuities int
+}
+
+func (l *AuditLog) lock() {
+	l.mu.Lock()
+	l.lockedAt.Store(time.Now().UnixNano())
+}
+
+func (l *AuditLog) unlock() {
+	l.publish()
+	l.lockedAt.Store(0)
+	l.mu.Unlock()
+}
+
+// publish makes a state that is new what can be asked for. l.mu is held.
+func (l *AuditLog) publish() {
+	now := auditState{l.lost, len(l.unaccepted)}
+	if now.fault == nil {
+		now.fault = l.broken
+	}
+	if before := l.state.Load(); before == nil || *before != now {
+		l.state.Store(&now)
+	}
 }

@@ -202,8 +202,8 @@ func (l *AuditLog) keepWitnessed(e *WitnessEntry) {
 // written.
 func (l *AuditLog) discover(differs string, e *WitnessEntry) error {
 	broken := &DiscontinuityError{File: l.o.File, Differs: []string{differs}}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lock()
+	defer l.unlock()
 	if l.broken == nil {
 		l.log.Error("audit log: it is not what its witness has", "file", l.o.File, "what", differs, "required", l.o.Required)
 	}

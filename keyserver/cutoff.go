@@ -164,8 +164,8 @@ func (s *Server) cutOff(peer ski.Peer, edges []*edge) string {
 // Suspend cuts an edge of the policy off, or the holder of one certificate or
 // pre-shared key by its ski.PeerID: requests are denied from now on, and live sessions are
 // closed. It returns how many were. The edge is cut off even if the error says
-// that this could not be kept for after a restart; only where it is
-// ErrUnknownEdge, nothing has been done.
+// that this could not be kept for after a restart, or that the audit log takes no
+// record; only where it is ErrUnknownEdge, nothing has been done.
 func (s *Server) Suspend(one Suspension) (closed int, err error) {
 	if !s.names(one.Edge) {
 		return 0, fmt.Errorf("%w: %q", ErrUnknownEdge, one.Edge)
@@ -173,16 +173,32 @@ func (s *Server) Suspend(one Suspension) (closed int, err error) {
 	if one.Since.IsZero() {
 		one.Since = time.Now()
 	}
-	// The log's events come in the order of the changes.
-	s.suspending.Lock()
-	err = s.suspensions.Suspend(one)
-	s.tickets.change()
-	closed = s.Enforce()
-	_ = s.event(EventSuspend, one.Edge, one.String()) // It has been logged if it fails.
-	s.suspending.Unlock()
+	suspend := func() (int, error) {
+		err := s.suspensions.Suspend(one)
+		s.tickets.change()
+		return s.Enforce(), err
+	}
+	closed, err = suspend()
 	s.log.Warn("edge suspended", "edge", one.Edge, "by", one.By, "reason", one.Reason, "sessions", closed)
 	if err != nil {
 		s.log.Error("the suspension will not outlast a restart", "edge", one.Edge, "error", err)
+	}
+	// It is in force. The record may have to wait for the audit log, and for that of
+	// a change before, since the log's events come in the order of the changes.
+	recorded := make(chan struct{})
+	go func() {
+		defer close(recorded)
+		s.suspending.Lock()
+		defer s.suspending.Unlock()
+		if !s.suspensions.named(one.Edge) { // A Resume has come first.
+			_, _ = suspend() // The error has been logged.
+		}
+		_ = s.event(EventSuspend, one.Edge, one.String()) // It has been logged if it fails.
+	}()
+	select {
+	case <-recorded:
+	case <-time.After(auditPatience):
+		err = errors.Join(err, errors.New("it is in force, and the audit log has not taken its record yet"))
 	}
 	return closed, err
 }

@@ -35,6 +35,44 @@ func (l *liveSessions) CloseSessions(_ error, match func(ski.Peer) bool) int {
 	return before - len(l.peers)
 }
 
+// stuckAuditor takes a record only when it is let, and says what it has been given.
+type stuckAuditor struct{ given, let chan Event }
+
+func (a *stuckAuditor) Audit(_ context.Context, r *Record) error {
+	a.given <- r.Event
+	a.let <- r.Event
+	return nil
+}
+
+// A suspension is in force whatever waits for the audit log, and what ends another does
+// not end it.
+func TestASuspensionWaitsForNoAuditLog(t *testing.T) {
+	audit := &stuckAuditor{make(chan Event, 9), make(chan Event)}
+	s := newTestServer(t, testKeys(), func(o *Options) { o.Audit = audit })
+	var done sync.WaitGroup
+	suspend := func(name string) {
+		done.Go(func() { _, _ = s.Suspend(Suspension{Edge: name, By: "a test"}) })
+		require.Eventually(t, func() bool { return s.suspensions.named(name) }, time.Minute, time.Millisecond)
+	}
+	suspend("edge")
+	require.Equal(t, EventSuspend, <-audit.given)
+	suspend("legacy")
+	require.Equal(t, EventSuspend, <-audit.let)
+	require.Equal(t, EventSuspend, <-audit.given)
+	require.Equal(t, EventSuspend, <-audit.let)
+	done.Wait()
+
+	done.Go(func() { _ = s.Resume("edge", "a test") })
+	require.Equal(t, EventResume, <-audit.given)
+	done.Go(func() { _, _ = s.Suspend(Suspension{Edge: "edge", By: "another test"}) })
+	require.Eventually(t, func() bool { return s.suspensions.All()[0].By == "another test" }, time.Minute, time.Millisecond)
+	require.Equal(t, EventResume, <-audit.let)
+	require.Equal(t, EventSuspend, <-audit.given)
+	require.True(t, s.suspensions.named("edge"))
+	require.Equal(t, EventSuspend, <-audit.let)
+	done.Wait()
+}
+
 // grantedRequest is one that edgePeer gets an answer to.
 func grantedRequest(keys testStore) *ski.Request {
 	return &ski.Request{Protocol: ski.TLS12, SPKI: keys.id(p256), Hash: ski.SHA256, Input: ecdhe(x25519, basePoint(x25519))}

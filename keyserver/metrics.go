@@ -44,7 +44,7 @@ type Metrics struct {
 	auditWitness                                                                     *prometheus.Desc
 	crlNextUpdate                                                                    *prometheus.Desc
 	ticketFile                                                                       *prometheus.Desc
-	auditBroken, auditLost, auditTipWaits                                            *prometheus.Desc
+	auditBroken, auditLost, auditTipWaits, auditWaits                                *prometheus.Desc
 }
 
 // latencyBuckets are in seconds: from a signature on a curve to the longest
@@ -105,6 +105,7 @@ func NewMetrics(version string) *Metrics {
 		auditBroken:   desc("audit_discontinuities", "Times that the audit log was not found as it was left and no operator has accepted it; the newest 32."),
 		auditLost:     desc("audit_file_lost", "1 if the audit log's file was removed, truncated, written to by others or moved away without a SIGHUP."),
 		auditTipWaits: desc("audit_tip_waits_seconds", "How long the tip of the audit log could not be written; 0 if it is as it should be."),
+		auditWaits:    desc("audit_waits_seconds", "For how long the audit log has taken nothing of the record that is being written."),
 		auditWitness:  desc("audit_witness_timestamp_seconds", "When a witness last took or confirmed how far the audit log goes; 0 if there never was a witness."),
 	}
 	m.buildInfo.Set(1)
@@ -259,6 +260,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.auditBroken
 	ch <- m.auditLost
 	ch <- m.auditTipWaits
+	ch <- m.auditWaits
 	ch <- m.keys
 	ch <- m.inFlight
 	ch <- m.rsaWaiting
@@ -291,6 +293,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		now(m.auditLost, lost)
 		now(m.auditBroken, int64(log.Discontinuities()))
 		ch <- prometheus.MustNewConstMetric(m.auditTipWaits, prometheus.GaugeValue, log.TipWaits().Seconds())
+		ch <- prometheus.MustNewConstMetric(m.auditWaits, prometheus.GaugeValue, log.Waits().Seconds())
 	}
 	now(m.keys, int64(len(m.server.policy.Load().keys.byID)))
 	now(m.inFlight, m.server.schedule.inFlight.Load())

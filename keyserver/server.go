@@ -367,10 +367,20 @@ type lastingAudit interface {
 	Fault() error
 	Discontinuities() int
 	TipWaits() time.Duration
+	Waits() time.Duration
 }
+
+// auditPatience is how long the audit log may take nothing until the key server is
+// out of service: the edges' own time to wait.
+const auditPatience = 5 * time.Second
 
 // Health returns why no request can be answered at the moment, or nil.
 func (s *Server) Health() error {
+	if log, ok := s.audit.(lastingAudit); ok {
+		if waits := log.Waits(); waits > auditPatience {
+			return fmt.Errorf("the audit log has taken nothing for %v, and no answer goes out before its record", waits.Round(time.Second))
+		}
+	}
 	if s.auditRequired {
 		if err := s.auditHealth(); err != nil {
 			return err

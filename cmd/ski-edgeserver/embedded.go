@@ -184,7 +184,7 @@ func (e *embedded) watch() {
 // of the tokens.
 func (e *embedded) close() {
 	e.unwatch()
-	e.watching.Wait()
+	keyparts.Wait(&e.watching)
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
 	if err := e.Close(ctx); err != nil {

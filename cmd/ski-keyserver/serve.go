@@ -55,7 +55,7 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 	var reading sync.WaitGroup
 	reading.Go(func() { keys.Run(watched) })
 	reading.Go(func() { p.channel.watch(watched) })
-	defer reading.Wait()
+	defer keyparts.Wait(&reading)
 	defer unwatch()
 	if p.cfg.Admin != "" {
 		admin, err := keyserver.ListenAdmin(p.cfg.Admin)
@@ -98,33 +98,34 @@ func serve(p *parts, box *sandbox, hangups <-chan os.Signal, log *slog.Logger, s
 	}
 	box.report(log)
 
-	// What SIGHUP does, in this order.
-	reload := []func() error{
-		audit.Reopen,
-		func() error { _ = policy.Reload(); return nil },     // which logs by itself
-		func() error { _ = server.ReloadPSKs(); return nil }, // likewise
-		func() error { keys.Reload(); return nil },           // likewise, later
-		func() error { p.channel.reload(true); return nil },  // likewise
-		func() error { once.warn(log); return nil },
-	}
+	// Not below, where the signals to end come: the audit log may take nothing.
+	reading.Go(func() {
+		for {
+			select {
+			case <-watched.Done():
+				return
+			case <-hangups:
+				if err := audit.Reopen(); err != nil {
+					log.Error("reload", "error", err)
+				}
+				_ = policy.Reload()     // which logs by itself
+				_ = server.ReloadPSKs() // likewise
+				keys.Reload()           // likewise, later
+				p.channel.reload(true)  // likewise
+				once.warn(log)
+			}
+		}
+	})
 
 	ended := make(chan error, 1)
 	go func() { ended <- all.Serve() }()
-	for {
-		select {
-		case err := <-ended:
-			log.Error("the key server has ended", "error", err)
-			return 1
-		case <-hangups:
-			for _, f := range reload {
-				if err := f(); err != nil {
-					log.Error("reload", "error", err)
-				}
-			}
-		case sig := <-signals:
-			log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
-			return stop(all, time.Duration(p.cfg.ShutdownTimeout), signals, log)
-		}
+	select {
+	case err := <-ended:
+		log.Error("the key server has ended", "error", err)
+		return 1
+	case sig := <-signals:
+		log.Info("stopping", "signal", sig.String(), "timeout", time.Duration(p.cfg.ShutdownTimeout))
+		return stop(all, time.Duration(p.cfg.ShutdownTimeout), signals, log)
 	}
 }
 

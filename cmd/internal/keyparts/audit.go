@@ -3,6 +3,7 @@ package keyparts
 import (
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/tlsski/tlsski/keyserver"
@@ -42,5 +43,16 @@ func CloseAudit(server *keyserver.Server, audit *keyserver.AuditLog, log *slog.L
 		}
 	case <-time.After(time.Second):
 		log.Error("audit log: its end could not be written", "error", "the write takes too long")
+	}
+}
+
+// Wait waits for those who read files again, but not for the audit log, where they wait for
+// it to take what they have read.
+func Wait(readers *sync.WaitGroup) {
+	ended := make(chan struct{})
+	go func() { readers.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(time.Second):
 	}
 }
