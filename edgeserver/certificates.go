@@ -27,10 +27,10 @@ type certSlot struct {
 	// next is the file's chain while it waits for a key server to serve its key;
 	// nil once it is now.
 	next *ski.Certificate
-	// reason says why the file's chain is not served: of next, or of a file that
-	// cannot be used. since is when that was found.
-	reason string
-	since  time.Time
+	// reason says why next is not served yet; fault says why the file cannot be used,
+	// whose chain is the last that could be. since is when either was found.
+	reason, fault string
+	since         time.Time
 
 	kicked chan struct{} // asks for another question about next, soon
 	// elsewhere says that the key servers are others than those that now was with.
@@ -41,9 +41,23 @@ type certSlot struct {
 }
 
 // isPending reports whether the file's chain is not what is served.
-func (c *certSlot) isPending() bool { return c.next != nil || c.reason != "" }
+func (c *certSlot) isPending() bool { return c.next != nil || c.fault != "" }
 
-// chain returns the file's own, or the served one where the file has none.
+// why says what a slot that isPending waits for.
+func (c *certSlot) why() string {
+	if c.next == nil || c.fault == "" {
+		return c.fault + c.reason
+	}
+	return c.fault + "; " + c.reason
+}
+
+// isRSA reports whether the file's chain has an RSA key.
+func (c *certSlot) isRSA() bool {
+	_, ok := c.chain().Leaf.PublicKey.(*rsa.PublicKey)
+	return ok
+}
+
+// chain returns the file's own, the last one where the file is broken.
 func (c *certSlot) chain() *ski.Certificate {
 	if c.next != nil {
 		return c.next
@@ -82,8 +96,8 @@ func (s *site) serve() {
 }
 
 // loadChains reads the site's certificate files. A chain whose key is another
-// than that of before's has to wait; so has a file that was good in before and
-// cannot be used now. The error is of a field of cfg, which has the site at i.
+// than that of before's has to wait. A file that was good in before and cannot be used
+// now is taken for what it had. The error is of a field of cfg, which has the site at i.
 func (s *site) loadChains(cfg *Config, i int, before *sites, now time.Time, log *slog.Logger) error {
 	for j, file := range s.Certificates {
 		slot := &certSlot{site: s, file: file, since: now}
@@ -94,18 +108,38 @@ func (s *site) loadChains(cfg *Config, i int, before *sites, now time.Time, log 
 			continue
 		}
 		err = cfg.errorAt(fmt.Sprintf("sites[%d].certificates[%d]", i, j), err)
-		old := before.sameSite(s).slot(file)
-		if old == nil || old.now == nil || s.fits(old.now) != nil {
+		if !s.retain(slot, before, err, log) {
 			return err
 		}
-		log.Error("a certificate file cannot be used: the certificate before stays", "error", err)
-		slot.now, slot.reason = s.rebind(old.now), err.Error()
-		if old.next == nil && old.reason != "" {
-			slot.since = old.since
+	}
+	if s.StaticRSA && !slices.ContainsFunc(s.slots, (*certSlot).isRSA) {
+		err := cfg.errorAt(fmt.Sprintf("sites[%d].static_rsa", i), errors.New("needs an RSA certificate"))
+		retained := false
+		for _, slot := range s.slots {
+			old := before.sameSite(s).slot(slot.file)
+			retained = old != nil && old.isRSA() && s.retain(slot, before, err, log) || retained
+		}
+		if !retained {
+			return err
 		}
 	}
 	s.keepCertificates(before, now, log)
 	return nil
+}
+
+// retain takes a slot's file, which cannot be used, for what it had before. It returns
+// false where that was nothing for the site.
+func (s *site) retain(slot *certSlot, before *sites, err error, log *slog.Logger) bool {
+	old := before.sameSite(s).slot(slot.file)
+	if old == nil || s.fits(old.chain()) != nil {
+		return false
+	}
+	log.Error("a certificate file cannot be used: the certificate before stays", "error", err)
+	slot.next, slot.fault = s.rebind(old.chain()), err.Error()
+	if old.fault != "" {
+		slot.since = old.since
+	}
+	return true
 }
 
 // loadChain reads one of the site's certificate files.
@@ -154,27 +188,28 @@ func (s *site) rebind(chain *ski.Certificate) *ski.Certificate {
 }
 
 // keepCertificates decides what the slots of a site begin with, whose files have
-// been read. A chain whose key the site, or the file, had before is taken up: it is
-// a mere renewal. One with another key waits, as one does that is not valid now, and
-// the chain whose place it takes stays until then. A site for which nothing stays takes
-// up all.
+// been read. A chain whose key the site had before is taken up: it is a mere renewal.
+// So is one of a site that was not there, if its file had the key before at another. One with
+// another key waits, as one does that is not valid now, and the chain whose place it
+// takes stays until then. A site for which nothing stays takes up all.
 func (s *site) keepCertificates(before *sites, now time.Time, log *slog.Logger) {
 	taken := map[*certSlot]bool{} // of before, by those that go on with it
 	same := before.sameSite(s)
 	for _, slot := range s.slots {
-		if slot.next != nil && invalid(slot.next.Leaf, now) != "" {
+		known := same.certSlots()
+		if old := before.slot(slot.file); same == nil && old != nil {
+			known = []*certSlot{old}
+		}
+		if invalid(slot.next.Leaf, now) != "" {
 			continue // It is no renewal of anything yet.
 		}
-		for _, old := range same.certSlots() {
-			isIt := slot.next == nil && old.file == slot.file || slot.next != nil && old.has(slot.next.Key.ID())
-			taken[old] = taken[old] || isIt
+		isKnown := false
+		for _, old := range known {
+			if old.has(slot.next.Key.ID()) {
+				taken[old], isKnown = true, true
+			}
 		}
-		if slot.next == nil {
-			continue
-		}
-		id := slot.next.Key.ID()
-		isSame := func(old *certSlot) bool { return old.has(id) }
-		if old := before.slot(slot.file); old != nil && isSame(old) || slices.ContainsFunc(same.certSlots(), isSame) {
+		if isKnown {
 			slot.takeUp()
 		}
 	}
@@ -238,7 +273,17 @@ func (s *site) wait(before *sites, taken map[*certSlot]bool) {
 // keep has the chain of another slot stay in this one.
 func (c *certSlot) keep(old *certSlot) {
 	c.now = c.site.rebind(old.now)
-	c.elsewhere = !old.site.keyServer.overlaps(c.site.keyServer)
+	c.elsewhere = !old.site.keyServer.overlaps(c.site.keyServer) || old.asked != nil && !old.isAsked()
+}
+
+// isAsked reports whether the first question about next has been answered.
+func (c *certSlot) isAsked() bool {
+	select {
+	case <-c.asked:
+		return true
+	default:
+		return false
+	}
 }
 
 // canStay reports whether the chain has a name of the site, and a key that the

@@ -37,7 +37,7 @@ type PendingCertificate struct {
 	SPKI ski.KeyID
 	// Since is when it was found.
 	Since time.Time
-	// Reason says what it waits for, by key server.
+	// Reason says what it waits for, by key server, or what is wrong with the file.
 	Reason string
 }
 
@@ -58,7 +58,7 @@ func (s *site) pending() (all []PendingCertificate) {
 	for _, slot := range s.slots {
 		if slot.isPending() {
 			all = append(all, PendingCertificate{Site: s.label, File: slot.file,
-				SPKI: slot.chain().Key.ID(), Since: slot.since, Reason: slot.reason})
+				SPKI: slot.chain().Key.ID(), Since: slot.since, Reason: slot.why()})
 		}
 	}
 	return all

@@ -1,16 +1,13 @@
 package edgeserver
 
 import (
-	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -99,14 +96,7 @@ func newSite(cfg *Config, i int, a asking, trusted networks, before *sites, now 
 	if err := s.loadChains(cfg, i, before, now, log); err != nil {
 		return nil, err
 	}
-	hasRSA := slices.ContainsFunc(s.slots, func(slot *certSlot) bool {
-		_, ok := slot.chain().Leaf.PublicKey.(*rsa.PublicKey)
-		return ok
-	})
 	if s.StaticRSA {
-		if !hasRSA {
-			return nil, cfg.errorAt(fmt.Sprintf("sites[%d].static_rsa", i), errors.New("needs an RSA certificate"))
-		}
 		log.Warn("static_rsa offers cipher suites without forward secrecy")
 		if s.java {
 			log.Warn("unsafe_java_static_rsa lets clients have the key server decrypt recorded connections")
