@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log"
@@ -18,6 +19,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -383,6 +385,31 @@ func TestAKeyServerAnswersFromTheAddressThatWasAsked(t *testing.T) {
 	m.startEdges("", second.String())
 	m.startEdges("-6", "["+second6.String()+"]")
 	m.everyEdge("at the second addresses", m.edges)
+}
+
+// On a long path it takes more than a second until what was lost has been sent again
+// and answered. That is no silence.
+func TestALossOnALongPathEndsNoSessionOverTCP(t *testing.T) {
+	t.Parallel()
+	m := startMobile(t)
+	var losing atomic.Bool
+	m.network.Between(m.machine, m.server).Set(netlab.Conditions{Delay: 250 * time.Millisecond, Drop: func(packet []byte) bool {
+		const ip, tcp, headers = 20, 6, 20 + 32
+		return packet[0]>>4 == 4 && packet[9] == tcp && len(packet) > headers &&
+			binary.BigEndian.Uint16(packet[ip+2:]) == 5684 && losing.CompareAndSwap(true, false)
+	}})
+	for _, e := range m.startEdges("", m.server.Addr().String()) {
+		if e.name != "edge/coaps-tcp" {
+			continue
+		}
+		before := e.sessions()
+		for range 3 {
+			losing.Store(true)
+			require.NoError(t, e.visit(&tls.Config{ServerName: "ecdsa.localhost"}, nil))
+			require.False(t, losing.Load(), "a segment was lost")
+		}
+		assert.Equal(t, before, e.sessions())
+	}
 }
 
 // The key server moves, and its name with it.

@@ -50,7 +50,8 @@ type ClientConfig struct {
 	DialTimeout time.Duration
 	// DeadAfter is how long a key server may be silent, while requests wait
 	// and it is asked for a sign of life, before the session counts as lost; it
-	// is longer where round trips are. Default: 1 s.
+	// is longer where round trips are: four time-outs, or over TCP five of them.
+	// Default: 1 s.
 	DeadAfter time.Duration
 	// MTU is the longest IP packet that the path to the key server carries, in
 	// bytes: what is sent to it, and the answers that it is asked for, fit. It is

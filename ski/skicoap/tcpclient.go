@@ -25,10 +25,12 @@ import (
 // has sent its CSM: then it has taken our certificate.
 func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 	var d net.Dialer
+	began := time.Now()
 	conn, err := d.DialContext(ctx, "tcp", c.addr)
 	if err != nil {
 		return nil, err
 	}
+	roundTrip := time.Since(began) // and the look-up
 	secure := tls.Client(unspoken{conn}, &tls.Config{
 		Certificates: []tls.Certificate{c.cfg.Certificate},
 		RootCAs:      c.cfg.RootCAs,
@@ -45,7 +47,9 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 	})
 	ctx, cancel := source.Context(ctx, conn.LocalAddr())
 	defer cancel()
+	began = time.Now()
 	err = secure.HandshakeContext(ctx)
+	roundTrip = min(roundTrip, time.Since(began)) // of the two, one may have lost something
 	untrusted := (*tls.CertificateVerificationError)(nil)
 	if errors.As(err, &untrusted) {
 		err = &untrustedError{untrusted.Err}
@@ -60,6 +64,7 @@ func (c *Client) connectTCP(ctx context.Context) (clientSide, error) {
 	s := &tcpClientSession{
 		link:      newTCPLink(secure),
 		deadAfter: c.cfg.DeadAfter,
+		silence:   max(c.cfg.DeadAfter, longPath*roundTrip),
 		outgoing:  make(chan []byte),
 		calls:     make(map[uint32]chan outcome),
 		watches:   make(map[uint32]*watch),
@@ -94,10 +99,16 @@ func (c unspoken) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// longPath is after how many round trips a key server is silent where that is longer
+// than DeadAfter: the kernel sends what was lost again after up to three, and the
+// answer takes one more.
+const longPath = 5
+
 // tcpClientSession is the client's side of one TLS connection.
 type tcpClientSession struct {
 	link      *tcpLink
 	deadAfter time.Duration
+	silence   time.Duration // that is too long
 	outgoing  chan []byte // to the writer, so that nobody else waits for the peer to read
 
 	mu        sync.Mutex
@@ -254,7 +265,7 @@ func (s *tcpClientSession) look(now time.Time) {
 	s.mu.Unlock()
 	switch {
 	case !waiting || silence <= s.deadAfter/4:
-	case silence > s.deadAfter:
+	case silence > s.silence:
 		s.link.close(errSilent)
 	default:
 		frame, err := encodeFrame(message.Message{Code: codes.Ping})
