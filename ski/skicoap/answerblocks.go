@@ -52,7 +52,13 @@ func (s *dtlsSession) nextBlock(e *exchange, re reply, key transferKey, asked bl
 	if s.transfers.takeCut(key) {
 		s.arrived()
 	}
-	s.refuse(e, re, blocks{}, s.transfers.next(key, asked, time.Now()))
+	r := s.transfers.next(key, asked, time.Now())
+	if !r.options.HasOption(message.Block2) {
+		s.refuse(e, re, blocks{}, r)
+		return
+	}
+	s.answer(e, re, r.code, r.options, r.payload) // An answer with an error is no refusal of its blocks.
+	clear(r.payload)
 }
 
 // answerAgain answers a request that has come again. A long answer goes in blocks

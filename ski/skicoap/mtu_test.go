@@ -479,6 +479,26 @@ func TestOtherProgramsOnAPathThatLosesLongDatagrams(t *testing.T) {
 	handler.assertOnce(t, 1)
 }
 
+// An answer that says what is wrong with a request comes in blocks like others: the
+// requests for these are not refused, and neither logged so nor held up.
+func TestAnErrorThatComesInBlocksIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	var log logBuffer
+	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, MTU: 576, Logger: slog.New(slog.NewTextHandler(&log, nil)), Handler: ski.HandlerFunc(
+		func(context.Context, ski.Peer, *ski.Request) *ski.Response {
+			return &ski.Response{Error: ski.MalformedRequest, OutputLen: 512}
+		})})
+	c, r := through(t, s, ca)
+	for i := range 5 {
+		resp, err := c.RoundTrip(t.Context(), request(i))
+		require.NoError(t, err)
+		assert.Equal(t, ski.MalformedRequest, resp.Error)
+	}
+	assert.Less(t, r.longest.Load(), int64(576), "in blocks")
+	assert.NotContains(t, log.String(), "request refused")
+}
+
 // An answer that is padded, so that its length tells nothing, has one length in
 // blocks too.
 func TestTheLengthOfAnAnswerThatWasLostTellsNothing(t *testing.T) {
