@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"keyserver": {"ski", "ski/tlsprf", "internal/guarded", "internal/certuse", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml", "github.com/prometheus/",
 		"github.com/fsnotify/fsnotify", "github.com/google/renameio/v2"},
 	"hsm": {"ski", "internal/guarded", "github.com/fxamacker/cbor/v2", "github.com/miekg/pkcs11"},
-	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "internal/certuse", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
+	"edgeserver": {"ski", "ski/tlsprf", "edgeserver/internal/split", "internal/certuse", "internal/logqueue", "github.com/fxamacker/cbor/v2", "github.com/goccy/go-yaml",
 		"github.com/pion/dtls/v3/pkg/crypto/ccm", "github.com/pires/go-proxyproto", "github.com/prometheus/"},
 	"internal/guarded":          {},
 	"internal/certuse":          {},

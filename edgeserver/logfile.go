@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/tlsski/tlsski/internal/logqueue"
 )
 
 const (
@@ -208,13 +210,16 @@ func (f *logFile) append(lines []byte) {
 		_, err = f.out.Write([]byte{'\n'})
 		f.torn = err != nil
 	}
-	n := 0
-	if err == nil {
-		n, err = f.out.Write(lines)
-		f.torn = n > 0 && lines[n-1] != '\n'
+	for err == nil && len(lines) > 0 {
+		// Standard output may be the same pipe or socket as standard error.
+		piece := logqueue.Piece(lines)
+		n := 0
+		n, err = f.out.Write(piece)
+		f.torn = n > 0 && piece[n-1] != '\n'
+		lines = lines[n:]
 	}
 	if err != nil {
-		f.lose(bytes.Count(lines[n:], []byte{'\n'}), err)
+		f.lose(bytes.Count(lines, []byte{'\n'}), err)
 	} else {
 		f.found()
 	}

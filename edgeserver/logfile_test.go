@@ -1,6 +1,7 @@
 package edgeserver
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"log/slog"
@@ -144,6 +145,38 @@ func TestAccessLogThatHangsLosesLinesAndKeepsNobodyWaiting(t *testing.T) {
 	}()
 	n := <-read
 	assert.LessOrEqual(t, int64(lines), int64(n)+lost.Load(), "each line was written or counted")
+}
+
+// Under systemd standard output and standard error are one socket, in many containers
+// one pipe.
+func TestAccessLogLinesDoNotMixWithOthersOfTheSamePipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	fd, err := syscall.Dup(int(w.Fd()))
+	require.NoError(t, err)
+	other := os.NewFile(uintptr(fd), "other")
+	all, _, _ := newLogFiles()
+	all.file = func(string, bool) (*os.File, error) { return w, nil }
+	f, err := all.use("pipe")
+	require.NoError(t, err)
+	for range 1000 {
+		f.write([]byte("access " + strings.Repeat("x", 300) + "\n"))
+	}
+	var writers sync.WaitGroup
+	writers.Go(func() {
+		defer other.Close()
+		for range 1000 {
+			_, err := other.WriteString("log " + strings.Repeat("y", 100) + "\n")
+			assert.NoError(t, err)
+		}
+	})
+	writers.Go(func() { all.release(f) })
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		require.Regexp(t, `^(access x{300}|log y{100})$`, lines.Text())
+	}
+	writers.Wait()
 }
 
 func TestAccessLogsThatAreNoFiles(t *testing.T) {

@@ -171,7 +171,7 @@ func (q *Queue) run() {
 func (q *Queue) write(lines []byte) bool {
 	for len(lines) > 0 {
 		q.writes()
-		n, err := q.w.Write(piece(lines))
+		n, err := q.w.Write(Piece(lines))
 		lines = lines[n:]
 		q.wrote(n, err)
 		if err == nil {
@@ -204,8 +204,9 @@ func (q *Queue) wrote(n int, err error) {
 	q.resume()
 }
 
-// piece returns the lines that are written at once.
-func piece(lines []byte) []byte {
+// Piece returns those of the lines, from the first on, that are written at once so that
+// they do not mix with what others write to the same pipe or socket.
+func Piece(lines []byte) []byte {
 	if len(lines) <= maxPiece {
 		return lines
 	}
