@@ -48,6 +48,11 @@ func loadChain(t ski.Transport, file string, names []string) (*ski.Certificate, 
 	}
 	for _, name := range names {
 		if !covers(cert.Leaf, name) {
+			for _, der := range chain[1:] {
+				if other, err := x509.ParseCertificate(der); err == nil && covers(other, name) {
+					return nil, fmt.Errorf("%s does not begin with the server's own certificate, which covers '%s'", file, name)
+				}
+			}
 			return nil, fmt.Errorf("%s, whose names are '%s', does not cover '%s'",
 				file, strings.Join(cert.Leaf.DNSNames, "', '"), name)
 		}

@@ -254,6 +254,9 @@ func TestNewErrors(t *testing.T) {
 	require.NoError(t, err)
 	withKey := write("with-key.pem", append(data, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...))
 	withParams := write("with-parameters.pem", append(data, pem.EncodeToMemory(&pem.Block{Type: "EC PARAMETERS", Bytes: []byte{5, 0}})...))
+	other, err := os.ReadFile(p.ecdsa(t, "other.test"))
+	require.NoError(t, err)
+	reversed := write("reversed.pem", append(other, data...))
 	broken := write("broken.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("no")}))
 
 	for name, tt := range map[string]struct {
@@ -267,6 +270,7 @@ func TestNewErrors(t *testing.T) {
 		"missing file":   {Site{Names: []string{"a.test"}, Certificates: []string{p.dir + "/none"}, Static: p.dir}, "no such file"},
 		"missing folder": {Site{Names: []string{"a.test"}, Certificates: []string{good}, Static: p.dir + "/none"}, "sites[0].static: "},
 		"not covered":    {Site{Names: []string{"a.test", "b.test"}, Certificates: []string{good}, Static: p.dir}, "whose names are 'a.test', does not cover 'b.test'"},
+		"order":          {Site{Names: []string{"a.test"}, Certificates: []string{reversed}, Static: p.dir}, reversed + " does not begin with the server's own certificate, which covers 'a.test'"},
 		"wildcard":       {Site{Names: []string{"*.test"}, Certificates: []string{good}, Static: p.dir}, "does not cover '*.test'"},
 		"static RSA":     {Site{Names: []string{"a.test"}, Certificates: []string{good}, StaticRSA: true, Static: p.dir}, "sites[0].static_rsa: needs an RSA certificate"},
 	} {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -87,6 +88,7 @@ func files(ctx context.Context, names func() []string, changed func(), eager boo
 			if now != told && !eager {
 				told = now
 				changed()
+				wake() // There may be other files to look at now, in other directories.
 			}
 		}
 	}
@@ -105,7 +107,9 @@ func look(w *fsnotify.Watcher, names []string) (digest [sha256.Size]byte) {
 		}
 	}
 	all := sha256.New()
-	for _, name := range names {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
 		info, err := os.Stat(name)
 		if err != nil || !info.Mode().IsRegular() || info.Size() > maxRead { // Opening a pipe would wait for its other end.
 			fmt.Fprintf(all, "%q %v\n", name, err)

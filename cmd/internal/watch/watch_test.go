@@ -155,3 +155,50 @@ func TestLinks(t *testing.T) {
 	w.rename("new", "cert")
 	w.seen()
 }
+
+// A change of the configuration can name files in other directories: they are watched
+// from then on, not only once something else changes.
+func TestFilesThatAChangeNamesAreWatchedAtOnce(t *testing.T) {
+	w := &watched{T: t, dir: t.TempDir()}
+	require.NoError(t, os.Mkdir(filepath.Join(w.dir, "live"), 0o700))
+	w.write("live/chain", "1")
+	w.write("config", "1")
+	w.look("config")
+	changed := make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	defer func() {
+		cancel()
+		assert.NoError(t, <-ended)
+	}()
+	go func() {
+		ended <- Files(ctx, func() []string {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.names
+		}, func() {
+			w.look("config", "live/chain")
+			changed <- struct{}{}
+		}, slog.New(slog.DiscardHandler))
+	}()
+	seen := func(name string) {
+		t.Helper()
+		for i := 0; ; i++ {
+			w.write(name, time.Duration(i).String())
+			select {
+			case <-changed:
+				for range 2 { // What is new to the watcher is a change, too.
+					select {
+					case <-changed:
+					case <-time.After(4 * settles):
+					}
+				}
+				return
+			case <-time.After(4 * settles):
+				require.Less(t, i, 50)
+			}
+		}
+	}
+	seen("config")
+	seen("live/chain")
+}
