@@ -103,37 +103,64 @@ func (g *guarded) visit() error {
 	return conn.Close()
 }
 
+// cutOff are the ways to cut an edge off, and those to have it back.
+var cutOff = map[string]struct{ off, on func(g *guarded) }{
+	"suspended": {
+		func(g *guarded) { g.order("suspend", "edge", "--reason", "disk found on the market") },
+		func(g *guarded) { g.order("resume", "edge") },
+	},
+	"unknown": {
+		func(g *guarded) { g.knows("another.ski.internal") },
+		func(g *guarded) { g.knows("edge.ski.internal") },
+	},
+}
+
+// knows has the policy know the edge by a name, which it may not have.
+func (g *guarded) knows(name string) {
+	g.t.Helper()
+	policy := filepath.Join(g.dir, "keyserver/policy.yaml")
+	changed := regexp.MustCompile(`(?m)^( +(?:dns|psk): ).*$`).ReplaceAllString(g.read("keyserver/policy.yaml"), "$1["+name+"]")
+	require.NoError(g.t, os.WriteFile(policy+".new", []byte(changed), 0o600))
+	loaded := strings.Count(g.read("keyserver/guarded-server.log"), "policy loaded")
+	require.NoError(g.t, os.Rename(policy+".new", policy))
+	require.Eventually(g.t, func() bool {
+		return strings.Count(g.read("keyserver/guarded-server.log"), "policy loaded") > loaded
+	}, time.Minute, 10*time.Millisecond)
+}
+
 // The clients of an edge that is cut off do not wait, and its key server has
 // nothing to do with it but for a handshake now and then.
-func TestASuspendedEdgeAnswersAtOnce(t *testing.T) {
-	for _, binding := range []string{"coaps", "coaps+tcp", "https"} {
-		t.Run(binding, func(t *testing.T) {
-			t.Parallel()
-			g := startGuarded(t, binding)
-			require.NoError(t, g.visit())
+func TestAnEdgeThatIsCutOffAnswersAtOnce(t *testing.T) {
+	for how, cut := range cutOff {
+		for _, binding := range []string{"coaps", "coaps+tcp", "https"} {
+			t.Run(how+", "+binding, func(t *testing.T) {
+				t.Parallel()
+				g := startGuarded(t, binding)
+				require.NoError(t, g.visit())
 
-			g.order("suspend", "edge", "--reason", "disk found on the market")
-			began := time.Now()
-			const clients = 100
-			for range clients {
-				assert.EqualError(t, g.visit(), "remote error: tls: internal error")
-			}
-			// Two at once, and one after half of 1 s, 2 s and so on at the soonest.
-			most, soonest := 2, time.Second/2
-			for waited := soonest; waited < time.Since(began); waited += soonest {
-				most++
-				soonest *= 2
-			}
-			assert.LessOrEqual(t, strings.Count(g.read("keyserver/guarded-server.log"), "handshake failed"), most)
-			log := g.read("edge/guarded.log")
-			assert.Equal(t, 1, strings.Count(log, "the key server refuses this edge"), "one line")
-			assert.GreaterOrEqual(t, strings.Count(log, "reason=refused"), clients-2)
+				cut.off(g)
+				began := time.Now()
+				const clients = 100
+				for range clients {
+					assert.EqualError(t, g.visit(), "remote error: tls: internal error")
+				}
+				// Two at once, and one after half of 1 s, 2 s and so on at the soonest.
+				most, soonest := 2, time.Second/2
+				for waited := soonest; waited < time.Since(began); waited += soonest {
+					most++
+					soonest *= 2
+				}
+				assert.LessOrEqual(t, strings.Count(g.read("keyserver/guarded-server.log"), "handshake failed"), most)
+				log := g.read("edge/guarded.log")
+				assert.Equal(t, 1, strings.Count(log, "the key server refuses this edge"), "one line")
+				assert.GreaterOrEqual(t, strings.Count(log, "reason=refused"), clients-2)
 
-			g.order("resume", "edge")
-			require.NoError(t, g.edge.Process.Signal(syscall.SIGHUP))
-			g.until("edge/guarded.log", "the key server lets this edge in again")
-			require.NoError(t, g.visit())
-		})
+				cut.on(g)
+				require.NoError(t, g.edge.Process.Signal(syscall.SIGHUP))
+				g.until("edge/guarded.log", "the key server lets this edge in again")
+				require.NoError(t, g.visit())
+			})
+		}
 	}
 }
 
