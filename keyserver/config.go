@@ -32,9 +32,9 @@ type Config struct {
 	// Port 0 takes a free one. Default none.
 	HTTPS string `yaml:"https"`
 	// MTU is the longest IP packet that the paths from Listen to all edges carry,
-	// ski.MinMTU bytes or more. Default 0: 1280, and less to an edge to which longer
+	// ski.MinMTU to ski.MaxMTU bytes. Default 0: 1280, and less to an edge to which longer
 	// packets prove to be lost.
-	MTU uint16 `yaml:"mtu"`
+	MTU int `yaml:"mtu"`
 	// Path is that of the SKI resource. Default "/ski".
 	Path string `yaml:"path"`
 	// Certificate is the PEM file with the key server's own certificate chain.
@@ -207,7 +207,7 @@ func (c *Config) checkNetwork(doc *document) error {
 		return doc.errorAt("$.coaps_tcp", "%q is not HOST:PORT", c.CoAPSTCP)
 	case c.HTTPS != "" && !isListenAddress(c.HTTPS):
 		return doc.errorAt("$.https", "%q is not HOST:PORT", c.HTTPS)
-	case c.MTU != 0 && c.MTU < ski.MinMTU:
+	case c.MTU != 0 && (c.MTU < ski.MinMTU || c.MTU > ski.MaxMTU):
 		return doc.errorAt("$.mtu", "%d is not 0 or %d to %d bytes", c.MTU, ski.MinMTU, ski.MaxMTU)
 	case !strings.HasPrefix(c.Path, "/"):
 		return doc.errorAt("$.path", "%q does not begin with a slash", c.Path)

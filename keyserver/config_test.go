@@ -167,7 +167,7 @@ func TestConfigErrors(t *testing.T) {
 		"audit without":     {leastConfig + "audit:\n  # file: audit.log\n", `ks.yaml:6:1: "audit" has no value`},
 		"text for a map":    {leastConfig + "audit: audit.log\n", "ks.yaml:6:8: string was used where mapping is expected"},
 		"mtu":               {leastConfig + "mtu: 399\n", "ks.yaml:6:6: 399 is not 0 or 400 to 65535 bytes"},
-		"mtu, too large":    {leastConfig + "mtu: 65536\n", "ks.yaml:6:6: "},
+		"mtu, too large":    {leastConfig + "mtu: 65536\n", "ks.yaml:6:6: 65536 is not 0 or 400 to 65535 bytes"},
 		"max_in_flight":     {leastConfig + "max_in_flight: 0\n", "ks.yaml:6:16: "},
 		"duration":          {leastConfig + "shutdown_timeout: 10\n", "ks.yaml:6:19: it is not a duration"},
 		"duration 0":        {leastConfig + "shutdown_timeout: 0s\n", "ks.yaml:6:19: it is not a duration"},

@@ -44,7 +44,7 @@ func (p *parts) listen(coap, coapTCP, https string, known []netip.Addr, server *
 	}
 	cfg := skicoap.ServerConfig{
 		Handler: server, Admit: server.Admit, Path: p.cfg.Path, Certificate: p.certificate, GetCertificate: p.channel.certificate, ClientCAs: clientCAs,
-		MaxInFlight: inFlight, MTU: int(p.cfg.MTU), Logger: log, KnownAddresses: known,
+		MaxInFlight: inFlight, MTU: p.cfg.MTU, Logger: log, KnownAddresses: known,
 	}
 	if p.psks != nil {
 		cfg.PSK, cfg.PSKWithoutForwardSecrecy = p.psks.Key, p.cfg.PSKWithoutForwardSecrecy
