@@ -50,37 +50,6 @@ func TestASiteWithAnotherFirstNameKeepsItsPair(t *testing.T) {
 	assert.Equal(t, a.id(), e.shows(t, p, &tls.Config{ServerName: "a.test"}))
 }
 
-// A second reload before the other key servers have answered does not make the pair
-// before one that is known to work there.
-func TestASecondReloadWaitsForTheOtherKeyServerToo(t *testing.T) {
-	for _, engine := range []string{EngineStandard, EngineSplit} {
-		p, other := newPKI(t), newPKI(t)
-		old, next := p.lasting(t, month, "a.test"), other.lasting(t, month, "a.test")
-		cfg := Config{KeyServer: fixed, Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{old.file}, Static: p.dir, Engine: engine}}}
-		e := start(t, cfg, p.transport())
-		slow := &waiting{other.transport(), make(chan struct{}, 100), make(chan struct{})}
-		cfg.KeyServer = KeyServer{URL: "coaps://other.test/ski"}
-		old.renew(t, next)
-		for range 2 {
-			_, err := e.Reload(cfg, over(slow))
-			require.NoError(t, err)
-			<-slow.asked
-		}
-		shown := make(chan error, 1)
-		go func() {
-			c, err := e.dial(other, &tls.Config{ServerName: "a.test"})
-			if err == nil {
-				c.Close()
-			}
-			shown <- err
-		}()
-		require.Eventually(t, func() bool { return e.Usage().Handshakes == 1 }, time.Minute, time.Millisecond)
-		close(slow.answer)
-		assert.NoError(t, <-shown)
-		assert.Equal(t, next.id(), e.shows(t, other, &tls.Config{ServerName: "a.test"}))
-	}
-}
-
 // An authority's client that changes from RSA to ECDSA by itself is no fault of the
 // configuration, which would keep the certificates of all other sites as they are.
 func TestAnECDSACertificateAtASiteWithStaticRSAHoldsNoOtherSiteUp(t *testing.T) {

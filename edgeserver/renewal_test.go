@@ -522,24 +522,35 @@ func TestAKeyOfAnotherSiteIsAskedForToo(t *testing.T) {
 }
 
 // Where the key servers are others too, nothing says that they have the key before:
-// no handshake is lost while that is asked.
+// no handshake is lost while that is asked, over another reload either.
 func TestARenewalWithAnotherKeyServerCostsNoHandshake(t *testing.T) {
 	for _, engine := range []string{EngineStandard, EngineSplit} {
-		p, other := newPKI(t), newPKI(t)
-		old, next := p.lasting(t, month, "a.test"), other.lasting(t, month, "a.test")
-		cfg := Config{KeyServer: fixed, Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{old.file}, Static: p.dir, Engine: engine}}}
-		e := start(t, cfg, p.transport())
-		slow := &waiting{other.transport(), make(chan struct{}, 100), make(chan struct{})}
-		cfg.KeyServer = KeyServer{URL: "coaps://other.test/ski"}
-		old.renew(t, next)
-		_, err := e.Reload(cfg, over(slow))
-		require.NoError(t, err)
-		<-slow.asked
-		shown := make(chan ski.KeyID)
-		go func() { shown <- e.shows(t, other, &tls.Config{ServerName: "a.test"}) }()
-		require.Eventually(t, func() bool { return e.Usage().Handshakes == 1 }, time.Minute, time.Millisecond)
-		close(slow.answer)
-		assert.Equal(t, next.id(), <-shown)
+		for _, reloads := range []int{1, 2} {
+			p, other := newPKI(t), newPKI(t)
+			old, next := p.lasting(t, month, "a.test"), other.lasting(t, month, "a.test")
+			cfg := Config{KeyServer: fixed, Sites: []Site{{Names: []string{"a.test"}, Certificates: []string{old.file}, Static: p.dir, Engine: engine}}}
+			e := start(t, cfg, p.transport())
+			slow := &waiting{other.transport(), make(chan struct{}, 100), make(chan struct{})}
+			cfg.KeyServer = KeyServer{URL: "coaps://other.test/ski"}
+			old.renew(t, next)
+			for range reloads {
+				_, err := e.Reload(cfg, over(slow))
+				require.NoError(t, err)
+				<-slow.asked
+			}
+			shaken := make(chan error, 1)
+			go func() {
+				c, err := e.dial(other, &tls.Config{ServerName: "a.test"})
+				if err == nil {
+					c.Close()
+				}
+				shaken <- err
+			}()
+			require.Eventually(t, func() bool { return e.Usage().Handshakes == 1 }, time.Minute, time.Millisecond)
+			close(slow.answer)
+			require.NoError(t, <-shaken)
+			assert.Equal(t, next.id(), e.shows(t, other, &tls.Config{ServerName: "a.test"}))
+		}
 	}
 }
 
