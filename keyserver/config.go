@@ -95,7 +95,7 @@ type Config struct {
 	// wait for their turn. Default 4096.
 	MaxInFlight uint32 `yaml:"max_in_flight"`
 	// MaxWait is how long an operation waits for its turn at most; see
-	// Options.MaxWait. Default 4s.
+	// Options.MaxWait. Default 2s.
 	MaxWait Duration `yaml:"max_wait"`
 	// ShutdownTimeout is how long a stop waits for requests to be answered.
 	// Default 10s.

@@ -35,7 +35,7 @@ func TestConfigDefaults(t *testing.T) {
 		Certificate: dir + "/c.pem", Key: dir + "/c.key", ClientCA: dir + "/ca.pem",
 		Keys: dir + "/keys", HSM: HSMConfig{Dir: dir}, Policy: dir + "/policy.yaml",
 		Audit: AuditConfig{File: "-", ReserveMiB: 64, CheckpointRecords: 1000, CheckpointInterval: Duration(time.Minute)}, RSAFailure: RSAFailureRandom, CRLExpired: CRLExpiredWarn,
-		MaxInFlight: 4096, MaxWait: Duration(4 * time.Second), ShutdownTimeout: Duration(10 * time.Second), Sandbox: SandboxAuto,
+		MaxInFlight: 4096, MaxWait: Duration(2 * time.Second), ShutdownTimeout: Duration(10 * time.Second), Sandbox: SandboxAuto,
 		Log: LogConfig{Level: "info", Format: "text"},
 	}, c)
 	require.Empty(t, c.Warnings())

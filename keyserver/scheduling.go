@@ -19,9 +19,9 @@ import (
 const DefaultMaxInFlight = 4096
 
 // DefaultMaxWait is how long an operation waits for its turn at most by default:
-// somewhat less than the time that edges give a request, ski.DefaultTimeout, so
-// that there is some left for the operation itself, and for the edge to ask again.
-const DefaultMaxWait = 4 * time.Second
+// less than half of the time that edges give a request, ski.DefaultTimeout. An edge
+// with several key servers gives half of it to the first.
+const DefaultMaxWait = 2 * time.Second
 
 // deviceTime is how long a device has for an operation.
 const deviceTime = 2 * time.Second

@@ -51,8 +51,9 @@ type Options struct {
 	// with 'unspecified error' (ski.Response.Overloaded). 0 means DefaultMaxInFlight.
 	MaxInFlight int
 	// MaxWait is how long an operation waits for its turn at most: one that would
-	// wait longer is refused at once, as with MaxInFlight. It is to be less than the
-	// time that edges give a request. 0 means DefaultMaxWait.
+	// wait longer is refused at once, as with MaxInFlight. It is to be less than half
+	// of the time that edges give a request, or than all of it where they have one
+	// key server. 0 means DefaultMaxWait.
 	MaxWait time.Duration
 	// Suspensions are the edges that are cut off. nil means none, and those to
 	// come end with the process.

@@ -201,12 +201,16 @@ type result struct {
 	err    error
 }
 
-// attempt asks one Transport. It may take its share of the time that is left
-// for it and those after it, so that one that is silent leaves some to the
-// others.
+// attempt asks one Transport. It may take a share of the time that is left, so that
+// one that is silent leaves some to those after it: the first half of it, which is
+// time to wait in the queue of a busy key server, those that are asked in its place
+// equal parts.
 func (c *Client) attempt(ctx context.Context, m *member, req *Request, left int, kind AttemptKind) result {
 	given := c.timeout()
 	if deadline, ok := ctx.Deadline(); ok {
+		if kind != FailoverAttempt {
+			left = min(left, 2)
+		}
 		given = time.Until(deadline) / time.Duration(left)
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, given)

@@ -111,6 +111,7 @@ type health struct {
 	trial       time.Time // when to send a copy
 	pause       time.Duration
 	busyUntil   time.Time // as it has said when it was overloaded
+	heard       time.Time // when it gave its last answer
 }
 
 // answers reports whether the key server gives answers, as far as known.
@@ -165,6 +166,16 @@ func (h *health) note(a *Attempt, start time.Time, hurried bool, changed func(He
 	h.state.Lock()
 	defer h.state.Unlock()
 	err := a.Err
+	if Answered(err) {
+		h.heard = time.Now()
+	} else if errors.Is(err, context.DeadlineExceeded) && h.heard.After(start) {
+		// It has answered another request since: it is busy, and not gone.
+		h.latency.abandoned(a.Took)
+		if a.Method != MethodRSA {
+			h.busyUntil = time.Now().Add(retryUnknown)
+		}
+		return
+	}
 	if overloaded {
 		h.busyUntil = time.Now().Add(min(cmp.Or(a.RetryAfter, retryUnknown), maxBusy))
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -313,4 +314,43 @@ func TestARequestThatFindsNoPlaceSaysNothingOfTheKeyServer(t *testing.T) {
 		assert.Equal(t, "timeout", seen.attempts[0].Outcome())
 		assert.Empty(t, seen.health)
 	})
+}
+
+// A key server with a long queue may be silent for longer than a request has for it,
+// and answers others.
+func TestAKeyServerThatAnswersOthersIsNotTakenForDead(t *testing.T) {
+	for _, req := range []*ski.Request{request(), rsaRequest()} {
+		synctest.Test(t, func(t *testing.T) {
+			var calls atomic.Int64
+			first := &named{func(ctx context.Context, _ *ski.Request) (*ski.Response, error) {
+				if calls.Add(1) > 1 {
+					return &ski.Response{Output: answer.Output}, nil
+				}
+				<-ctx.Done()
+				return nil, &ski.TransportError{Endpoint: "coaps://ks", Op: "read", Err: ctx.Err()}
+			}}
+			second := busy(0)
+			var seen seen
+			c := seen.watch(&ski.Client{Transports: []ski.Transport{first, second, busy(0)}})
+			defer c.Close()
+			var slow sync.WaitGroup
+			began := time.Now()
+			slow.Go(func() {
+				resp, err := c.RoundTrip(t.Context(), req)
+				assert.NoError(t, err)
+				assert.Empty(t, resp.Error)
+				assert.Equal(t, ski.DefaultTimeout/2, time.Since(began), "the first has half of the time")
+			})
+			time.Sleep(time.Second)
+			ask(t, c)
+			slow.Wait()
+			assert.Empty(t, seen.health)
+			ask(t, c)
+			want := 2 // It is asked after the others for a while,
+			if req.Method == ski.MethodRSA {
+				want = 1 // unless a plaintext could be the reason.
+			}
+			assert.Equal(t, want, second.calls)
+		})
+	}
 }

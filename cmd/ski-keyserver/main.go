@@ -98,8 +98,8 @@ the default.
                              # FILE.tickets, or else random
   # rsa_workers: 0           # RSA, P-384, P-521 operations at once; 0: processors less one
   # max_in_flight: 4096      # requests at work at once; an edge: as many as are free
-  # max_wait: 4s             # for their turn, of those operations; more is refused as
-                             # overload: somewhat less than 'timeout' of the edges
+  # max_wait: 2s             # for their turn, of those operations; more is refused as
+                             # overload: less than half of 'timeout' of the edges
   # shutdown_timeout: 10s    # for requests in flight
   # sandbox: auto            # off, for debuggers: core dumps, and no Landlock
   # metrics: 127.0.0.1:9684  # GET /metrics and /healthz; default: nowhere
