@@ -34,8 +34,35 @@ type KeyFolder struct {
 
 // keyFile is a file with the key that it had when it was last whole.
 type keyFile struct {
+	state  fileState
 	digest [sha256.Size]byte // of what is in it
 	key    *memoryKey
+}
+
+// fileState tells whether a file may have changed, without reading it.
+type fileState struct {
+	stat    syscall.Stat_t // zero for what always has to be read
+	since   time.Time      // when it was first found so
+	settled bool           // it has been read long after that
+}
+
+// statSettles is how long a file must have been found the same, before what is in
+// it is taken to be so: file systems count times in up to two seconds, and of two
+// writes at one time the second is not seen.
+const statSettles = 5 * time.Second
+
+// stateOf returns the state of a file that is read from now on, after the one that
+// it had. A link has none: what it points at counts, and the directory of that.
+func stateOf(file string, before fileState) fileState {
+	info, err := os.Lstat(file)
+	if err != nil || !info.Mode().IsRegular() || info.ModTime().Unix() == 0 {
+		return fileState{}
+	}
+	now := fileState{stat: *info.Sys().(*syscall.Stat_t), since: time.Now()}
+	if now.stat == before.stat {
+		now.since, now.settled = before.since, now.since.Sub(before.since) >= statSettles
+	}
+	return now
 }
 
 // keySettles is how long a file may be found faulty before it is said to be:
@@ -51,7 +78,7 @@ func OpenKeyFolder(dir string) (*KeyFolder, error) {
 	}
 	f.files = make(map[string]*keyFile)
 	for _, name := range names {
-		one, err := f.read(name, nil)
+		one, err := f.read(name, nil, true)
 		if err != nil {
 			return nil, err
 		}
@@ -72,13 +99,15 @@ func OpenKeyFolder(dir string) (*KeyFolder, error) {
 // Store returns the keys as they were last read. It does not change.
 func (f *KeyFolder) Store() *MemoryStore { return f.now.Load() }
 
-// Files returns the names of the files that have keys or may have some, and first
-// that of the directory, with a slash at its end.
-func (f *KeyFolder) Files() []string {
+// Watched returns what to watch for changes: the directory, with a slash at its
+// end, and the links in it, which have their keys elsewhere.
+func (f *KeyFolder) Watched() []string {
 	all := []string{filepath.Clean(f.dir) + "/"}
-	names, _, _ := f.list()
-	for _, name := range names {
-		all = append(all, filepath.Join(f.dir, name))
+	entries, _ := os.ReadDir(f.dir)
+	for _, e := range entries {
+		if _, ok := keyFileName(e.Name()); ok && e.Type()&fs.ModeSymlink != 0 {
+			all = append(all, filepath.Join(f.dir, e.Name()))
+		}
 	}
 	return all
 }
@@ -98,7 +127,8 @@ type FolderReload struct {
 // others can read it, leaves the key in the Store that it had before. Where the
 // directory cannot be read, or another file system is there that has no keys, all
 // keys stay, and the error says so. Unless it is told to be impatient, it leaves
-// out of the Faults what may be put right within a second.
+// out of the Faults what may be put right within a second, and does not read files
+// again that have had the same inode, size, times, mode and owner for a while.
 func (f *KeyFolder) Reload(impatient bool) (r FolderReload, err error) {
 	f.reading.Lock()
 	defer f.reading.Unlock()
@@ -116,7 +146,7 @@ func (f *KeyFolder) Reload(impatient bool) (r FolderReload, err error) {
 	faults := make(map[string]error)
 	for _, name := range names {
 		before := f.files[name]
-		one, err := f.read(name, before)
+		one, err := f.read(name, before, impatient)
 		switch {
 		case err == nil:
 			files[name] = one
@@ -128,10 +158,12 @@ func (f *KeyFolder) Reload(impatient bool) (r FolderReload, err error) {
 			}
 		}
 	}
-	store, conflicts := f.assemble(files, f.files)
+	if !maps.EqualFunc(files, f.files, func(a, b *keyFile) bool { return a.key == b.key }) {
+		var store *MemoryStore
+		store, r.Faults = f.assemble(files, f.files)
+		f.now.Store(store)
+	}
 	f.device, f.files = device, files
-	f.now.Store(store)
-	r.Faults = conflicts
 	r.Unsettled = f.settle(faults, impatient)
 	for _, name := range slices.Sorted(maps.Keys(faults)) {
 		r.Faults = append(r.Faults, faults[name])
@@ -173,25 +205,38 @@ func (f *KeyFolder) list() (names []string, device uint64, err error) {
 		if _, ok := keyFileName(e.Name()); !ok {
 			continue
 		}
-		if info, err := os.Stat(filepath.Join(f.dir, e.Name())); err == nil && info.IsDir() {
+		if e.IsDir() {
 			continue
+		}
+		if !e.Type().IsRegular() { // It may be a link to a directory.
+			if info, err := os.Stat(filepath.Join(f.dir, e.Name())); err == nil && info.IsDir() {
+				continue
+			}
 		}
 		names = append(names, e.Name())
 	}
 	return names, uint64(info.Sys().(*syscall.Stat_t).Dev), nil
 }
 
-// read reads one file. Where it is as it was before, so is its key.
-func (f *KeyFolder) read(name string, before *keyFile) (*keyFile, error) {
+// read reads one file. Where it is as it was before, so is its key. One that is
+// seen to be so is read only if always is set.
+func (f *KeyFolder) read(name string, before *keyFile, always bool) (*keyFile, error) {
 	file := filepath.Join(f.dir, name)
+	if before == nil {
+		before = new(keyFile)
+	}
+	state := stateOf(file, before.state)
+	if before.state.settled && state.settled && !always {
+		return before, nil
+	}
 	data, err := readPrivateFile(file)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(data)
 	digest := sha256.Sum256(data)
-	if before != nil && before.digest == digest {
-		return before, nil
+	if before.key != nil && before.digest == digest {
+		return &keyFile{state, digest, before.key}, nil
 	}
 	private, leaf, err := parseKey(data)
 	if err != nil {
@@ -203,7 +248,7 @@ func (f *KeyFolder) read(name string, before *keyFile) (*keyFile, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	k.clearWhenUnused()
-	return &keyFile{digest, k}, nil
+	return &keyFile{state, digest, k}, nil
 }
 
 // assemble makes the store of files. Of two that cannot both be in it, that stays

@@ -100,6 +100,51 @@ func TestAKeyFolderIsReadAgain(t *testing.T) {
 	require.Equal(t, map[string]ski.KeyID{"a": idOf(t, c), "z": idOf(t, a)}, names(f))
 }
 
+// Files that have long been the same are not read each time, and a key is found
+// that takes the place of another in the same file, of the same length and with its
+// time.
+func TestWhatHasNotChangedIsNotReadAgain(t *testing.T) {
+	a, b := newECDSA(t, elliptic.P256()), newECDSA(t, elliptic.P256())
+	dir := folder(t, map[string][]byte{"a.pem": pkcs8(t, a)})
+	file := filepath.Join(dir, "a.pem")
+	f, err := OpenKeyFolder(dir)
+	require.NoError(t, err)
+	again := func() (before, now *keyFile) {
+		t.Helper()
+		before = f.files["a.pem"]
+		r, err := f.Reload(false)
+		require.NoError(t, err)
+		require.Empty(t, r.Faults)
+		return before, f.files["a.pem"]
+	}
+	require.Eventually(t, func() bool { // The access time may have changed.
+		before, now := again()
+		return before.state.stat == now.state.stat
+	}, time.Minute, time.Millisecond)
+	before, now := again()
+	require.NotSame(t, before, now, "it may be written within the time that the file system counts")
+	now.state.since = now.state.since.Add(-statSettles)
+	_, now = again()
+	require.True(t, now.state.settled)
+	before, now = again()
+	require.Same(t, before, now)
+
+	info, err := os.Stat(file)
+	require.NoError(t, err)
+	require.Len(t, pkcs8(t, b), int(info.Size()))
+	require.NoError(t, os.WriteFile(file, pkcs8(t, b), 0o600))
+	require.NoError(t, os.Chtimes(file, time.Time{}, info.ModTime()))
+	again()
+	require.Equal(t, map[string]ski.KeyID{"a": idOf(t, b)}, names(f))
+
+	// A link is read each time: what it points at, and where that is, counts.
+	require.NoError(t, os.Rename(file, filepath.Join(dir, "version1")))
+	require.NoError(t, os.Symlink("version1", file))
+	again()
+	require.Zero(t, f.files["a.pem"].state)
+	require.Equal(t, []string{dir + "/", file}, f.Watched())
+}
+
 // A file that is written in place is faulty for a moment: nobody is told at once,
 // and whoever asks is.
 func TestAFaultOfAKeyFileMaySettle(t *testing.T) {

@@ -42,6 +42,7 @@ type memoryKey struct {
 	id      ski.KeyID
 	name    string
 	private crypto.Signer
+	public  crypto.PublicKey
 	leaf    *x509.Certificate // nil for none
 	failure [32]byte          // of an RSA key, see FailureKeyStore
 }
@@ -89,7 +90,8 @@ func newMemoryKey(name string, private crypto.Signer, leaf *x509.Certificate) (*
 		k.private, k.failure = &own, failureKey(&own)
 	}
 	var err error
-	k.id, err = ski.PublicKeyID(private.Public())
+	k.public = k.private.Public()
+	k.id, err = ski.PublicKeyID(k.public)
 	return k, err
 }
 
@@ -235,7 +237,7 @@ func (s *MemoryStore) Lookup(id ski.KeyID) (name string, pub crypto.PublicKey, o
 	if !ok {
 		return "", nil, false
 	}
-	return k.name, k.private.Public(), true
+	return k.name, k.public, true
 }
 
 var errNotInStore = errors.New("the key store has no such key")

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tlsski/tlsski/hsm"
+	"github.com/tlsski/tlsski/keyserver"
 	"github.com/tlsski/tlsski/ski"
 	"github.com/tlsski/tlsski/ski/skicoap"
 )
@@ -365,4 +366,46 @@ func TestATokenThatIsAwayKeepsItsKeys(t *testing.T) {
 	d.until("healed", func() bool { return d.ask().Error == "" })
 	d.signal(syscall.SIGTERM)
 	require.Zero(t, d.end())
+}
+
+// Nobody reads the audit log, at standard output, when a key goes: it is refused all
+// the same, and the key server ends when it is told to.
+func TestAKeyGoesAndTheKeyServerEndsWhereNobodyReadsTheAuditLog(t *testing.T) {
+	dir := t.TempDir()
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	defer w.Close()
+	d := startDaemon(t, dir, "audit: {file: '-'}", w)
+	pipe := int(w.Fd())
+	require.NoError(t, syscall.SetNonblock(pipe, true))
+	for err == nil {
+		_, err = syscall.Write(pipe, []byte{0})
+	}
+	require.ErrorIs(t, err, syscall.EAGAIN)
+	require.NoError(t, syscall.SetNonblock(pipe, false)) // It is the key server's, too.
+	require.NoError(t, os.Remove(filepath.Join(dir, "keys", "ecdsa.test.pem")))
+	d.logged(`msg="a key is gone"`)
+	d.signal(syscall.SIGTERM)
+	ended := make(chan int)
+	go func() { ended <- d.end() }()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		require.Fail(t, "it does not end")
+	}
+}
+
+// What is beside the keys and is none, such as a link to a backup, opens no other
+// directory to the key server.
+func TestTheSandboxReadsOnlyWhereKeysAre(t *testing.T) {
+	dir, elsewhere, backup := t.TempDir(), t.TempDir(), t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "www.key"), nil, 0o600))
+	require.NoError(t, os.Mkdir(filepath.Join(backup, "old"), 0o700))
+	require.NoError(t, os.Symlink(filepath.Join(elsewhere, "www.key"), filepath.Join(dir, "www.key")))
+	require.NoError(t, os.Symlink(filepath.Join(backup, "old"), filepath.Join(dir, "old")))
+	read, _ := folders(&keyserver.Config{Keys: dir})
+	require.Contains(t, read, dir)
+	require.Contains(t, read, elsewhere)
+	require.NotContains(t, read, backup)
 }

@@ -95,7 +95,9 @@ func folders(cfg *keyserver.Config) (read, write []string) {
 		if target, err := filepath.EvalSymlinks(cfg.Keys); err == nil && target != filepath.Clean(cfg.Keys) {
 			keys = append(keys, target)
 		}
-		links, _ := filepath.Glob(cfg.Keys + "/*")
+		links, _ := filepath.Glob(cfg.Keys + "/*.pem") // not what else may be there
+		more, _ := filepath.Glob(cfg.Keys + "/*.key")
+		links = append(links, more...)
 		read = append(read, slices.DeleteFunc(of(append(keys, links...)...), func(dir string) bool { return dir == "/" })...)
 		slices.Sort(read)
 		read = slices.Compact(read)

@@ -57,6 +57,7 @@ func (r *Reloader) Refuse(id ski.KeyID, why error) {
 	if delete(r.refuse, id); why != nil {
 		r.refuse[id] = why
 	}
+	ask(r.events) // It may just be becoming one that is served.
 }
 
 func (r *Reloader) refused(id ski.KeyID) error {
@@ -78,6 +79,11 @@ func ask(c chan struct{}) {
 // retry is when files are read again that may have been half written.
 const retry = time.Second
 
+// rest is how many times as long as the last reading the next one waits, unless
+// somebody asks for it: a file that is written all the time, beside thousands of
+// keys, would keep a processor busy.
+const rest = 4
+
 // Run reads the keys again when it is asked to, and when a file changes, until
 // ctx ends.
 func (r *Reloader) Run(ctx context.Context) {
@@ -85,7 +91,7 @@ func (r *Reloader) Run(ctx context.Context) {
 	defer watching.Wait()
 	if r.keys.folder != nil {
 		watching.Go(func() {
-			if err := watch.Eagerly(ctx, r.keys.folder.Files, func() { ask(r.events) }, r.log); err != nil {
+			if err := watch.Eagerly(ctx, r.keys.folder.Watched, func() { ask(r.events) }, r.log); err != nil {
 				r.log.Warn("the keys are read again with SIGHUP alone", "error", err)
 			}
 		})
@@ -93,7 +99,8 @@ func (r *Reloader) Run(ctx context.Context) {
 	if r.keys.tokens != nil {
 		watching.Go(func() { r.askTokens(ctx) })
 	}
-	var again <-chan time.Time
+	var again, rested <-chan time.Time
+	events := r.events
 	for {
 		impatient := false
 		select {
@@ -102,13 +109,18 @@ func (r *Reloader) Run(ctx context.Context) {
 		case <-r.asked:
 			impatient = true
 			ask(r.keys.changed)
-		case <-r.events:
+		case <-events:
 		case <-again:
+		case <-rested:
+			events, rested = r.events, nil
+			continue
 		}
 		again = nil
+		began := time.Now()
 		if r.reload(ctx, impatient) {
 			again = time.After(retry)
 		}
+		events, rested = nil, time.After(rest*time.Since(began))
 	}
 }
 

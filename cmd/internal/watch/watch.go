@@ -38,8 +38,9 @@ func Files(ctx context.Context, names func() []string, changed func(), log *slog
 }
 
 // Eagerly is Files for a caller that looks by itself at what has changed, and can
-// tell a file that is half written: changed is also called while files change, so
-// that one that takes long does not hold up the others, and where nothing has.
+// tell a file that is half written: no file is read here, and changed is also
+// called while files change, so that one that takes long does not hold up the
+// others, and where nothing has.
 func Eagerly(ctx context.Context, names func() []string, changed func(), log *slog.Logger) error {
 	return files(ctx, names, changed, true, log)
 }
@@ -50,8 +51,11 @@ func files(ctx context.Context, names func() []string, changed func(), eager boo
 		return fmt.Errorf("watching files: %w", err)
 	}
 	defer w.Close()
-	told := look(w, names())
-	last := told
+	var told, last [sha256.Size]byte
+	if !eager {
+		told = look(w, names())
+		last = told
+	}
 	timer := time.NewTimer(settles) // It may have changed before it was watched.
 	defer timer.Stop()
 	pending := true
@@ -75,17 +79,20 @@ func files(ctx context.Context, names func() []string, changed func(), eager boo
 		case <-poll.C:
 			wake()
 		case <-timer.C:
-			now := look(w, names())
 			if eager {
+				watchAll(w, names())
+				pending = false
 				changed()
+				continue
 			}
+			now := look(w, names())
 			if now != last {
 				last = now
 				timer.Reset(settles)
 				continue
 			}
 			pending = false
-			if now != told && !eager {
+			if now != told {
 				told = now
 				changed()
 				wake() // There may be other files to look at now, in other directories.
@@ -94,9 +101,8 @@ func files(ctx context.Context, names func() []string, changed func(), eager boo
 	}
 }
 
-// look watches the folders of the files and returns a digest of what is in
-// those. The folders come first: what changes afterwards is seen.
-func look(w *fsnotify.Watcher, names []string) (digest [sha256.Size]byte) {
+// watchAll watches the folders of the files.
+func watchAll(w *fsnotify.Watcher, names []string) {
 	seen := map[string]bool{}
 	for _, name := range names {
 		if abs, err := filepath.Abs(name); err == nil {
@@ -106,6 +112,12 @@ func look(w *fsnotify.Watcher, names []string) (digest [sha256.Size]byte) {
 			watchFolders(w, abs, seen, 0)
 		}
 	}
+}
+
+// look watches the folders of the files and returns a digest of what is in
+// those. The folders come first: what changes afterwards is seen.
+func look(w *fsnotify.Watcher, names []string) (digest [sha256.Size]byte) {
+	watchAll(w, names)
 	all := sha256.New()
 	names = slices.Clone(names)
 	slices.Sort(names)
