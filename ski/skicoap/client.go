@@ -90,6 +90,7 @@ type Client struct {
 
 	slots    chan struct{} // one for each request in flight
 	refusals backoff.Refusals
+	absence  backoff.Absence
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -210,6 +211,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		log:      log,
 		slots:    make(chan struct{}, cfg.MaxInFlight),
 		refusals: backoff.Refusals{Log: cfg.Logger.With("keyserver", endpoint)},
+		absence:  backoff.Absence{Log: cfg.Logger.With("keyserver", endpoint)},
 		ctx:      ctx,
 		cancel:   cancel,
 		pause:    firstRedial,
@@ -378,7 +380,7 @@ func (c *Client) dial(d *dialing) {
 		return
 	}
 	if c.ctx.Err() == nil {
-		c.log.Log(c.ctx, c.refusals.Level(slog.LevelWarn), "no session", "err", d.err, "again_in", pause)
+		c.absence.Failed(c.refusals.Level(slog.LevelWarn), d.err, pause)
 	}
 	select {
 	case <-time.After(pause):
@@ -401,6 +403,7 @@ func (c *Client) connect() (*held, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.absence.Over()
 	level := c.refusals.Level(slog.LevelInfo)
 	c.log.Log(c.ctx, level, "session begins")
 	stop := context.AfterFunc(c.ctx, func() { s.close(net.ErrClosed) })

@@ -109,7 +109,7 @@ type tcpClientSession struct {
 	link      *tcpLink
 	deadAfter time.Duration
 	silence   time.Duration // that is too long
-	outgoing  chan []byte // to the writer, so that nobody else waits for the peer to read
+	outgoing  chan []byte   // to the writer, so that nobody else waits for the peer to read
 
 	mu        sync.Mutex
 	calls     map[uint32]chan outcome // by token; each of capacity 1

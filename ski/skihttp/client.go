@@ -92,6 +92,7 @@ type Client struct {
 
 	slots    chan struct{} // one for each request in flight
 	refusals backoff.Refusals
+	absence  backoff.Absence
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -154,6 +155,7 @@ func NewClient(rawURL string, cfg ClientConfig) (*Client, error) {
 		log:      cfg.Logger.With("keyserver", endpoint),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
 		refusals: backoff.Refusals{Log: cfg.Logger.With("keyserver", endpoint)},
+		absence:  backoff.Absence{Log: cfg.Logger.With("keyserver", endpoint)},
 		conns:    make(map[*clientConn]struct{}),
 		pause:    firstRedial,
 	}
@@ -389,11 +391,12 @@ func (c *Client) dial(_ context.Context, network, addr string) (net.Conn, error)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
+		c.absence.Over()
 		c.pause = firstRedial
 		return conn, nil
 	}
 	if now := time.Now(); now.After(c.redialAt) && c.ctx.Err() == nil { // the first of those that dialled at once
-		c.log.Log(c.ctx, c.refusals.Level(slog.LevelWarn), "no session", "err", err, "again_in", c.pause)
+		c.absence.Failed(c.refusals.Level(slog.LevelWarn), err, c.pause)
 		c.redialAt, c.failed = now.Add(c.pause), err
 		c.pause = min(2*c.pause, lastRedial)
 	}
