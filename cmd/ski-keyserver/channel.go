@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,5 +99,36 @@ func (c *channel) take(own *tls.Certificate) error {
 	c.metrics.SetCertificateExpiry(own.Leaf.NotAfter)
 	c.log.Info("the key server's certificate is new", "subject", own.Leaf.Subject.String(), "spki", id,
 		"not_after", own.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	c.compare(before.Leaf, own.Leaf)
 	return nil
+}
+
+// compare warns of what edge servers may refuse that took the certificate before:
+// which names and authorities they ask for, only they know.
+func (c *channel) compare(before, now *x509.Certificate) {
+	var lost []string
+	for _, name := range names(before) {
+		if now.VerifyHostname(name) != nil {
+			lost = append(lost, name)
+		}
+	}
+	if len(lost) > 0 {
+		c.log.Warn("the key server's new certificate lacks names of the one before: edge servers that ask for one of them refuse it", "names", lost)
+	}
+	if !bytes.Equal(before.RawIssuer, now.RawIssuer) {
+		c.log.Warn("the key server's new certificate has another issuer: edge servers that do not trust it refuse it",
+			"issuer", now.Issuer.String(), "before", before.Issuer.String())
+	}
+}
+
+// names returns the names and addresses of a certificate, as VerifyHostname takes
+// them; one with a wildcard as a name that it is good for.
+func names(cert *x509.Certificate) (all []string) {
+	for _, name := range cert.DNSNames {
+		all = append(all, strings.Replace(name, "*", "any", 1))
+	}
+	for _, addr := range cert.IPAddresses {
+		all = append(all, addr.String())
+	}
+	return all
 }

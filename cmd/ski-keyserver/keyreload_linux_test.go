@@ -307,6 +307,22 @@ func TestTheChannelsCertificateIsRenewedWhileTheKeyServerRuns(t *testing.T) {
 	require.Zero(t, d.end())
 }
 
+func TestACertificateThatEdgeServersMayRefuseIsWarnedOf(t *testing.T) {
+	dir := t.TempDir()
+	d := startDaemon(t, dir, "audit: {file: audit.log}", nil)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	stranger, err := newIdentity(t.TempDir(), "other-ca", nil, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign})
+	require.NoError(t, err)
+	other, err := newIdentity(dir, "other", stranger, &x509.Certificate{
+		DNSNames: []string{"other.test"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+	require.NoError(t, err)
+	require.NoError(t, os.Rename(at("other.key"), at("keyserver.key")))
+	require.NoError(t, os.Rename(at("other.pem"), at("keyserver.pem")))
+	require.Contains(t, d.logged("lacks names of the one before"), "names=[keyserver.test]")
+	require.Contains(t, d.logged("has another issuer"), other.cert.Issuer.String())
+}
+
 // The key of a site cannot become that of the channel either, and what is read at
 // the start alone is named when it has changed.
 func TestWhatCannotBeReadAgainIsSaid(t *testing.T) {
