@@ -294,15 +294,14 @@ func TestManyEdgesGetInWhereSigningIsSlow(t *testing.T) {
 	edge := ca.edge()
 	got := make(chan error, 300)
 	for i := range cap(got) {
-		c := dialTo(t, s, ca, func(c *ClientConfig) { c.Certificate, c.DialTimeout = edge, 20*time.Second })
-		client := &ski.Client{Transports: []ski.Transport{c}, Timeout: 5 * time.Minute}
+		c := dialTo(t, s, ca, func(c *ClientConfig) { c.Certificate, c.DialTimeout = edge, time.Minute })
+		client := &ski.Client{Transports: []ski.Transport{c}, Timeout: time.Minute}
 		go func() { got <- ask(t.Context(), client, i) }()
 	}
 	for range cap(got) {
 		require.NoError(t, <-got)
 	}
-	// A machine that is busy with other things finishes some too late; these begin anew.
-	assert.Less(t, signatures.Load(), int64(3*cap(got)))
+	assert.Less(t, signatures.Load(), int64(2*cap(got)))
 }
 
 // Those who do not know where the edges are cannot take the places of those that
