@@ -49,8 +49,7 @@ const (
 	// replayWindow is how many records a late one may be behind, wide enough
 	// for MaxInFlight requests that a network reorders.
 	replayWindow = 1024
-	// flightInterval is how soon a handshake flight is sent again: by a server at
-	// first, by a client always.
+	// flightInterval is how soon a handshake flight is sent again at first.
 	flightInterval = 250 * time.Millisecond
 )
 
@@ -94,7 +93,6 @@ func clientOptions(cfg *ClientConfig, v *verifier, limit mtu) []dtls.ClientOptio
 	}
 	opts = append(opts,
 		dtls.WithServerName(cfg.ServerName),
-		dtls.WithDisableRetransmitBackoff(true), // DialTimeout bounds it: docs/design/0027-loss-and-refusal.md
 		dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()),
 	)
 	if cfg.PSK != nil {

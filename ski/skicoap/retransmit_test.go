@@ -1,9 +1,7 @@
 package skicoap
 
 import (
-	"context"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"testing"
 	"time"
@@ -210,29 +208,4 @@ func TestNothingIsSentAgainThatTheKeyServerHasForgotten(t *testing.T) {
 	}
 	assert.Greater(t, last, maxTransmitSpan-time.Second)
 	assert.Less(t, last, rememberFor-10*time.Second)
-}
-
-// A request that has to make a session first has not the time for flights that are
-// sent again less and less often: at a fifth lost each way 9 of 600 failed, and not
-// 1. With pauses that double, ten ClientHellos take two minutes.
-func TestAHandshakeDoesNotFallOff(t *testing.T) {
-	ca := newTestCA(t)
-	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer silent.Close()
-	c, err := NewClient("coaps://"+silent.LocalAddr().String(), ClientConfig{
-		Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DialTimeout: time.Minute,
-	})
-	require.NoError(t, err)
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	go func() { _, _ = c.session(ctx) }()
-	require.NoError(t, silent.SetReadDeadline(time.Now().Add(time.Minute)))
-	buf := make([]byte, 2048)
-	for range 10 {
-		n, _, err := silent.ReadFrom(buf)
-		require.NoError(t, err)
-		assert.True(t, isFirst(buf[:n], 1), "a ClientHello")
-	}
 }
