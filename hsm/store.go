@@ -194,8 +194,9 @@ func (s *Store) addKeys(ctx context.Context, found *foundKeys, t *target, lenien
 }
 
 // keysOf asks the token for the target's keys.
-func (s *Store) keysOf(ctx context.Context, t *target) (keys []*privateKey, err error) {
-	err = t.token.do(ctx, func(session *session) error {
+func (s *Store) keysOf(ctx context.Context, t *target) ([]*privateKey, error) {
+	var keys []*privateKey // A job that is not waited for may still write it.
+	err := t.token.do(ctx, func(session *session) error {
 		found, err := t.discover(session, demands{nonExtractable: s.cfg.RequireNonExtractable, generated: s.cfg.RequireGenerated})
 		if err == nil {
 			keys = found
@@ -203,7 +204,10 @@ func (s *Store) keysOf(ctx context.Context, t *target) (keys []*privateKey, err 
 		clear(session.found) // It would keep them, wanted or not, as long as it lasts.
 		return err
 	})
-	return keys, err
+	if err != nil {
+		return nil, err
+	}
+	return keys, nil
 }
 
 // warnings returns a line for each thing that an operator should know of the key.
