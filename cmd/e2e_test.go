@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -396,13 +397,31 @@ func TestAKilledKeyServerCostsHandshakesOnlyWhileItIsGone(t *testing.T) {
 	require.NoError(t, keyServer.Wait())
 }
 
+// hold stops a process, and returns when none of its threads runs any more: on a
+// busy machine they do for a moment.
+func hold(t *testing.T, pid int) {
+	t.Helper()
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	require.Eventually(t, func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		require.NoError(t, err)
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			if _, state, _ := strings.Cut(string(stat), ") "); err != nil || !strings.HasPrefix(state, "T") {
+				return false
+			}
+		}
+		return len(threads) > 0
+	}, time.Minute, time.Millisecond)
+}
+
 // A key server that hangs, unlike one that is gone, leaves nobody to say that
 // nobody listens.
 func TestASilentKeyServerCostsHandshakesOnlyWhileItIsSilent(t *testing.T) {
 	d := startDev(t)
 	require.NoError(t, d.handshake(t.Context(), "rsa.localhost"))
 	t.Cleanup(func() { _ = syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGCONT) }) // or it would not stop
-	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGSTOP))
+	hold(t, d.endpoints.PIDs.KeyServer)
 	assert.ErrorContains(t, d.handshake(t.Context(), "rsa.localhost"), "remote error: tls: internal error")
 	require.NoError(t, syscall.Kill(d.endpoints.PIDs.KeyServer, syscall.SIGCONT))
 	require.Eventually(t, func() bool { return d.handshake(t.Context(), "rsa.localhost") == nil }, time.Minute, 50*time.Millisecond)

@@ -168,7 +168,7 @@ func TestOneOfTwoKeyServersThatHangsUnderLoadCostsNoHandshake(t *testing.T) {
 	f := startFleet(t, "")
 	more := f.load()
 	more(50)
-	require.NoError(t, f.keyServers[0].Process.Signal(syscall.SIGSTOP))
+	hold(t, f.keyServers[0].Process.Pid)
 	more(100)
 	require.NoError(t, f.keyServers[0].Process.Signal(syscall.SIGCONT))
 	f.logged(`msg="the key server answers again" keyserver=coaps://`+f.addrs[0], 1)
