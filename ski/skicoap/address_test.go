@@ -197,7 +197,9 @@ func TestAPeerThatMovesIsSeenWhereItIs(t *testing.T) {
 	assert.Equal(t, first, at())
 	r.rebind()
 	moved := at()
-	assert.NotEqual(t, first.Addr, moved.Addr)
+	for moved.Addr == first.Addr { // pion notes the new port after it has handed over what came from there
+		moved = at()
+	}
 	assert.Equal(t, first.ID(), moved.ID())
 	assert.Equal(t, moved.Addr, s.Peers()[0].Addr)
 	assert.Len(t, s.all(), 1)
