@@ -282,7 +282,7 @@ func TestOptionsOfTheServer(t *testing.T) {
 	p := newPKI(t)
 	name := filepath.Join(t.TempDir(), "access.log")
 	e := start(t, Config{AccessLog: AccessLog{File: name}, Sites: []Site{
-		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: goneOrigin(t)},
+		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: "http://" + nowhere},
 	}}, p.transport())
 	c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
 	require.NoError(t, err)
@@ -363,7 +363,7 @@ func TestAccessLogOfTCP(t *testing.T) {
 	name, gone := filepath.Join(dir, "access.log"), filepath.Join(dir, "gone.log")
 	e := start(t, Config{AccessLog: AccessLog{File: name}, Sites: []Site{
 		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, TCP: l.Addr().String()},
-		{Names: []string{"b.test"}, Certificates: []string{p.ecdsa(t, "b.test")}, TCP: strings.TrimPrefix(goneOrigin(t), "http://"),
+		{Names: []string{"b.test"}, Certificates: []string{p.ecdsa(t, "b.test")}, TCP: nowhere,
 			AccessLog: &AccessLog{File: gone, Format: "combined"}},
 	}}, p.transport())
 	c, err := e.dial(p, &tls.Config{ServerName: "a.test"})
@@ -391,7 +391,7 @@ func TestAccessLogOfRequestTargets(t *testing.T) {
 	p := newPKI(t)
 	name := filepath.Join(t.TempDir(), "access.log")
 	e := start(t, Config{AccessLog: AccessLog{File: name}, Sites: []Site{
-		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: goneOrigin(t)},
+		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Proxy: "http://" + nowhere},
 	}}, p.transport())
 	for i, test := range []struct{ line, url string }{
 		{"GET /path?token=secret", "/path"},

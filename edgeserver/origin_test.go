@@ -48,13 +48,8 @@ func neverOrigin(t *testing.T) string {
 	return origin.URL
 }
 
-// goneOrigin is where nobody listens.
-func goneOrigin(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	l.Close()
-	return "http://" + l.Addr().String()
-}
+// nowhere is where nobody listens, and no other test ever will.
+const nowhere = "127.0.0.1:1"
 
 // Who reports an error page to the operator has the words that the log has.
 func TestOriginThatFails(t *testing.T) {
@@ -64,7 +59,7 @@ func TestOriginThatFails(t *testing.T) {
 		status       int
 		reason, says string
 	}{
-		{"down", goneOrigin(t), 502, "unreachable", "cannot be reached"},
+		{"down", "http://" + nowhere, 502, "unreachable", "cannot be reached"},
 		{"slow", neverOrigin(t), 504, "timeout", "does not answer"},
 		{"silent", rawOrigin(t, ""), 502, "bad answer", "no answer that could be passed on"},
 		{"half a header", rawOrigin(t, "HTTP/1.1 200 OK\r\nContent-Le"), 502, "bad answer", "no answer that could be passed on"},

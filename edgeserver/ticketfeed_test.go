@@ -87,7 +87,7 @@ func (f *fleet) identity(usage x509.ExtKeyUsage, name string) tls.Certificate {
 	require.NoError(f.t, err)
 	cert := f.issue(&x509.Certificate{
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage},
-		DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(127, 0, 0, 2)},
 	}, &key.PublicKey)
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
 }
@@ -302,7 +302,7 @@ func TestTheKeyServersPolicyRotatesSharedTickets(t *testing.T) {
 
 func TestSharedTicketsGoOnWithoutAKeyServer(t *testing.T) {
 	f := newFleet(t)
-	k := f.keyServer("127.0.0.1:0", fleetSecret)
+	k := f.keyServer("127.0.0.2:0", fleetSecret) // whose ports no client's socket takes while it is gone
 	one, two := f.edge("one", EngineStandard, nil, k), f.edge("two", EngineStandard, nil, k)
 	ids := f.synced(one, two)
 	caches := map[uint16]*oneSession{tls.VersionTLS12: new(oneSession), tls.VersionTLS13: new(oneSession)}

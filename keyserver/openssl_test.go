@@ -30,7 +30,7 @@ func opensslServer(t *testing.T, key any, args ...string) string {
 	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 	out, err := exec.Command("openssl", "req", "-x509", "-key", keyFile, "-out", certFile, "-subj", "/CN=test", "-days", "1").CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := net.Listen("tcp", "127.0.0.2:0") // whose ports no client's socket takes
 	require.NoError(t, err)
 	addr := free.Addr().String()
 	require.NoError(t, free.Close())

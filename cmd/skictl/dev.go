@@ -5,14 +5,13 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -200,33 +199,38 @@ func (d *dev) makePSK() error {
 
 func (d *dev) path(name string) string { return filepath.Join(d.dir, filepath.FromSlash(name)) }
 
-// freeAddrs finds a port for the key server on UDP and TCP, a TCP port for its
-// HTTPS, and one for the edge. They are written into the configurations, so that either process can
-// be started again where it was.
+// freeAddrs finds a port for the key server, one for its HTTPS, and one for the edge. They
+// are written into the configurations, so that either process can be started again where
+// it was.
 func freeAddrs() (coaps, https, edge string, err error) {
-	u, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		return "", "", "", err
-	}
-	defer u.Close()
-	same, err := net.Listen("tcp", u.LocalAddr().String())
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return freeAddrs() // with this port kept meanwhile
-	}
-	if err != nil {
-		return "", "", "", err
-	}
-	defer same.Close()
-	var tcp [2]string
-	for i := range tcp {
-		t, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+	var addrs [3]string
+	for i := range addrs {
+		var release func()
+		if addrs[i], release, err = freeAddr(); err != nil {
 			return "", "", "", err
 		}
-		defer t.Close()
-		tcp[i] = t.Addr().String()
+		defer release()
 	}
-	return u.LocalAddr().String(), tcp[0], tcp[1], nil
+	return addrs[0], addrs[1], addrs[2], nil
+}
+
+// freeAddr returns an address that is free on UDP and TCP, and holds it until release. The port is below
+// those that connections of other programs get (on Linux 32768 and above), or one of them
+// could have it when a process is started again.
+func freeAddr() (addr string, release func(), err error) {
+	for range 1000 {
+		addr = fmt.Sprintf("127.0.0.1:%d", 16384+mathrand.N(16384))
+		var udp net.PacketConn
+		if udp, err = net.ListenPacket("udp", addr); err != nil {
+			continue
+		}
+		var tcp net.Listener
+		if tcp, err = net.Listen("tcp", addr); err == nil {
+			return addr, func() { udp.Close(); tcp.Close() }, nil
+		}
+		udp.Close()
+	}
+	return "", nil, err
 }
 
 // devEdgeName is how the policy knows the edge.

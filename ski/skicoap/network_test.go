@@ -115,7 +115,7 @@ func TestASessionOutlivesANewPortOfTheClient(t *testing.T) {
 func TestARestartOfTheKeyServerCostsOneHandshake(t *testing.T) {
 	ca := newTestCA(t)
 	cfg := ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), Logger: quiet}
-	s, err := Listen("127.0.0.1:0", cfg)
+	s, err := Listen("127.0.0.2:0", cfg) // whose ports no client's socket takes while it is gone
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()

@@ -383,7 +383,7 @@ func waiting(c *Client) int {
 func TestASessionIsMadeAgainAfterTheKeyServerRestarted(t *testing.T) {
 	ca := newTestCA(t)
 	cfg := ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), Logger: quiet}
-	s, err := Listen("127.0.0.1:0", cfg)
+	s, err := Listen("127.0.0.2:0", cfg) // whose ports no client's socket takes while it is gone
 	require.NoError(t, err)
 	go func() { _ = s.Serve() }()
 	c := dialTo(t, s, ca)

@@ -238,7 +238,7 @@ func TestADeadlineEndsARequestOverTCPAtOnce(t *testing.T) {
 func TestATCPConnectionIsMadeAgainAfterTheKeyServerRestarted(t *testing.T) {
 	ca := newTestCA(t)
 	cfg := ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo), Logger: quiet}
-	s, err := ListenTCP("127.0.0.1:0", cfg)
+	s, err := ListenTCP("127.0.0.2:0", cfg) // whose ports no client's socket takes while it is gone
 	require.NoError(t, err)
 	go func() { _ = s.Serve() }()
 	c := dialTCP(t, s, ca)
