@@ -94,7 +94,7 @@ func TestMetricsAddressInUse(t *testing.T) {
 	defer l.Close()
 	dir := t.TempDir()
 	require.NoError(t, writePKI(dir))
-	p := startProcess(t, dir, "127.0.0.1:1", "metrics: "+l.Addr().String()+"\n"+staticSite)
+	p := startProcess(t, dir, nobody, "metrics: "+l.Addr().String()+"\n"+staticSite)
 	p.until(t, `ski-edgeserver: metrics: listen tcp .*: bind: address already in use`)
 	assert.Equal(t, 1, p.end())
 }

@@ -45,10 +45,13 @@ func startProcess(t *testing.T, dir, keyserver, lines string) *process {
 // prepareProcess is startProcess with another line for the addresses, for a
 // process that is not started yet.
 func prepareProcess(t *testing.T, dir, keyserver, listen, lines string) *process {
-	file := filepath.Join(dir, "edge.yaml")
+	file, timeout := filepath.Join(dir, "edge.yaml"), "30s"
+	if keyserver == nobody {
+		timeout = "2s"
+	}
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `%s
-keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.pem, server_name: edge.test, timeout: 2s}
-%s`, listen, keyserver, lines), 0o600))
+keyserver: {url: "coaps://%s/ski", certificate: edge.pem, key: edge.key, ca: ca.pem, server_name: edge.test, timeout: %s}
+%s`, listen, keyserver, timeout, lines), 0o600))
 	command, err := exec.LookPath("ski-edgeserver") // put there by testscript.Main
 	require.NoError(t, err)
 	return &process{Cmd: exec.Command(command, "-config", file)}
@@ -59,7 +62,7 @@ func (p *process) start(t *testing.T) {
 	require.NoError(t, err)
 	p.stderr = bufio.NewReader(stderr)
 	require.NoError(t, p.Start())
-	hung := time.AfterFunc(time.Minute, func() { p.Process.Kill() }) // or until would wait for ever
+	hung := time.AfterFunc(3*time.Minute, func() { p.Process.Kill() }) // or until would wait for ever
 	t.Cleanup(func() { hung.Stop(); p.Process.Kill() })
 }
 
@@ -106,12 +109,15 @@ func startKeyServer(t *testing.T, dir string) string {
 	return srv.Addr().String()
 }
 
+// nobody is where no key server is, and is not waited for for long.
+const nobody = "127.0.0.1:1"
+
 const staticSite = "sites: [{names: [site.test], certificates: [site.pem], static: .}]\n"
 
 func TestStartsWithoutKeyServer(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, writePKI(dir))
-	p := startProcess(t, dir, "127.0.0.1:1", staticSite)
+	p := startProcess(t, dir, nobody, staticSite)
 	addr := p.until(t, `msg=listening addr=(127\.0\.0\.1:\d+) url=https://site\.test:\d+\n`)[1]
 	assert.Contains(t, p.seen.String(), "keyserver=coaps://127.0.0.1:1/ski")
 	p.until(t, `level=WARN msg="the key server does not serve the key.*reason=(unreachable|timeout)`)
@@ -251,7 +257,7 @@ keyserver: {url: "coaps://127.0.0.1:1/ski", certificate: edge.pem, key: edge.key
 func TestMoreConnectionsThanFiles(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, writePKI(dir))
-	p := prepareProcess(t, dir, "127.0.0.1:1", `listen: ["127.0.0.1:0"]`, staticSite+"limits: {connections: 100}\n")
+	p := prepareProcess(t, dir, nobody, `listen: ["127.0.0.1:0"]`, staticSite+"limits: {connections: 100}\n")
 	p.Args = append([]string{"sh", "-c", `ulimit -n 150; exec "$0" "$@"`}, p.Args...)
 	p.Path = "/bin/sh"
 	p.start(t)

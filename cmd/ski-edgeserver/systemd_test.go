@@ -106,7 +106,7 @@ func TestSocketsThatDoNotFit(t *testing.T) {
 	require.NoError(t, err)
 	defer file.Close()
 	for name, want := range map[string]string{"https": "systemd's socket 'https': ", "none": "systemd has passed no socket named 'none', but https"} {
-		p := prepareProcess(t, dir, "127.0.0.1:1", fmt.Sprintf(`listen: ["systemd:%s"]`, name), staticSite)
+		p := prepareProcess(t, dir, nobody, fmt.Sprintf(`listen: ["systemd:%s"]`, name), staticSite)
 		p.Args = append([]string{"sh", "-c", `export LISTEN_PID=$$; exec "$0" "$@"`}, p.Args...)
 		p.Path = "/bin/sh"
 		p.ExtraFiles = []*os.File{file}

@@ -311,13 +311,23 @@ func holdRequest(t *testing.T) (d *daemon, audit *os.File, answer chan error) {
 	if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, in.Fd(), setPipeSize, page); errno != 0 {
 		require.NoError(t, errno)
 	}
-	d = startDaemon(t, t.TempDir(), "audit: {file: \"-\"}\nshutdown_timeout: 10m", in)
+	d = startDaemon(t, t.TempDir(), "audit: {file: \"-\"}\nshutdown_timeout: 10m\nmetrics: 127.0.0.1:0", in)
+	metrics := regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(d.logged("msg=metrics"))[1]
 	require.NoError(t, in.Close())
 	t.Cleanup(func() { _ = out.Close() })
 	held := func() int { // bytes in the pipe
 		n, err := unix.IoctlGetInt(int(out.Fd()), unix.TIOCINQ)
 		require.NoError(t, err)
 		return n
+	}
+	waiting := regexp.MustCompile(`(?m)^ski_keyserver_audit_waits_seconds .*[1-9]`)
+	recorded := func() bool { // or its record waits
+		resp, err := http.Get("http://" + metrics + "/metrics")
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		return !waiting.Match(body)
 	}
 	answer = make(chan error, 1)
 	const spread = 16 // bytes by which the lengths of records differ
@@ -334,7 +344,7 @@ func holdRequest(t *testing.T) (d *daemon, audit *os.File, answer chan error) {
 				require.NoError(t, err)
 				waits = false
 			case <-time.After(100 * time.Millisecond):
-				if page-held() < record+spread { // It finds no room.
+				if page-held() < record+spread && !recorded() { // It finds no room.
 					return d, out, answer
 				}
 			}
