@@ -181,6 +181,7 @@ func startHandler(t *testing.T, h ski.Handler) []string {
 		assert.NoError(t, <-served)
 	})
 	return []string{
+		"--timeout", "1m",
 		"--endpoint", fmt.Sprintf("coaps://%s/ski", server.Addr()),
 		"--ca", filepath.Join(dir, "ca.pem"),
 		"--cert", filepath.Join(dir, "edge.pem"),

@@ -65,7 +65,7 @@ func TestAKeyThatIsRefusedWhileItComesIsNotServed(t *testing.T) {
 	require.Eventually(t, func() bool { return server.HasKey(third) }, time.Minute, time.Millisecond)
 	require.True(t, server.HasKey(id))
 	r.Refuse(id, errors.New("it is the key server's own"))
-	require.Eventually(t, func() bool { return !server.HasKey(id) }, 30*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return !server.HasKey(id) }, time.Minute, time.Millisecond)
 	require.True(t, server.HasKey(other))
 	cancel()
 	<-ended
