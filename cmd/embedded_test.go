@@ -137,7 +137,7 @@ func (e *embeddedSetup) start() *embeddedEdge {
 	require.NoError(e.t, err)
 	p.log = bufio.NewReader(stderr)
 	require.NoError(e.t, p.cmd.Start())
-	hung := time.AfterFunc(time.Minute, func() { _ = p.cmd.Process.Kill() }) // or until would wait for ever
+	hung := time.AfterFunc(3*time.Minute, func() { _ = p.cmd.Process.Kill() }) // or until would wait for ever
 	e.t.Cleanup(func() { hung.Stop(); _ = p.cmd.Process.Kill() })
 	p.addr = p.until(`msg=listening addr=(\S+)`)[1]
 	for _, site := range []string{"ec.test", "rsa.test"} { // which is in the audit log too
@@ -201,7 +201,11 @@ func TestAnEdgeServerWithItsOwnKeyServerServesFromAToken(t *testing.T) {
 	assert.Contains(t, all, "Ciphersuite: AES128-GCM-SHA256")
 
 	// Its key server is counted with it.
-	_, metrics, _ := run(t, "", "curl", "-sS", "http://"+p.until(`msg=metrics addr=(\S+)`)[1]+"/metrics")
+	metrics, addr := "", p.until(`msg=metrics addr=(\S+)`)[1]
+	require.Eventually(t, func() bool { // A handshake is counted after the client's end.
+		_, metrics, _ = run(t, "", "curl", "-sS", "http://"+addr+"/metrics")
+		return strings.Contains(metrics, `ski_edgeserver_handshakes_total{cipher_suite="TLS_RSA_WITH_AES_128_GCM_SHA256"`)
+	}, time.Minute, 10*time.Millisecond)
 	assert.Contains(t, metrics, `ski_keyserver_requests_total{edge="edge-1",key="rsa.test",method="RSA",outcome="output"} 1`)
 	assert.Contains(t, metrics, `ski_keyserver_token_up{`)
 	assert.Contains(t, metrics, `ski_edgeserver_handshakes_total{cipher_suite="TLS_RSA_WITH_AES_128_GCM_SHA256",outcome="ok",resumed="false",site="rsa.test",version="TLS 1.2"} 1`)
