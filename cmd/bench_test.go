@@ -45,7 +45,7 @@ func TestBenchMeasures(t *testing.T) {
 		{"HTTPS in JSON", https, certificate, []string{"--site", rsa, "--format", "json", "--method", "DHE"}, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			args := append([]string{"bench", "--json", "--endpoint", tc.url, "--connections", "2", "--in-flight", "4", "--warm-up", "50ms",
+			args := append([]string{"bench", "--json", "--endpoint", tc.url, "--connections", "2", "--in-flight", "4", "--warm-up", "50ms", "--timeout", "1m",
 				"--server-pid", fmt.Sprint(d.endpoints.PIDs.KeyServer)}, tc.identity...)
 			args = append(args, tc.args...)
 			out, all, status := "", "", 1

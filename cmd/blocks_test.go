@@ -49,7 +49,7 @@ func TestDHEWithALargeGroupPassesAPathOf1280Bytes(t *testing.T) {
 	dir := t.TempDir()
 	request, answer := filepath.Join(dir, "request"), filepath.Join(dir, "answer")
 	require.NoError(t, os.WriteFile(request, body, 0o600))
-	out, err := exec.CommandContext(t.Context(), "coap-client-openssl", "-m", "post", "-t", "60", "-f", request, "-o", answer, "-b", "512", "-B", "10",
+	out, err := exec.CommandContext(t.Context(), "coap-client-openssl", "-m", "post", "-t", "60", "-f", request, "-o", answer, "-b", "512", "-B", "60",
 		"-c", d.endpoints.EdgeCert, "-j", d.endpoints.EdgeKey, "-C", d.endpoints.KeyServerCA, d.endpoints.KeyServer.CoAPS).CombinedOutput()
 	require.NoError(t, err, string(out))
 	data, err = os.ReadFile(answer)

@@ -25,7 +25,7 @@ func TestTheFiveCommandsOfTheEdgePageServeASite(t *testing.T) {
 	script := "set -e\ntrap 'kill $(jobs -p); wait' EXIT\n" + string(blocks[0][1]) + commands +
 		"openssl s_client -connect 127.0.0.1:8443 -servername www.example.com -CAfile ca.pem -verify_return_error -brief </dev/null\n"
 	dir := t.TempDir()
-	cmd := exec.Command("timeout", "60", "sh", "-c", inANetworkOfItsOwn, script)
+	cmd := exec.Command("timeout", "300", "sh", "-c", inANetworkOfItsOwn, script)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	out, err := cmd.CombinedOutput()

@@ -45,7 +45,7 @@ func startUnread(t *testing.T, program, config string, stdout *os.File) *unread 
 	}
 	require.NoError(t, u.cmd.Start())
 	require.NoError(t, w.Close())
-	hung := time.AfterFunc(time.Minute, func() { _ = u.cmd.Process.Kill() }) // or until would wait for ever
+	hung := time.AfterFunc(5*time.Minute, func() { _ = u.cmd.Process.Kill() }) // or until would wait for ever
 	t.Cleanup(func() {
 		hung.Stop()
 		_ = u.cmd.Process.Kill()
@@ -91,7 +91,7 @@ func (u *unread) until(pattern string) []string {
 // get returns the status and the body of a page of the metrics' address.
 func (u *unread) get(path string) (status int, body string) {
 	u.t.Helper()
-	client := http.Client{Timeout: 20 * time.Second}
+	client := http.Client{Timeout: time.Minute}
 	resp, err := client.Get("http://" + u.metrics + path)
 	require.NoError(u.t, err)
 	defer resp.Body.Close()
@@ -136,7 +136,7 @@ func (u *unread) reload(metric string) {
 	u.t.Helper()
 	before := u.value(metric)
 	u.signal(syscall.SIGHUP)
-	require.Eventually(u.t, func() bool { return u.value(metric) > before }, 20*time.Second, 10*time.Millisecond, metric)
+	require.Eventually(u.t, func() bool { return u.value(metric) > before }, time.Minute, 10*time.Millisecond, metric)
 }
 
 // stop ends the process while nobody reads its log.
@@ -148,7 +148,7 @@ func (u *unread) stop() {
 	select {
 	case err := <-ended:
 		assert.NoError(u.t, err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		assert.Fail(u.t, "it does not end while nobody reads its log")
 	}
 }
@@ -256,7 +256,7 @@ func TestAnAuditLogThatNobodyReadsKeepsAnswersWaitingAlone(t *testing.T) {
 		_, _, status := d.skictl("request", "--timeout", "2s", "--endpoint", endpoint, "--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey,
 			"--ca", d.endpoints.KeyServerCA, "--protocol", "TLS 1.2", "--hash", "SHA-256", "--spki", "@"+filepath.Join(d.dir, "edge/sites/ecdsa.localhost.pem"),
 			"--input", strings.Repeat("00", 64)+"03001d2009"+strings.Repeat("00", 31))
-		answered = status == 0
+		answered = status == 0 || u.value("audit_waits_seconds") == 0 // A busy machine gives no answer in time, too.
 	}
 	require.Positive(t, u.value("audit_waits_seconds"))
 
@@ -283,7 +283,7 @@ func TestAnAuditLogThatNobodyReadsKeepsAnswersWaitingAlone(t *testing.T) {
 	select {
 	case <-ended:
 		assert.Equal(t, 1, u.cmd.ProcessState.ExitCode(), "a request was cut short")
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		assert.Fail(t, "it does not end while nobody reads its audit log")
 	}
 }
@@ -307,11 +307,11 @@ func refusedHandshakes(t *testing.T, addr string) func() {
 	hello := clientHello(t)
 	return func() {
 		for range 100 {
-			c, err := net.DialTimeout("tcp", addr, 20*time.Second)
+			c, err := net.DialTimeout("tcp", addr, time.Minute)
 			require.NoError(t, err)
 			_, err = c.Write(hello)
 			require.NoError(t, err)
-			require.NoError(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
+			require.NoError(t, c.SetReadDeadline(time.Now().Add(time.Minute)))
 			answer, err := io.ReadAll(c)
 			require.NoError(t, err)
 			require.NotEmpty(t, answer, "an alert")
@@ -332,7 +332,7 @@ func TestTheEdgeServerServesWhileNobodyReadsItsLogs(t *testing.T) {
 	refused := refusedHandshakes(t, addr)
 	page := func(name, path string) {
 		_, port, _ := strings.Cut(addr, ":")
-		_, all, status := run(t, "", "curl", "-sS", "--max-time", "20", "--cacert", d.endpoints.CA,
+		_, all, status := run(t, "", "curl", "-sS", "--max-time", "50", "--cacert", d.endpoints.CA,
 			"--resolve", name+":"+port+":127.0.0.1", "https://"+name+":"+port+path)
 		assert.Zero(t, status, all)
 	}
@@ -409,7 +409,7 @@ func TestAStartThatFailsSaysWhyAndEndsWhereNobodyReads(t *testing.T) {
 		require.NoError(t, err)
 		cmd := exec.Command(filepath.Join(bin, program), "-config", config)
 		cmd.Stderr = w
-		hung := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		hung := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Run()
 		assert.True(t, hung.Stop(), "it waits for who reads its log")
 		assert.Equal(t, 1, cmd.ProcessState.ExitCode())
@@ -428,7 +428,7 @@ func TestAWitnessEndsWhereNobodyReads(t *testing.T) {
 	for what, w := range map[string]*os.File{"nobody reads": stuck, "the reader has gone": broken} {
 		cmd := exec.Command(filepath.Join(bin, "skictl"), "audit", "witness", "--key", "missing.pub", "--to", filepath.Join(t.TempDir(), "witness"))
 		cmd.Stderr = w
-		hung := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		hung := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Run()
 		assert.True(t, hung.Stop(), what)
 		assert.Equal(t, 1, cmd.ProcessState.ExitCode(), what)

@@ -86,18 +86,28 @@ func TestABurstOfRSAHandshakesIsServedWhole(t *testing.T) {
 }
 
 // The embedded key server has no other beside it, and the same queue. The bursts are
-// smaller, since its edge gives a request 5 s whatever the machine.
+// smaller, since its edge gives a request 5 s whatever the machine: one that takes a
+// busy machine longer says nothing.
 func TestABurstOfRSAHandshakesIsServedByAnEmbeddedKeyServer(t *testing.T) {
 	d := startDev(t)
 	write := func(name, text string) {
 		require.NoError(t, os.WriteFile(filepath.Join(d.dir, "edge", name), []byte(text), 0o600))
 	}
 	write("policy.yaml", regexp.MustCompile(`(?m)^    dns: .*\n    psk: .*$`).ReplaceAllString(d.read("keyserver/policy.yaml"), `    uri: ["tlsski:embedded"]`))
-	write("embedded.yaml", "keys: ../keyserver/keys\npolicy: policy.yaml\naudit: {file: embedded.log}\nrsa_workers: 1\n")
+	write("embedded.yaml", "keys: ../keyserver/keys\npolicy: policy.yaml\naudit: {file: embedded.log}\nmax_wait: 2m\nrsa_workers: 1\n")
 	config := regexp.MustCompile(`(?m)^keyserver:\n(  .*\n)+`).ReplaceAllString(d.read("edge/edge.yaml"), "keyserver: embedded\nembedded: embedded.yaml\n")
 	write("own.yaml", strings.ReplaceAll(config, d.edgeAddr(), "127.0.0.1:0"))
 	addrs, _ := startDaemon(t, "ski-edgeserver-embedded", filepath.Join(d.dir, "edge", "own.yaml"), `msg=listening addr=(\S+)`)
-	assert.Zero(t, d.burst(addrs[0], 200))
+	failed, took := int64(1), ski.DefaultTimeout
+	for range 10 {
+		if failed == 0 || took < ski.DefaultTimeout {
+			break
+		}
+		began := time.Now()
+		failed = d.burst(addrs[0], 200)
+		took = time.Since(began)
+	}
+	assert.Zero(t, failed, took)
 }
 
 // burst has so many clients, of each kind that needs RSA, begin a handshake with an
@@ -169,23 +179,26 @@ func TestOverloadIsToldOverEachBinding(t *testing.T) {
 		}
 		require.NoError(t, err)
 		defer c.Close()
-		var all sync.WaitGroup
 		var served, overloaded atomic.Int64
-		for range 100 {
-			all.Go(func() {
-				resp, err := c.RoundTrip(t.Context(), d.decryption())
-				switch {
-				case !assert.NoError(t, err):
-				case resp.Overloaded:
-					assert.Equal(t, ski.Busy(time.Second), resp)
-					overloaded.Add(1)
-				default:
-					assert.Empty(t, resp.Error)
-					served.Add(1)
-				}
-			})
+		// A burst that a busy machine sends slowly may overload nobody.
+		for bursts := 0; bursts < 100 && !t.Failed() && (served.Load() == 0 || overloaded.Load() == 0); bursts++ {
+			var all sync.WaitGroup
+			for range 100 {
+				all.Go(func() {
+					resp, err := c.RoundTrip(t.Context(), d.decryption())
+					switch {
+					case !assert.NoError(t, err):
+					case resp.Overloaded:
+						assert.Equal(t, ski.Busy(time.Second), resp)
+						overloaded.Add(1)
+					default:
+						assert.Empty(t, resp.Error)
+						served.Add(1)
+					}
+				})
+			}
+			all.Wait()
 		}
-		all.Wait()
 		assert.Positive(t, served.Load(), url)
 		assert.Positive(t, overloaded.Load(), url)
 		// A signature with another key waits for nothing.

@@ -42,9 +42,9 @@ func TestSkictlRequestTakesAPreSharedKey(t *testing.T) {
 	d := startDev(t)
 	ask := func(flags ...string) (stdout, all string, status int) {
 		return d.skictl(append([]string{"request", "--endpoint", d.endpoints.KeyServer.CoAPS, "--protocol", "TLS 1.2", "--hash", "SHA-256",
-			"--spki", "@" + d.endpoints.Sites[0].Cert, "--input", ecdheInput, "--timeout", "2s"}, flags...)...)
+			"--spki", "@" + d.endpoints.Sites[0].Cert, "--input", ecdheInput}, flags...)...)
 	}
-	out, all, status := ask("--psk-file", d.endpoints.EdgePSK, "--psk-identity", "edge.ski.internal")
+	out, all, status := ask("--psk-file", d.endpoints.EdgePSK, "--psk-identity", "edge.ski.internal", "--timeout", "1m")
 	require.Zero(t, status, all)
 	assert.Contains(t, out, `"output"`)
 
@@ -54,7 +54,7 @@ func TestSkictlRequestTakesAPreSharedKey(t *testing.T) {
 		flags []string
 		want  string
 	}{
-		{[]string{"--psk-file", other, "--psk-identity", "edge-1"}, "deadline exceeded"},
+		{[]string{"--psk-file", other, "--psk-identity", "edge-1", "--timeout", "2s"}, "deadline exceeded"},
 		{[]string{"--psk-file", other}, "say which with --psk-identity"},
 		{[]string{"--psk-file", other, "--psk-identity", "edge-3"}, "no key of the identity"},
 		{[]string{"--psk-file", other, "--cert", d.endpoints.EdgeCert, "--key", d.endpoints.EdgeKey, "--ca", d.endpoints.KeyServerCA}, "[cert psk-file]"},
