@@ -131,7 +131,7 @@ func TestAnObserverNoticesThatItsKeyServerIsSilent(t *testing.T) {
 	ca := newTestCA(t)
 	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
 	later := func() time.Time { return time.Now().Add(watchPing + time.Second) }
-	session, socket, ended := overFaulty(t, s, ca, 500*time.Millisecond)
+	session, _, _ := overFaulty(t, s, ca, time.Minute)
 	heard := func() time.Time {
 		session.mu.Lock()
 		defer session.mu.Unlock()
@@ -140,13 +140,15 @@ func TestAnObserverNoticesThatItsKeyServerIsSilent(t *testing.T) {
 	before := heard()
 	session.attend(later())
 	assert.Equal(t, before, heard(), "it observes nothing")
-	w := session.watch("/ski/tickets", "site=shop")
+	session.watch("/ski/tickets", "site=shop")
 	session.attend(time.Now())
 	assert.Equal(t, before, heard(), "it has heard something lately")
 	session.attend(later())
 	assert.True(t, session.alive())
 	assert.True(t, heard().After(before))
 
+	session, socket, ended := overFaulty(t, s, ca, 500*time.Millisecond)
+	w := session.watch("/ski/tickets", "site=shop")
 	errno := syscall.EPERM
 	socket.err.Store(&errno)
 	session.attend(later())
@@ -316,10 +318,10 @@ func TestASessionWithoutConnectionIDsIsMadeAnewForANewPort(t *testing.T) {
 	t.Parallel()
 	ca := newTestCA(t)
 	r := newRelay(t, serveWithoutConnectionIDs(t, ca))
-	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DeadAfter: 300 * time.Millisecond})
+	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DeadAfter: 2 * time.Second, DialTimeout: time.Minute})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
-	client := &ski.Client{Transports: []ski.Transport{c}}
+	client := &ski.Client{Transports: []ski.Transport{c}, Timeout: time.Minute}
 	require.NoError(t, ask(t.Context(), client, 0))
 	first := c.current
 	require.NoError(t, ask(t.Context(), client, 1))

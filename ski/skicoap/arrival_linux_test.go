@@ -19,8 +19,9 @@ func TestAnswersComeFromTheAddressThatWasAsked(t *testing.T) {
 			if at == "[::1]" && all == "0.0.0.0:0" {
 				continue
 			}
-			c, err := NewClient(fmt.Sprintf("coaps://%s:%d", at, s.Addr().Port()),
-				ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, ServerName: "localhost", Logger: quiet})
+			cfg := ca.client()
+			cfg.ServerName = "localhost"
+			c, err := NewClient(fmt.Sprintf("coaps://%s:%d", at, s.Addr().Port()), cfg)
 			require.NoError(t, err)
 			require.NoError(t, ask(t.Context(), c, 1), "%s of %s", at, all)
 			assert.NoError(t, c.Close())

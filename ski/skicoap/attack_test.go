@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -51,7 +52,7 @@ func TestAForgedDatagramDoesNotEndASession(t *testing.T) {
 	ca := newTestCA(t)
 	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
 	r := newRelay(t, s.Addr().String())
-	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("coaps://"+r.addr(), ca.client())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	require.NoError(t, ask(t.Context(), c, 0))
@@ -122,7 +123,7 @@ func TestForgedHandshakePiecesAreNotKept(t *testing.T) {
 	ca := newTestCA(t)
 	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: ski.HandlerFunc(echo)})
 	r := newRelay(t, s.Addr().String())
-	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("coaps://"+r.addr(), ca.client())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	require.NoError(t, ask(t.Context(), c, 0))
@@ -151,7 +152,7 @@ func TestAPeerThatLostItsSessionGetsInFromTheSamePort(t *testing.T) {
 			if cid {
 				opts = append(opts, dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()))
 			}
-			var port *net.UDPAddr
+			port := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)} // whose ports nobody else takes meanwhile
 			for range 3 {
 				udp, err := net.ListenUDP("udp", port)
 				require.NoError(t, err)
@@ -165,7 +166,7 @@ func TestAPeerThatLostItsSessionGetsInFromTheSamePort(t *testing.T) {
 				assert.Equal(t, message.Reset, p.ask(message.Message{Type: message.Confirmable, MessageID: 1}).Type)
 				_ = udp.Close() // a crash: no close_notify
 			}
-			assert.Contains(t, log.String(), errReplaced.Error())
+			assert.Eventually(t, func() bool { return strings.Contains(log.String(), errReplaced.Error()) }, time.Minute, 10*time.Millisecond)
 			assert.Eventually(t, func() bool { return len(s.all()) <= 1 }, time.Minute, 10*time.Millisecond)
 			s.CloseSessions(errIdle, func(ski.Peer) bool { return true })
 		})
@@ -250,14 +251,13 @@ func TestAPeerCanBeRefusedAndCutOff(t *testing.T) {
 	refuse.Store(true)
 	assert.Zero(t, s.CloseSessions(errors.New("suspended"), func(p ski.Peer) bool { return p.SPKI != peer.SPKI }))
 	assert.Equal(t, 1, s.CloseSessions(errors.New("suspended"), func(p ski.Peer) bool { return p.SPKI == peer.SPKI }))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for range 3 {
 		_, err := c.RoundTrip(ctx, request(2))
 		require.Error(t, err)
 	}
-	assert.Contains(t, log.String(), "suspended")
-	assert.Empty(t, s.Peers())
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "suspended") && len(s.Peers()) == 0 }, time.Minute, time.Millisecond)
 }
 
 func TestACertificateThatDoesNotSayItsUseIsRefused(t *testing.T) {
@@ -344,7 +344,7 @@ func TestASlowServerIsNotFlooded(t *testing.T) {
 		}),
 	})
 	r := newRelay(t, s.Addr().String())
-	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("coaps://"+r.addr(), ca.client())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	require.NoError(t, ask(t.Context(), c, 0))

@@ -83,7 +83,9 @@ func TestMessagesOfEveryLengthPassAPathOf1280Bytes(t *testing.T) {
 		var handler longEcho
 		s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: &handler, Path: "/" + strings.Repeat("p", 200) + "/ski"})
 		r := newRelay(t, s.Addr().String())
-		c, err := NewClient("coaps://"+r.addr()+s.cfg.Path, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Format: f})
+		cfg := ca.client()
+		cfg.Format = f
+		c, err := NewClient("coaps://"+r.addr()+s.cfg.Path, cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = c.Close() })
 		most := 3900
@@ -111,8 +113,7 @@ func TestBlockwiseTransfersOverABadNetwork(t *testing.T) {
 	var handler longEcho
 	s := serve(t, "127.0.0.1:0", ServerConfig{Certificate: ca.keyServer(), ClientCAs: ca.pool, Handler: &handler})
 	r := newRelay(t, s.Addr().String())
-	// Of a machine that is slow one second without a sign of life is no sign.
-	c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DeadAfter: time.Minute, DialTimeout: time.Minute})
+	c, err := NewClient("coaps://"+r.addr(), ca.client())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	require.NoError(t, askLong(t.Context(), c, longRequest(0, 0, 0)))
@@ -250,7 +251,9 @@ func TestTheLengthOfAnAnswerInBlocksTellsNothing(t *testing.T) {
 	})
 	for _, f := range []ski.Format{ski.CBOR, ski.JSON} {
 		r := newRelay(t, s.Addr().String())
-		c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Format: f})
+		cfg := ca.client() // which does not ask for a sign of life soon: that is answered too
+		cfg.Format = f
+		c, err := NewClient("coaps://"+r.addr(), cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = c.Close() })
 		_, err = c.RoundTrip(t.Context(), request(0))

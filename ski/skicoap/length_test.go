@@ -65,7 +65,9 @@ func TestTheLengthOfAnAnswerTellsNothing(t *testing.T) {
 			defer mu.Unlock()
 			lengths[n]++
 		}))
-		c, err := NewClient("coaps://"+r.addr(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Format: f})
+		cfg := ca.client() // which does not ask for a sign of life soon: that is answered too
+		cfg.Format = f
+		c, err := NewClient("coaps://"+r.addr(), cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = c.Close() })
 		for i, want := range run.answers {

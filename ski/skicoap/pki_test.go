@@ -62,3 +62,9 @@ func (ca *testCA) issue(usage x509.ExtKeyUsage, change ...func(*x509.Certificate
 
 func (ca *testCA) keyServer() tls.Certificate { return ca.issue(x509.ExtKeyUsageServerAuth) }
 func (ca *testCA) edge() tls.Certificate      { return ca.issue(x509.ExtKeyUsageClientAuth) }
+
+// client is how an edge is set up that waits for a machine which is busy with other
+// tests.
+func (ca *testCA) client() ClientConfig {
+	return ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DialTimeout: time.Minute, DeadAfter: time.Minute}
+}

@@ -141,7 +141,7 @@ func TestAConnectionThatIsCutIsNoRefusal(t *testing.T) {
 		})
 	})
 	relay = newCutter(t, s.Addr().String())
-	c, err := NewClient("coaps+tcp://"+relay.listener.Addr().String(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("coaps+tcp://"+relay.listener.Addr().String(), ca.client())
 	require.NoError(t, err)
 	defer c.Close()
 	for range 5 {

@@ -28,7 +28,7 @@ type relay struct {
 	up        atomic.Int64                // datagrams to the server
 	upMost    atomic.Int64                // of them, after which they are lost; 0: none
 	longest   atomic.Int64                // bytes in a datagram, either way
-	hellos    atomic.Int64                // ClientHellos without a cookie: handshakes
+	hellos    atomic.Int64                // different ClientHellos without a cookie: handshakes
 	down      atomic.Pointer[func(n int)] // is told the length of each datagram to the client
 	upward    atomic.Pointer[func(n int)] // and to the server
 	faults    atomic.Pointer[faults]
@@ -77,6 +77,7 @@ func (r *relay) addr() string { return r.front.LocalAddr().String() }
 
 func (r *relay) forward() {
 	buf := make([]byte, 65536)
+	randoms := map[string]bool{}
 	for {
 		n, from, err := r.front.ReadFromUDP(buf)
 		if err != nil {
@@ -101,8 +102,9 @@ func (r *relay) forward() {
 		if r.isOver(n, &r.upLimit) {
 			continue
 		}
-		if hello, _, ok := nextPiece(buf[:n]); ok && hello.sequence == 0 {
-			r.hellos.Add(1)
+		if hello, _, ok := nextPiece(buf[:n]); ok && hello.sequence == 0 && len(hello.data) >= 34 {
+			randoms[string(hello.data[2:34])] = true
+			r.hellos.Store(int64(len(randoms)))
 		}
 		r.pass(buf[:n], func(d []byte) { _, _ = conn.Write(d) })
 	}

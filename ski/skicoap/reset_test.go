@@ -36,7 +36,7 @@ func TestAResetIsAnAnswer(t *testing.T) {
 			}
 		}
 	}()
-	c, err := NewClient("coaps://"+l.Addr().String(), ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("coaps://"+l.Addr().String(), ca.client())
 	require.NoError(t, err)
 	for range 3 {
 		_, err := c.RoundTrip(t.Context(), request(1))

@@ -152,6 +152,7 @@ type Server struct {
 	transfers        atomic.Int64  // block-wise, of all sessions
 	observations     atomic.Int64  // of all sessions
 	ackTimeout       time.Duration // of notifications
+	farewell         time.Duration // how long revoke waits
 	unlogged         atomic.Uint64 // handshakes that failed without one
 	unloggedRequests atomic.Uint64
 	flood            flood // of tidy
@@ -193,6 +194,7 @@ func newServer(cfg ServerConfig) *Server {
 		refusals:    rate.NewLimiter(10, 20),
 		badRequests: rate.NewLimiter(10, 20),
 		ackTimeout:  ackTimeout,
+		farewell:    farewellTimeout,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.workers = newWorkers(s.ctx.Done())

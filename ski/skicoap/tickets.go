@@ -321,6 +321,6 @@ func (s *session) revoke() {
 	}()
 	select {
 	case <-told:
-	case <-time.After(farewellTimeout):
+	case <-time.After(s.server.farewell):
 	}
 }

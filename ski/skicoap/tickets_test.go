@@ -126,7 +126,8 @@ func TestTicketKeysAreTakenBackOverANetworkThatReorders(t *testing.T) {
 	ca := newTestCA(t)
 	office := newTicketOffice()
 	office.change("a.test", 1)
-	s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool})
+	s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool},
+		func(s *Server) { s.farewell = time.Minute }) // of a machine that is busy
 	c, r := through(t, s, ca)
 	r.faults.Store(&faults{delay: 5 * time.Millisecond, held: 0.5})
 	for range 20 {
@@ -150,6 +151,7 @@ func bothBindings(t *testing.T, h ski.Handler, f func(t *testing.T, s *Server, c
 			}
 			s, err := listen("127.0.0.1:0", cfg)
 			require.NoError(t, err)
+			s.farewell = time.Minute // of a machine that is busy
 			served := make(chan error, 1)
 			go func() { served <- s.Serve() }()
 			t.Cleanup(func() {
@@ -159,7 +161,9 @@ func bothBindings(t *testing.T, h ski.Handler, f func(t *testing.T, s *Server, c
 			})
 			edge := ca.edge()
 			f(t, s, func() *Client {
-				c, err := NewClient(fmt.Sprintf("%s://%s/ski", scheme, s.Addr()), ClientConfig{Certificate: edge, RootCAs: ca.pool, Logger: quiet})
+				cfg := ca.client()
+				cfg.Certificate = edge
+				c, err := NewClient(fmt.Sprintf("%s://%s/ski", scheme, s.Addr()), cfg)
 				require.NoError(t, err)
 				t.Cleanup(func() { assert.NoError(t, c.Close()) })
 				return c
@@ -495,7 +499,7 @@ func TestNotificationsThatAreLostAreSentAgain(t *testing.T) {
 		assert.NoError(t, <-served)
 	})
 	r := newRelay(t, s.Addr().String())
-	c, err := NewClient("coaps://"+r.addr()+"/ski", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("coaps://"+r.addr()+"/ski", ca.client())
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	w := watchSite(t, c, "a.test")
@@ -523,7 +527,7 @@ func TestAPeerThatAcknowledgesNothingObservesNoMore(t *testing.T) {
 		assert.NoError(t, <-served)
 	})
 	r := newRelay(t, s.Addr().String())
-	c, err := NewClient("coaps://"+r.addr()+"/ski", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient("coaps://"+r.addr()+"/ski", ca.client())
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	watchSite(t, c, "a.test").next(t)
@@ -532,8 +536,9 @@ func TestAPeerThatAcknowledgesNothingObservesNoMore(t *testing.T) {
 	require.Eventually(t, func() bool { return s.observations.Load() == 0 }, time.Minute, time.Millisecond)
 }
 
-// TestLibcoapObservesTicketKeys has libcoap's client subscribe for a second.
+// TestLibcoapObservesTicketKeys has libcoap's client subscribe for some seconds.
 func TestLibcoapObservesTicketKeys(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	office := newTicketOffice()
 	s := serve(t, "127.0.0.1:0", ServerConfig{Handler: office, Certificate: ca.keyServer(), ClientCAs: ca.pool})
@@ -541,7 +546,7 @@ func TestLibcoapObservesTicketKeys(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, "coap-client-openssl", "-m", "get", "-A", "60", "-s", "1", "-B", "10",
+	cmd := exec.CommandContext(ctx, "coap-client-openssl", "-m", "get", "-A", "60", "-s", "8", "-B", "50",
 		"-c", edge, "-j", edge, "-n", fmt.Sprintf("coaps://%s/ski/tickets?site=a.test", s.Addr()))
 	cmd.Stdout, cmd.Stderr = &out, &out
 	require.NoError(t, cmd.Start())

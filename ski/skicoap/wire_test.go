@@ -47,7 +47,7 @@ func (p *rawPeer) send(m message.Message) {
 
 func (p *rawPeer) receive() message.Message {
 	p.t.Helper()
-	m, err := p.receiveWithin(30 * time.Second)
+	m, err := p.receiveWithin(time.Minute)
 	require.NoError(p.t, err)
 	return m
 }
@@ -65,17 +65,21 @@ func (p *rawPeer) receiveWithin(patience time.Duration) (m message.Message, err 
 }
 
 // ask sends a message, and again if nothing comes: the server may still be at
-// its end of the handshake.
+// its end of the handshake. What was sent again may be answered again, after the
+// message that came next.
 func (p *rawPeer) ask(m message.Message) message.Message {
 	p.t.Helper()
-	for range 3 {
+	for again := 0; ; again++ {
 		p.send(m)
-		if got, err := p.receiveWithin(2 * time.Second); err == nil {
+		got, err := p.receiveWithin(2 * time.Second)
+		for err == nil && (!bytes.Equal(got.Token, m.Token) || got.Type != message.NonConfirmable && got.MessageID != m.MessageID) {
+			got, err = p.receiveWithin(2 * time.Second)
+		}
+		if err == nil {
 			return got
 		}
+		require.Less(p.t, again, 30, "%v", err)
 	}
-	p.send(m)
-	return p.receive()
 }
 
 var skiOptions = message.Options{
