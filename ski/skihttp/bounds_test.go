@@ -185,12 +185,11 @@ func TestAHeaderThatIsTooLargeIsRefused(t *testing.T) {
 func TestSlowPeersAreCut(t *testing.T) {
 	ca := newTestCA(t)
 	var log logBuffer
-	s := serve(t, ca, ServerConfig{
-		Logger: log.logger(), HandshakeTimeout: time.Second, RequestTimeout: time.Second, IdleTimeout: time.Hour,
-	})
+	s := serve(t, ca, ServerConfig{Logger: log.logger(), RequestTimeout: time.Second, IdleTimeout: time.Hour})
 	before := runtime.NumGoroutine()
 
 	t.Run("handshake", func(t *testing.T) {
+		s := serve(t, ca, ServerConfig{Logger: log.logger(), HandshakeTimeout: time.Second})
 		c, err := net.Dial("tcp", s.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()
