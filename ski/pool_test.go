@@ -360,25 +360,25 @@ func TestAStateGoesToWhoGaveIt(t *testing.T) {
 		"its session is lost":                {failsOnce(lostRequest, secret), otherSecret, 1, ""},
 		"its answer was lost":                {failsOnce(lostRequest, used), otherSecret, 1, "connection refused"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			a, b := &stateful{name: "a", second: tt.first}, &stateful{name: "b", second: tt.second}
 			c := &ski.Client{Transports: []ski.Transport{a, b}, Balance: ski.RoundRobin, MaxExtra: 1, Timeout: 300 * time.Millisecond}
 			defer c.Close()
 			key, err := ski.NewKey(c, privateKeys()["P-256"].Public())
-			require.NoError(t, err)
+			require.NoError(t, err, name)
 			e, err := key.NewEphemeral(t.Context(), tls.X25519, make([]byte, 64), crypto.SHA256)
-			require.NoError(t, err)
+			require.NoError(t, err, name)
 			_, err = e.PreMasterSecret(t.Context(), make([]byte, 32))
 			if tt.err == "" {
-				require.NoError(t, err)
+				require.NoError(t, err, name)
 			} else {
-				require.ErrorContains(t, err, tt.err)
+				require.ErrorContains(t, err, tt.err, name)
 			}
-			assert.Equal(t, "a", a.asked[0])
+			assert.Equal(t, "a", a.asked[0], name)
 			if tt.asked == many {
-				assert.GreaterOrEqual(t, len(b.asked), many)
+				assert.GreaterOrEqual(t, len(b.asked), many, name)
 			} else {
-				assert.Len(t, b.asked, tt.asked)
+				assert.Len(t, b.asked, tt.asked, name)
 			}
 		})
 	}
