@@ -82,7 +82,7 @@ func TestASilentPoolCostsOneRequest(t *testing.T) {
 		return echo(ctx, p, r)
 	})})
 	relay := newSilencing(t, s.Addr().String())
-	c, err := NewClient("https://"+relay.Addr().String()+"/ski", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: new(logBuffer).logger()})
+	c, err := NewClient("https://"+relay.Addr().String()+"/ski", ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: new(logBuffer).logger(), DialTimeout: time.Minute})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	c.tls.NextProtos = []string{"http/1.1"}

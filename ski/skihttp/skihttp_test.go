@@ -541,7 +541,7 @@ func TestTheBodyCountsBeforeTheStatus(t *testing.T) {
 		w.WriteHeader(r.status)
 		_, _ = io.WriteString(w, r.body)
 	})
-	c, err := NewClient(foreign, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, Format: ski.JSON})
+	c, err := NewClient(foreign, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DialTimeout: time.Minute, DeadAfter: time.Minute, Format: ski.JSON})
 	require.NoError(t, err)
 	defer c.Close()
 	const json = "application/json"
@@ -734,7 +734,7 @@ func TestAPageInThePlaceOfAnAnswerKeepsTheConnection(t *testing.T) {
 		w.WriteHeader(http.StatusInternalServerError)
 		_, _ = io.WriteString(w, strings.Repeat("java.lang.Exception ", 1000))
 	})
-	c, err := NewClient(url, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient(url, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DialTimeout: time.Minute, DeadAfter: time.Minute})
 	require.NoError(t, err)
 	defer c.Close()
 	for range 5 {
@@ -757,7 +757,7 @@ func TestAStreamThatIsResetIsAnAnswer(t *testing.T) {
 	server.EnableHTTP2, server.TLS = true, &tls.Config{Certificates: []tls.Certificate{ca.keyServer()}}
 	server.StartTLS()
 	defer server.Close()
-	c, err := NewClient(server.URL, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet})
+	c, err := NewClient(server.URL, ClientConfig{Certificate: ca.edge(), RootCAs: ca.pool, Logger: quiet, DialTimeout: time.Minute, DeadAfter: time.Minute})
 	require.NoError(t, err)
 	defer c.Close()
 	for range 3 {

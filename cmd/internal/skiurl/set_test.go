@@ -228,7 +228,8 @@ func TestANameWithSeveralAddressesIsAKeyServerAtEach(t *testing.T) {
 				n.ask(c)
 			}
 			assert.GreaterOrEqual(t, b.asked.Load(), int64(29))
-			assert.Contains(t, log.String(), `keyserver="`+url+` at 127.0.0.1"`, "the log says which")
+			assert.Eventually(t, func() bool { return strings.Contains(log.String(), `keyserver="`+url+` at 127.0.0.1"`) }, time.Minute, time.Millisecond,
+				"the log says which")
 		})
 	}
 }
