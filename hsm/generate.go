@@ -98,7 +98,7 @@ func (s *Store) generate(ctx context.Context, cfg *Config, t *target, g *generat
 	}
 	var slot uint
 	var info pkcs11.TokenInfo
-	if err := within(ctx, func() (err error) { slot, info, err = slotOf(mod, t.uri); return err }); err != nil {
+	if err := within(ctx, func() (err error) { slot, info, err = slotOf(ctx, mod, t.uri); return err }); err != nil {
 		return KeyInfo{}, err
 	}
 	if err := checkLogin(info, t.hasPIN); err != nil {

@@ -30,7 +30,7 @@ func withSession(t testing.TB, cfg *Config, label string, f func(m *pkcs11.Ctx, 
 	mod, err := store.module(t.Context(), target.uri.ModulePath, loadModule)
 	require.NoError(t, err)
 	m := mod.module.(*pkcs11.Ctx)
-	slot, _, err := slotOf(mod, target.uri)
+	slot, _, err := slotOf(t.Context(), mod, target.uri)
 	require.NoError(t, err)
 	session, err := m.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	require.NoError(t, err)

@@ -109,9 +109,12 @@ func loadPublicKey(file string) (pub crypto.PublicKey, cert *x509.Certificate, e
 }
 
 // slotOf returns the slot of the one token that a URI fits.
-func slotOf(m *sharedModule, uri *URI) (uint, pkcs11.TokenInfo, error) {
+func slotOf(ctx context.Context, m *sharedModule, uri *URI) (uint, pkcs11.TokenInfo, error) {
 	m.calls.RLock()
 	defer m.calls.RUnlock()
+	if err := ctx.Err(); err != nil { // It is not waited for, and the module may have ended.
+		return 0, pkcs11.TokenInfo{}, err
+	}
 	none := pkcs11.TokenInfo{}
 	if uri.LibraryManufacturer != nil || uri.LibraryDescription != nil || uri.LibraryVersion != nil {
 		info, err := m.GetInfo()

@@ -127,7 +127,7 @@ func (s *Store) connect(ctx context.Context, cfg *Config, t *target, load loader
 	}
 	var slot uint
 	var info pkcs11.TokenInfo
-	if err := within(ctx, func() (err error) { slot, info, err = slotOf(mod, t.uri); return err }); err != nil {
+	if err := within(ctx, func() (err error) { slot, info, err = slotOf(ctx, mod, t.uri); return err }); err != nil {
 		return err
 	}
 	for _, other := range s.tokens {
