@@ -26,7 +26,7 @@ import (
 )
 
 // patience is how long a test waits for what must happen.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
@@ -284,7 +284,7 @@ func TestACallThatHangsHoldsUpNobodyElse(t *testing.T) {
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			_, err := store.Sign(ctx, bad.ID, random(32), crypto.SHA256)
 			assert.ErrorIs(t, err, context.DeadlineExceeded)
@@ -339,7 +339,7 @@ func TestAStoreClosesWhileACallHangs(t *testing.T) {
 	require.NoError(t, err)
 	hang := make(chan struct{})
 	f.set(&fault{calls: []string{"Sign"}, hang: hang})
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err = store.Sign(ctx, key.ID, random(32), crypto.SHA256)
 	require.ErrorIs(t, err, context.DeadlineExceeded)

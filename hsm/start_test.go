@@ -377,6 +377,7 @@ func TestAStartThatHangsEnds(t *testing.T) {
 		closed := make(chan struct{})
 		go func() { // Close waits too.
 			<-ctx.Done()
+			time.Sleep(200 * time.Millisecond) // so that it is the end of the time that is seen, and not the call's
 			close(hang)
 			close(closed)
 		}()
@@ -403,7 +404,7 @@ func TestAModuleThatDoesNotStartHoldsUpNobodyElse(t *testing.T) {
 		<-hang
 		return nil, errors.New("no module")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() {
