@@ -21,7 +21,7 @@ const (
 	maxPiece = 4096
 	// retry is the pause after a write that has failed.
 	retry = time.Second
-	// lastLines is how long Close waits for the lines to be written.
+	// lastLines is how long Close waits for the lines to be written, but in tests.
 	lastLines = time.Second
 )
 
@@ -33,8 +33,9 @@ var errDropped = errors.New("the log is not read: a line is dropped")
 // written. Then a line says how many were dropped, and the latest of
 // each message follow, which the Queue has kept apart.
 type Queue struct {
-	w      io.Writer
-	format func(io.Writer) slog.Handler
+	w        io.Writer
+	format   func(io.Writer) slog.Handler
+	patience time.Duration // of Close
 
 	mu      sync.Mutex
 	waiting []byte // whole lines that run has not taken
@@ -54,7 +55,7 @@ type Queue struct {
 // format returns a handler that writes each record to a writer, as one line in
 // one Write.
 func New(w io.Writer, format func(io.Writer) slog.Handler) *Queue {
-	q := &Queue{w: w, format: format, wake: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{})}
+	q := &Queue{w: w, format: format, patience: lastLines, wake: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{})}
 	go q.run()
 	return q
 }
@@ -103,7 +104,7 @@ func (q *Queue) Close() error {
 	select {
 	case <-q.done:
 		return nil
-	case <-time.After(lastLines):
+	case <-time.After(q.patience):
 		return errors.New("the log's last lines cannot be written in time")
 	}
 }

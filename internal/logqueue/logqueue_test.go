@@ -30,6 +30,7 @@ func newQueue(t *testing.T) (*Queue, *slog.Logger, func() []string) {
 	require.NoError(t, err)
 	t.Cleanup(func() { r.Close(); w.Close() })
 	q := New(w, text)
+	q.patience = time.Minute // as long as a slow machine takes
 	return q, slog.New(q.Handler()), func() []string {
 		read := make(chan string)
 		go func() {
@@ -66,9 +67,10 @@ func TestALogThatNobodyReadsLosesLinesAndKeepsNobodyWaiting(t *testing.T) {
 	q, log, read := newQueue(t)
 	log.Info("first")
 	fill(t, q, log)
-	require.Eventually(t, func() bool { return q.Waits() > 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return q.Waits() > 0 }, time.Minute, time.Millisecond)
 	before := time.Now()
 	log.With("a", 1).WithGroup("g").Warn("edge suspended", "edge", "edge-1")
+	after := time.Now()
 	for range 1000 {
 		log.Debug("nobody needs it")
 		log.Error("the same again")
@@ -90,7 +92,7 @@ func TestALogThatNobodyReadsLosesLinesAndKeepsNobodyWaiting(t *testing.T) {
 	at := strings.TrimPrefix(strings.Fields(matching(lines, "edge suspended")[0])[0], "time=")
 	logged, err := time.Parse(time.RFC3339, at)
 	require.NoError(t, err)
-	assert.WithinDuration(t, before, logged, time.Second, "the time is when it was logged")
+	assert.WithinRange(t, logged, before.Truncate(time.Millisecond), after, "the time is when it was logged")
 	assert.Zero(t, q.Waits())
 }
 
@@ -145,10 +147,10 @@ func TestALogThatCannotBeWrittenIsWrittenLater(t *testing.T) {
 	q := New(full, text)
 	log := slog.New(q.Handler())
 	log.Info("one")
-	require.Eventually(t, func() bool { return q.Waits() > 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return q.Waits() > 0 }, time.Minute, time.Millisecond)
 	log.Info("two")
 	full.free()
-	require.Eventually(t, func() bool { return q.Waits() == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return q.Waits() == 0 }, time.Minute, time.Millisecond)
 	require.NoError(t, q.Close())
 	assert.Regexp(t, `^time=\S+ level=INFO msg=one\ntime=\S+ level=INFO msg=two\n$`, full.String())
 	assert.Zero(t, q.Dropped())
@@ -187,6 +189,7 @@ func TestCloseWritesTheLastLinesAndWaitsForNoReader(t *testing.T) {
 	log.Info("too late")
 
 	q, log, _ := newQueue(t)
+	q.patience = lastLines
 	fill(t, q, log)
 	assert.ErrorContains(t, q.Close(), "cannot be written in time")
 	broken := New(&fullDisk{}, text)
@@ -308,6 +311,7 @@ func TestLinesInJSONAreObjectsEach(t *testing.T) {
 	q := New(w, func(w io.Writer) slog.Handler {
 		return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})
 	})
+	q.patience = time.Minute
 	log := slog.New(q.Handler()).With("a", 1)
 	fill(t, q, log)
 	for range 3 {
