@@ -19,10 +19,7 @@ var losses = map[string]struct {
 	"removed":       {func(t *testing.T, file string) { require.NoError(t, os.Remove(file)) }, "was removed while"},
 	"emptied":       {func(t *testing.T, file string) { require.NoError(t, os.Truncate(file, 0)) }, "was truncated from"},
 	"cut in a line": {func(t *testing.T, file string) { require.NoError(t, os.Truncate(file, 900)) }, "was truncated from"},
-	"replaced": {func(t *testing.T, file string) {
-		require.NoError(t, os.Remove(file))
-		require.NoError(t, os.WriteFile(file, nil, 0o600))
-	}, "was removed while"},
+	"replaced":      {func(t *testing.T, file string) { replace(t, file, nil) }, "was removed while"},
 	"written to": {func(t *testing.T, file string) {
 		f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
 		require.NoError(t, err)

@@ -463,6 +463,7 @@ func TestOperationErrorIsLogged(t *testing.T) {
 func TestConcurrency(t *testing.T) {
 	keys := testKeys()
 	s := newTestServer(t, keys)
+	s.schedule.rsa.patience = time.Minute // however slow the machine is
 	pub := rsaPublic(keys)
 	secret := preMasterSecret(0x0303)
 	ciphertext := rawEncrypt(pub, encodedMessage(pub, secret))
