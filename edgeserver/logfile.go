@@ -2,6 +2,7 @@ package edgeserver
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,7 +21,7 @@ const (
 	// is slow or a reader of standard output does not read. What comes on top is
 	// lost, and counted: requests do not wait for it.
 	maxWaiting = 1 << 20
-	// lastLines is how long a stop waits for the lines to be written.
+	// lastLines is how long a stop waits for the lines to be written, but in tests.
 	lastLines = time.Second
 )
 
@@ -38,6 +39,8 @@ type logFiles struct {
 	file func(name string, create bool) (*os.File, error)
 	lost func(lines int) // counts
 	log  *slog.Logger
+
+	patience time.Duration // of a stop; 0: lastLines
 
 	mu   sync.Mutex
 	open map[string]*logFile
@@ -248,7 +251,7 @@ func (f *logFile) close() {
 	f.mu.Unlock()
 	select {
 	case <-f.done:
-	case <-time.After(lastLines):
+	case <-time.After(cmp.Or(f.all.patience, lastLines)):
 		f.mu.Lock()
 		lines := bytes.Count(f.waiting, []byte{'\n'})
 		f.mu.Unlock()

@@ -21,7 +21,7 @@ import (
 // newLogFiles returns logFiles, what they have lost, and their log.
 func newLogFiles() (*logFiles, *atomic.Int64, *logBuffer) {
 	lost, log := new(atomic.Int64), new(logBuffer)
-	return &logFiles{kind: "access log", file: openLogFile, log: slog.New(slog.NewTextHandler(log, nil)), lost: func(n int) { lost.Add(int64(n)) }}, lost, log
+	return &logFiles{kind: "access log", file: openLogFile, log: slog.New(slog.NewTextHandler(log, nil)), lost: func(n int) { lost.Add(int64(n)) }, patience: time.Minute}, lost, log
 }
 
 func linesOf(t *testing.T, file string) []string {
@@ -68,10 +68,10 @@ func TestAccessLogIsReopened(t *testing.T) {
 	exists := func(file string) func() bool {
 		return func() bool { _, err := os.Stat(file); return err == nil }
 	}
-	require.Eventually(t, exists(name), 10*time.Second, time.Millisecond)
+	require.Eventually(t, exists(name), time.Minute, time.Millisecond)
 	require.NoError(t, os.Rename(name, moved))
 	files.reopen()
-	require.Eventually(t, exists(name), 10*time.Second, time.Millisecond)
+	require.Eventually(t, exists(name), time.Minute, time.Millisecond)
 	f.write([]byte("after\n"))
 	files.release(f)
 	assert.Equal(t, []string{"before"}, linesOf(t, moved))
@@ -122,6 +122,7 @@ func TestAccessLogThatHangsLosesLinesAndKeepsNobodyWaiting(t *testing.T) {
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
 	files, lost, log := newLogFiles()
+	files.patience = lastLines
 	f, err := files.use("/dev/null")
 	require.NoError(t, err)
 	f.mu.Lock() // run has not been woken up
