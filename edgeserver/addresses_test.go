@@ -154,7 +154,7 @@ func TestSitesByAddressWithCurl(t *testing.T) {
 	for _, i := range []int{2, 3} {
 		_, port, err := net.SplitHostPort(e.also(t, fmt.Sprintf("127.0.0.%d:0", i)))
 		require.NoError(t, err)
-		out, err := exec.Command("curl", "--silent", "--show-error", "--fail", "--cacert", ca, "--max-time", "20",
+		out, err := exec.Command("curl", "--silent", "--show-error", "--fail", "--cacert", ca, "--max-time", "60",
 			"--resolve", fmt.Sprintf("a.test:%s:127.0.0.%d", port, i), "https://a.test:"+port).CombinedOutput()
 		require.NoError(t, err, string(out))
 		assert.Equal(t, fmt.Sprintf("a on %d", i), string(out))

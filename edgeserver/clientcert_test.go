@@ -355,7 +355,7 @@ func TestClientCertificatesOfCurlAndOpenSSL(t *testing.T) {
 		require.NoError(t, err)
 		curl := func(more ...string) string {
 			out, err := exec.Command("curl", append([]string{"--silent", "--show-error", "--cacert", site, "--tlsv" + version, "--tls-max", version,
-				"--max-time", "20", "--resolve", "a.test:" + port + ":127.0.0.1", "https://a.test:" + port + "/"}, more...)...).CombinedOutput()
+				"--max-time", "60", "--resolve", "a.test:" + port + ":127.0.0.1", "https://a.test:" + port + "/"}, more...)...).CombinedOutput()
 			assert.Equal(t, len(more) == 0, err != nil, string(out))
 			return string(out)
 		}
@@ -363,7 +363,7 @@ func TestClientCertificatesOfCurlAndOpenSSL(t *testing.T) {
 		assert.Contains(t, curl(), alert, way.name)
 
 		openssl := func(more ...string) string {
-			cmd := exec.Command("timeout", append([]string{"20", "openssl", "s_client", "-connect", e.addr, "-servername", "a.test", "-CAfile", site, "-tls" + strings.ReplaceAll(version, ".", "_"),
+			cmd := exec.Command("timeout", append([]string{"60", "openssl", "s_client", "-connect", e.addr, "-servername", "a.test", "-CAfile", site, "-tls" + strings.ReplaceAll(version, ".", "_"),
 				"-cert", certFile, "-cert_chain", certFile, "-key", keyFile, "-ign_eof"}, more...)...)
 			cmd.Stdin = strings.NewReader("GET / HTTP/1.0\r\n\r\n")
 			out, _ := cmd.CombinedOutput()

@@ -50,7 +50,7 @@ func goneAway(t *testing.T, f framer) (why http2.ErrCode) {
 
 // A client that begins a header and sends no more is one without a request.
 func TestHalfAHeaderOverHTTP2(t *testing.T) {
-	forHostileHTTP2(t, Limits{IdleTimeout: 300 * time.Millisecond}, func(t *testing.T, f framer, _ *atomic.Int64) {
+	forHostileHTTP2(t, Limits{IdleTimeout: 2 * time.Second}, func(t *testing.T, f framer, _ *atomic.Int64) {
 		require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x82}}))
 		goneAway(t, f)
 	})

@@ -67,9 +67,13 @@ func TestOriginThatFails(t *testing.T) {
 	} {
 		for _, engine := range []string{EngineStandard, EngineSplit} {
 			t.Run(test.name+", "+engine, func(t *testing.T) {
+				timeout := time.Minute
+				if test.reason == "timeout" {
+					timeout = 50 * time.Millisecond
+				}
 				e := start(t, Config{Sites: []Site{{
 					Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Engine: engine,
-					Proxy: test.origin, OriginTimeout: 50 * time.Millisecond,
+					Proxy: test.origin, OriginTimeout: timeout,
 				}}}, p.transport())
 				resp, body := get(t, e.client(t, p), "https://a.test/")
 				assert.Equal(t, test.status, resp.StatusCode)

@@ -187,7 +187,7 @@ func TestCurlSpeaksOnlyVersion1OfTheProxyProtocol(t *testing.T) {
 	e := start(t, Config{ProxyProtocol: ProxyProtocol{From: []string{"127.0.0.1"}}, Sites: []Site{
 		{Names: []string{"a.test"}, Certificates: []string{p.ecdsa(t, "a.test")}, Static: htdocs(t, "this is a")},
 	}}, p.transport())
-	err := exec.Command("curl", "--silent", "--max-time", "20", "--haproxy-protocol", "--cacert", e.Sites()[0].Certificates[0],
+	err := exec.Command("curl", "--silent", "--max-time", "60", "--haproxy-protocol", "--cacert", e.Sites()[0].Certificates[0],
 		"--resolve", "a.test:"+e.port(t)+":127.0.0.1", "https://a.test:"+e.port(t)+"/").Run()
 	assert.Error(t, err)
 	assert.Contains(t, e.log.String(), "the PROXY header is one of version 1")
@@ -220,9 +220,9 @@ func TestHAProxy(t *testing.T) {
 			conf := filepath.Join(t.TempDir(), "haproxy.cfg")
 			require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, `
 defaults
-  timeout connect 10s
-  timeout client 20s
-  timeout server 20s
+  timeout connect 60s
+  timeout client 60s
+  timeout server 60s
 frontend before
   mode tcp
   bind fd@3

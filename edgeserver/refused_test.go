@@ -34,8 +34,7 @@ func TestWhatIsNoRequestIsWrittenDown(t *testing.T) {
 		} {
 			c, err := e.dial(p, &tls.Config{ServerName: "a.test", NextProtos: []string{"http/1.1"}})
 			require.NoError(t, err)
-			_, err = io.WriteString(c, tt.request)
-			require.NoError(t, err)
+			io.WriteString(c, tt.request) // The answer may come, and the end, before all of it is there.
 			answers := bufio.NewReader(c)
 			for _, status := range tt.status {
 				resp, err := http.ReadResponse(answers, nil)

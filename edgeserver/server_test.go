@@ -72,7 +72,7 @@ func startWith(t *testing.T, cfg Config, transports map[string]ski.Transport) *e
 // dial does a handshake, as a client that trusts the test's certificates.
 func (e *edge) dial(p *testPKI, c *tls.Config) (*tls.Conn, error) {
 	c.RootCAs = p.roots
-	return tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", e.addr, c)
+	return tls.DialWithDialer(&net.Dialer{Timeout: time.Minute}, "tcp", e.addr, c)
 }
 
 // client returns an HTTP client that finds every name at the edge.

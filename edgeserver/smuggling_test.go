@@ -134,8 +134,7 @@ func TestRequestSmuggling(t *testing.T) {
 				defer c.Close()
 				c.SetDeadline(time.Now().Add(time.Minute))
 				// A client that stops sending, so that all answers come.
-				_, err = io.WriteString(c, tt.request)
-				require.NoError(t, err)
+				io.WriteString(c, tt.request) // What is too long is answered, and may be closed, before all of it is there.
 				var status []int
 				answers := bufio.NewReader(c)
 				for range tt.status {
@@ -144,7 +143,7 @@ func TestRequestSmuggling(t *testing.T) {
 					io.Copy(io.Discard, resp.Body)
 					status = append(status, resp.StatusCode)
 				}
-				require.NoError(t, c.CloseWrite())
+				c.CloseWrite()
 				rest, _ := io.ReadAll(answers)
 				assert.Empty(t, string(rest), "there is another answer")
 				assert.Equal(t, tt.status, status)

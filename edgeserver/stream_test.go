@@ -89,7 +89,7 @@ func TestServerSentEvents(t *testing.T) {
 	})
 	withEachEngine(t, Site{Proxy: "http://" + addr}, func(t *testing.T, _ *testPKI, e *edge) {
 		for _, version := range []string{"--http1.1", "--http2"} {
-			curl := exec.Command("curl", version, "--silent", "--show-error", "--fail", "--no-buffer", "--max-time", "20", "--cacert", e.Sites()[0].Certificates[0],
+			curl := exec.Command("curl", version, "--silent", "--show-error", "--fail", "--no-buffer", "--max-time", "60", "--cacert", e.Sites()[0].Certificates[0],
 				"--resolve", "a.test:"+e.port(t)+":127.0.0.1", "https://a.test:"+e.port(t)+"/")
 			out, err := curl.StdoutPipe()
 			require.NoError(t, err)
@@ -123,7 +123,7 @@ func TestLargeBodies(t *testing.T) {
 		withEachEngine(t, Site{Proxy: scheme + addr}, func(t *testing.T, _ *testPKI, e *edge) {
 			for _, version := range []string{"--http1.1", "--http2"} {
 				for upload, length := range map[string]int{file: len(large), "-": -1} {
-					curl := exec.Command("curl", version, "--silent", "--show-error", "--fail", "--include", "--max-time", "20", "--cacert", e.Sites()[0].Certificates[0],
+					curl := exec.Command("curl", version, "--silent", "--show-error", "--fail", "--include", "--max-time", "60", "--cacert", e.Sites()[0].Certificates[0],
 						"--resolve", "a.test:"+e.port(t)+":127.0.0.1", "--upload-file", upload, "https://a.test:"+e.port(t)+"/")
 					curl.Stdin = bytes.NewReader(large)
 					out, err := curl.Output()
@@ -203,7 +203,7 @@ func TestTheOriginRefusesALargeBody(t *testing.T) {
 	})
 	withEachEngine(t, Site{Proxy: "http://" + addr}, func(t *testing.T, p *testPKI, e *edge) {
 		// Not with HTTP/2: curl loses an answer that ends before its upload.
-		curl := exec.Command("curl", "--http1.1", "--silent", "--show-error", "--max-time", "20", "--cacert", e.Sites()[0].Certificates[0],
+		curl := exec.Command("curl", "--http1.1", "--silent", "--show-error", "--max-time", "60", "--cacert", e.Sites()[0].Certificates[0],
 			"--resolve", "a.test:"+e.port(t)+":127.0.0.1", "--upload-file", "-", "--write-out", "%{http_code}", "https://a.test:"+e.port(t)+"/")
 		curl.Stdin = bytes.NewReader(make([]byte, 8<<20))
 		out, err := curl.CombinedOutput()

@@ -163,7 +163,7 @@ func TestTCPIdle(t *testing.T) {
 		io.Copy(c, c)
 		ended <- struct{}{}
 	})
-	withEachEngine(t, Site{TCP: addr, IdleTimeout: 100 * time.Millisecond}, func(t *testing.T, p *testPKI, e *edge) {
+	withEachEngine(t, Site{TCP: addr, IdleTimeout: 2 * time.Second}, func(t *testing.T, p *testPKI, e *edge) {
 		c := e.dialTCP(t, p)
 		fmt.Fprint(c, "ping")
 		_, err := io.ReadFull(c, make([]byte, 4))
@@ -323,13 +323,13 @@ func TestTCPShutdown(t *testing.T) {
 // TestMQTT has a real broker behind the edge, and real clients before it.
 func TestMQTT(t *testing.T) {
 	dir := t.TempDir()
-	socket, err := net.Listen("tcp", "127.0.0.1:0")
+	socket, err := net.Listen("tcp", "127.0.0.2:0") // whose ports no client's socket takes meanwhile
 	require.NoError(t, err)
 	addr := socket.Addr().String()
 	socket.Close()
 	conf := filepath.Join(dir, "mosquitto.conf")
 	_, port, _ := net.SplitHostPort(addr)
-	require.NoError(t, os.WriteFile(conf, []byte("listener "+port+" 127.0.0.1\nallow_anonymous true\n"), 0o600))
+	require.NoError(t, os.WriteFile(conf, []byte("listener "+port+" 127.0.0.2\nallow_anonymous true\n"), 0o600))
 	broker := exec.Command("/usr/sbin/mosquitto", "-c", conf)
 	require.NoError(t, broker.Start())
 	defer broker.Wait()
@@ -355,7 +355,7 @@ func TestMQTT(t *testing.T) {
 		publish.Stdin = strings.NewReader(large)
 		said, err := publish.CombinedOutput()
 		require.NoError(t, err, string(said))
-		got, err := exec.Command("mosquitto_sub", append(args, "-C", "1", "-W", "20")...).Output()
+		got, err := exec.Command("mosquitto_sub", append(args, "-C", "1", "-W", "60")...).Output()
 		require.NoError(t, err)
 		assert.True(t, large+"\n" == string(got))
 	}

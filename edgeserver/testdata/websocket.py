@@ -20,7 +20,7 @@ async def echo(ws, path):
 
 
 async def serve():
-    async with websockets.serve(echo, "127.0.0.1", 0, max_size=1 << 22) as server:
+    async with websockets.serve(echo, "127.0.0.1", 0, max_size=1 << 22, ping_interval=None) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
@@ -28,7 +28,8 @@ async def serve():
 async def talk(port, ca):
     context = ssl.create_default_context(cafile=ca)
     async with websockets.connect("wss://a.test/chat?room=1", host="127.0.0.1", port=int(port),
-                                  ssl=context, server_hostname="a.test", max_size=1 << 22) as ws:
+                                  ssl=context, server_hostname="a.test", max_size=1 << 22,
+                                  open_timeout=60, ping_interval=None, close_timeout=60) as ws:
         assert await ws.recv() == "/chat?room=1 https"
         for message in ["hello", "\u00e4" * 100_000, bytes(range(256)) * 8192, ""]:
             await ws.send(message)
