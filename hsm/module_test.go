@@ -3,6 +3,7 @@
 package hsm
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -61,4 +62,20 @@ func TestAModuleThatOthersCouldChangeIsNotLoaded(t *testing.T) {
 	require.NoError(t, os.Chmod(file, 0o644))
 	require.NoError(t, open(link))
 	require.True(t, loaded)
+}
+
+// What was to look for a token and begins when Open has given up, calls nothing.
+func TestASearchThatComesTooLateCallsNoModule(t *testing.T) {
+	token := newSoftHSM(t, "site-keys")[0]
+	cfg := &Config{Keys: []Key{{URI: token.uri("")}}}
+	target, err := newTarget(cfg, cfg.Keys[0])
+	require.NoError(t, err)
+	store := new(Store)
+	mod, err := store.module(t.Context(), target.uri.ModulePath, loadModule)
+	require.NoError(t, err)
+	require.NoError(t, store.Close())
+	ctx, giveUp := context.WithCancel(t.Context())
+	giveUp()
+	_, _, err = slotOf(ctx, mod, target.uri)
+	require.ErrorIs(t, err, context.Canceled)
 }
