@@ -150,7 +150,7 @@ func (m *mobile) startEdges(suffix, host string) (edges []*mobileEdge) {
 	for name, format := range mobileBindings {
 		e := &mobileEdge{mobile: m, name: "edge/" + name + suffix, url: fmt.Sprintf(format, host)}
 		config := regexp.MustCompile(`(?m)^listen: .*$`).ReplaceAllString(m.read("edge/edge.yaml"), `listen: ["127.0.0.1:0"]`)
-		config = regexp.MustCompile(`(?m)^  url: .*$`).ReplaceAllString(config, "  url: \""+e.url+"\"\n  server_name: 127.0.0.1\n  timeout: 20s") // as long as a busy machine may take
+		config = regexp.MustCompile(`(?m)^  url: .*$`).ReplaceAllString(config, "  url: \""+e.url+"\"\n  server_name: 127.0.0.1")
 		if e.observes() {
 			config = strings.Replace(config, "    static: ecdsa.localhost\n", "    static: ecdsa.localhost\n    tickets: shared\n    ticket_site: shop\n", 1)
 		}

@@ -147,7 +147,7 @@ func everyKind() []*tls.Config {
 func TestOneOfTwoKeyServersKilledUnderLoadCostsNoHandshake(t *testing.T) {
 	for _, balance := range []string{"failover", "round-robin", "least-latency"} {
 		t.Run(balance, func(t *testing.T) {
-			f := startFleet(t, "  balance: "+balance+"\n  hedge: {max_extra: 0.05}\n  timeout: 10s\n")
+			f := startFleet(t, "  balance: "+balance+"\n  hedge: {max_extra: 0.05}\n")
 			more := f.load()
 			more(100)
 			f.kill(0)
@@ -165,7 +165,7 @@ func TestOneOfTwoKeyServersKilledUnderLoadCostsNoHandshake(t *testing.T) {
 // A key server that hangs, unlike one that is gone, leaves nobody to say that
 // nobody listens.
 func TestOneOfTwoKeyServersThatHangsUnderLoadCostsNoHandshake(t *testing.T) {
-	f := startFleet(t, "  timeout: 10s\n")
+	f := startFleet(t, "")
 	more := f.load()
 	more(50)
 	hold(t, f.keyServers[0].Process.Pid)
@@ -199,7 +199,7 @@ func (f *fleet) load() (more func(n int64)) {
 }
 
 func TestAllKeyServersKilledLeaveResumedSessionsWorking(t *testing.T) {
-	f := startFleet(t, "  balance: round-robin\n  timeout: 10s\n")
+	f := startFleet(t, "  balance: round-robin\n")
 	resuming := everyKind()
 	for _, c := range resuming {
 		c.ClientSessionCache = tls.NewLRUClientSessionCache(8)
